@@ -1,0 +1,219 @@
+"""What crosses the wall between control and dataplane: frozen, keyword-only specifications.
+
+Control builds these from configuration or from IKE; the dataplane turns them into table entries. Nothing
+here touches a packet, a socket or shared memory. Keys never appear in a repr.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+class Direction(enum.Enum):
+    """Direction of an SA, seen from this gateway."""
+
+    IN = "in"
+    OUT = "out"
+
+
+class Cipher(enum.IntEnum):
+    """Encryption algorithms; values are `ext.crypto.Cipher`."""
+
+    NULL = 0
+    AES_CBC = 1
+    AES_GCM = 2
+    CHACHA20_POLY1305 = 3
+
+
+class Integrity(enum.IntEnum):
+    """Integrity algorithms; values are `ext.crypto.Integrity`."""
+
+    NONE = 0
+    HMAC_SHA2_256 = 1
+    HMAC_SHA2_384 = 2
+    HMAC_SHA2_512 = 3
+
+
+class Df(enum.Enum):
+    """The outer Don't Fragment bit (RFC 4301 section 8.1)."""
+
+    COPY = "copy"
+    SET = "set"
+    CLEAR = "clear"
+
+
+class Action(enum.IntEnum):
+    """What an SPD entry says (RFC 4301 section 4.4.1); values are `ext.sa.Action`."""
+
+    DISCARD = 0
+    PROTECT = 1
+    BYPASS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EspProposal:
+    """One ESP algorithm suite: strongSwan's `aes128gcm16`, `aes256-sha256-esn`, and so on."""
+
+    cipher: Cipher
+    key_bits: int  # 128, 192 or 256; 0 for NULL
+    integrity: Integrity = Integrity.NONE
+    esn: bool = False
+
+    @property
+    def salt_length(self) -> int:
+        """Bytes of salt at the end of KEYMAT (RFC 4106 section 8.1, RFC 7634 section 2)."""
+        return 4 if self.cipher in (Cipher.AES_GCM, Cipher.CHACHA20_POLY1305) else 0
+
+    @property
+    def is_aead(self) -> bool:
+        """True where the cipher brings its own integrity."""
+        return self.salt_length > 0
+
+    @property
+    def encryption_key_length(self) -> int:
+        """Bytes of encryption key, salt included."""
+        return self.key_bits // 8 + self.salt_length
+
+    @property
+    def integrity_key_length(self) -> int:
+        """Bytes of integrity key (RFC 4868 section 2.1.1: as long as the hash's output)."""
+        return {
+            Integrity.NONE: 0,
+            Integrity.HMAC_SHA2_256: 32,
+            Integrity.HMAC_SHA2_384: 48,
+            Integrity.HMAC_SHA2_512: 64,
+        }[self.integrity]
+
+    @property
+    def icv_length(self) -> int:
+        """Bytes of ICV at the end of each packet."""
+        if self.is_aead:
+            return 16
+        return {
+            Integrity.NONE: 0,
+            Integrity.HMAC_SHA2_256: 16,
+            Integrity.HMAC_SHA2_384: 24,
+            Integrity.HMAC_SHA2_512: 32,
+        }[self.integrity]
+
+    @property
+    def iv_length(self) -> int:
+        """Bytes of IV in each packet."""
+        return {Cipher.NULL: 0, Cipher.AES_CBC: 16}.get(self.cipher, 8)
+
+    @property
+    def alignment(self) -> int:
+        """What payload and trailer are padded to, bytes."""
+        return 16 if self.cipher is Cipher.AES_CBC else 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encap:
+    """UDP encapsulation (RFC 3948): the ports of packets that this SA sends."""
+
+    source_port: int = 4500
+    destination_port: int = 4500
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectorSpec:
+    """One traffic selector pair: inclusive ranges, as seen from this gateway (RFC 4301 section 4.4.1.1)."""
+
+    local_first: Address
+    local_last: Address
+    remote_first: Address
+    remote_last: Address
+    protocol: int = 0  # 0 is ANY
+    local_ports: tuple[int, int] = (0, 65535)
+    remote_ports: tuple[int, int] = (0, 65535)
+
+    @classmethod
+    def from_networks(cls, local: Network, remote: Network, **rest: object) -> SelectorSpec:
+        """A selector of two networks; `rest` may hold protocol, local_ports and remote_ports."""
+        return cls(
+            local_first=local.network_address,
+            local_last=local.broadcast_address,
+            remote_first=remote.network_address,
+            remote_last=remote.broadcast_address,
+            **rest,  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaSpec:
+    """One security association, tunnel mode (RFC 4301 section 4.4.2)."""
+
+    name: str
+    direction: Direction
+    spi: int
+    local: Address  # this gateway's outer address
+    remote: Address  # the peer's outer address
+    proposal: EspProposal
+    encryption_key: bytes = field(repr=False)  # salt appended, as in KEYMAT
+    integrity_key: bytes = field(default=b"", repr=False)
+    encap: Encap | None = None
+    replay_window: int = 1024  # numbers; 0 turns replay protection off
+    sequence: int = 1  # outbound: next number to send; inbound: next number expected
+    sequence_limit: int | None = None  # outbound: first number not yet reserved; None: the algorithm's own end
+    selectors: tuple[SelectorSpec, ...] = ()  # inbound: what decrypted packets may be (RFC 4301 section 5.2)
+    df: Df = Df.COPY
+    dscp: int | None = None  # None copies the inner DSCP outward
+    ttl: int = 64  # of outer packets
+    mss_clamp: bool = False
+    iv_mask: bytes | None = field(default=None, repr=False)  # None: zero for AEAD, random for CBC; tests set it
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """One outbound SPD entry; order in the list is order of match."""
+
+    name: str
+    action: Action
+    selector: SelectorSpec
+    sa: str | None = None  # name of the outbound SA when action is PROTECT
+
+
+class Role(enum.Enum):
+    """Which side of the gateway a port is on (RFC 4301 section 3.1)."""
+
+    PROTECTED = "protected"
+    UNPROTECTED = "unprotected"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortSpec:
+    """One port of the gateway. Every worker opens queue k of it."""
+
+    name: str
+    role: Role
+    driver: str  # xdp, packet, tun, udp, raw, memory, pcap
+    interface: str  # network interface, or the TUN device's name; "" for udp, raw and memory
+    mtu: int = 1500
+    mac: bytes = b""  # 6 bytes on Ethernet ports
+    addresses: tuple[Address, ...] = ()  # the interface's own: sources of ICMP errors, bind address of udp and raw
+    encap_port: int = 4500  # udp driver: local port
+    xdp_mode: str = "auto"  # auto, native, generic
+    zero_copy: str = "auto"  # auto, on, off
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdjacencySpec:
+    """A next hop on a port: what the link header before a packet must be."""
+
+    port: str  # PortSpec.name
+    destination_mac: bytes = b""  # empty on ports without link header
+    mtu: int = 1500
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteSpec:
+    """A route of decrypted packets: destination prefix to adjacency; None hands such packets to the kernel."""
+
+    prefix: Network
+    adjacency: AdjacencySpec | None

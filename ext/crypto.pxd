@@ -1,0 +1,74 @@
+"""What the ESP passes ask of a crypto engine, and the key material it keeps per SA.
+
+Two engines stand behind this: `crypto_mb` (libipsec-mb) and `crypto_evp` (OpenSSL libcrypto).
+Both seal and open a whole JobList in place; tests hold them byte-identical.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from ext.packet cimport BATCH_MAX
+
+cdef enum Cipher:
+    CIPHER_NULL = 0
+    CIPHER_AES_CBC = 1
+    CIPHER_AES_GCM = 2
+    CIPHER_CHACHA20_POLY1305 = 3
+
+cdef enum Integrity:
+    INTEGRITY_NONE = 0          # AEAD ciphers; alone only in test vectors
+    INTEGRITY_HMAC_SHA2_256 = 1 # truncated to 128 bits, RFC 4868
+    INTEGRITY_HMAC_SHA2_384 = 2 # 192
+    INTEGRITY_HMAC_SHA2_512 = 3 # 256
+
+cdef enum:
+    KEY_EXPANDED = 1024         # bytes an engine may use for expanded keys (64-byte aligned)
+    # libipsec-mb's use of Key.expanded for CBC, NULL and HMAC (GCM: struct gcm_key_data from 0)
+    EXPANDED_ENCRYPT = 0
+    EXPANDED_DECRYPT = 256
+    EXPANDED_IPAD = 512
+    EXPANDED_OPAD = 576
+    ICV_MAX = 32                # longest ICV we use, bytes
+
+cdef struct Key:                # 1152 bytes
+    uint8_t  expanded[KEY_EXPANDED]
+    uint8_t  encryption[32]     # raw key without salt: engines without pre-expansion use it
+    uint8_t  integrity_key[64]
+    uint64_t id                 # never the same for two SAs of one dataplane: tells a reused slot apart
+    uint32_t index              # the SA's own index
+    uint8_t  cipher             # Cipher
+    uint8_t  integrity          # Integrity
+    uint8_t  encryption_length  # bytes
+    uint8_t  integrity_length   # bytes
+    uint8_t  icv_length         # bytes
+    uint8_t  spare[15]
+
+cdef struct Job:                # 64 bytes
+    uint8_t  nonce[12]          # AEAD: salt | IV.                        CBC, NULL: unused
+    uint8_t  aad[12]            # AEAD: SPI | (ESN high half) | sequence. CBC and NULL with ESN: aad[0:4] is the
+                                # sequence number's high half, and aad_length is 4 (RFC 4303 2.2.1: it follows the text)
+    uint8_t  *esp               # the ESP header: where HMAC begins
+    uint8_t  *text              # enciphered in place. CBC: text begins *at the IV field*, 16 bytes before the payload:
+                                # seal enciphers it from a zero IV, so the IV on the wire is E(K, nonce block),
+                                # unpredictable as RFC 3602 3 and SP 800-38A Appendix C want; open uses it as IV
+    uint8_t  *icv               # seal: written here; open: what arrived, compared in constant time
+    const Key *key
+    uint32_t text_length        # bytes (CBC: with the IV's 16)
+    uint16_t packet             # index of the packet in its batch
+    uint8_t  aad_length         # AEAD: 8 or 12; others: 0 or 4
+    uint8_t  ok                 # result: 1 done (open: and the ICV matched), 0 not
+
+cdef struct JobList:
+    uint32_t count
+    uint32_t reserved[15]
+    Job jobs[BATCH_MAX]
+    uint8_t received[BATCH_MAX][ICV_MAX]    # scratch of the engines: ICVs that arrived
+    uint8_t computed[BATCH_MAX][64]         # scratch of the engines: ICVs computed
+
+cdef struct Engine:
+    void *state
+    # Expand key.encryption and key.integrity_key into key.expanded. 0, or -1 for a combination it cannot do.
+    int (*expand)(Engine *engine, Key *key) noexcept nogil
+    void (*seal)(Engine *engine, JobList *list) noexcept nogil
+    void (*open)(Engine *engine, JobList *list) noexcept nogil
+    # Forget all it may hold of this key (contexts, cached schedules).
+    void (*forget)(Engine *engine, uint32_t index) noexcept nogil

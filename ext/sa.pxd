@@ -1,0 +1,149 @@
+"""The shared tables: SAD, SPI hash, SPD, routes, adjacencies and counters in one memory segment.
+
+Control writes configuration, workers read it. Workers write sequence numbers, replay windows and
+counters. Nothing here is locked on the packet path: entries are published by one aligned store, whole
+tables by a generation (see `LpmTable`), and control frees nothing before every worker has gone past the
+generation in which it was unlinked (`WorkerCounters.seen_generation`).
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from ext.counters cimport SaCounters, WorkerCounters
+from ext.crypto cimport Key
+
+cdef enum:
+    TABLES_MAGIC = 0x45535031   # "ESP1"
+    TABLES_VERSION = 1
+    REPLAY_BLOCKS = 128         # 64-bit blocks: the power of two above 4096 / 64 + 1
+    SA_LINES = 39               # odd, so that hot lines of neighbours fall into different cache sets
+
+cdef enum SaFlag:
+    SA_ESN = 1
+    SA_ENCAP = 2                # RFC 3948 UDP encapsulation
+    SA_INBOUND = 4
+    SA_DF_COPY = 8              # RFC 4301 5.1.2: DF of the outer header: copied,
+    SA_DF_SET = 16              # set, or (neither flag) clear
+    SA_DSCP_COPY = 32           # else the template's DSCP stays
+    SA_LIVE = 64                # slot in use
+    SA_MSS_CLAMP = 128          # clamp TCP MSS to what fits the tunnel
+
+cdef struct SaSequence:         # 64 bytes: written by workers
+    uint64_t next               # host order; the next number to send; never reused (atomic)
+    uint64_t limit              # exclusive; workers use numbers below it only
+    uint8_t  iv_mask[16]        # XORed into the number to form the IV (AEAD: bytes 0-7) or the nonce block (CBC)
+    uint64_t hard_limit         # exclusive: 2**32, or 2**64 - 1 with ESN; at `limit == hard_limit` the SA is exhausted
+    uint8_t  spare[24]
+
+cdef struct SaHot:              # 64 bytes: read per packet, never written while live except `adjacency`
+    uint8_t  header[40]         # outer IP header template (IPv4 in the first 20); length, ID, checksum zero
+    uint8_t  encap_ports[4]     # UDP source, destination; network order
+    uint32_t spi                # network order
+    uint8_t  salt[4]
+    uint32_t adjacency          # outbound: where the outer packet leaves; NO_INDEX: ask the kernel
+    uint16_t inner_mtu          # outbound: largest inner packet, host order (outer PMTU less overhead)
+    uint8_t  header_length      # 20 or 40 (without UDP)
+    uint8_t  flags              # SaFlag
+    uint8_t  cipher             # crypto.Cipher
+    uint8_t  iv_length          # 0, 8 or 16
+    uint8_t  icv_length
+    uint8_t  align              # of payload + trailer: 4 or 16
+
+cdef struct SaInbound:          # 64 bytes: inbound only, read per packet
+    uint64_t local_high, local_low      # host order; IPv4 in the low 32 bits of local_low
+    uint64_t remote_high, remote_low
+    uint32_t first_selector     # index in the selector array
+    uint32_t selector_count
+    uint8_t  spare[24]
+
+cdef struct Replay:             # 64 + 1024 bytes
+    uint64_t top                # host order; highest sequence number accepted, 0 at first
+    uint32_t lock               # worker index + 1 while that worker accepts a batch
+    uint32_t window             # numbers, 64 .. 4096; 0: no replay protection
+    uint64_t spare[6]
+    uint64_t blocks[REPLAY_BLOCKS]
+
+cdef struct Sa:                 # SA_LINES * 64 bytes
+    SaSequence sequence
+    SaHot hot
+    SaInbound inbound
+    Key key                     # 1152
+    Replay replay               # 1088
+    uint8_t spare[64]
+
+cdef struct Selector:           # 96 bytes. Oriented like the packet: source and destination as on the wire
+    uint64_t source_first_high, source_first_low        # host order, inclusive ranges; IPv4 in the low 32 bits
+    uint64_t source_last_high, source_last_low
+    uint64_t destination_first_high, destination_first_low
+    uint64_t destination_last_high, destination_last_low
+    uint16_t source_port_first, source_port_last        # host order; 0..65535 is ANY and matches packets without ports
+    uint16_t destination_port_first, destination_port_last
+    uint8_t  family             # 4 or 6
+    uint8_t  protocol           # 0 is ANY
+    uint8_t  spare[22]
+
+cdef enum Action:
+    ACTION_DISCARD = 0
+    ACTION_PROTECT = 1
+    ACTION_BYPASS = 2
+
+cdef struct Policy:             # 128 bytes: an outbound SPD entry
+    Selector selector           # source is local, destination is remote
+    uint32_t sa                 # outbound SA, swapped by one store at rekey; NO_INDEX: none yet
+    uint8_t  action             # Action
+    uint8_t  spare[27]
+
+cdef struct Adjacency:          # 32 bytes; never changed once published: a new one is made and swapped in
+    uint8_t  link_header[14]    # destination MAC, source MAC, ethertype
+    uint8_t  link_length        # 14, or 0 on LINK_IP ports
+    uint8_t  valid
+    uint16_t port               # worker's port index
+    uint16_t mtu
+    uint8_t  spare[12]
+
+cdef struct LpmSlot:            # 32 bytes: one prefix in an open-addressing hash
+    uint64_t high, low          # host order, masked
+    uint32_t value              # SPD: first index in the candidates array; routes: adjacency index
+    uint8_t  prefix             # length in bits (IPv4: 0-32)
+    uint8_t  family             # 4, 6; 0: free slot
+    uint8_t  spare[10]
+
+cdef struct LpmHalf:
+    uint64_t slots_offset       # of LpmSlot[mask + 1], from the segment's start
+    uint64_t candidates_offset  # of uint32_t[]: policy indices in SPD order, each run ended by NO_INDEX
+    uint64_t seed               # of the hash
+    uint32_t mask
+    uint8_t  ipv4_count, ipv6_count
+    uint8_t  ipv4_prefixes[33]  # lengths in use, longest first
+    uint8_t  ipv6_prefixes[129]
+
+cdef struct LpmTable:           # two halves: control writes the idle one, then flips `active`
+    uint32_t active             # 0 or 1
+    uint32_t spare
+    LpmHalf halves[2]
+
+cdef struct TablesHeader:
+    uint64_t magic
+    uint32_t version
+    uint32_t engine             # 0: crypto_mb, 1: crypto_evp: the layout of Key.expanded
+    uint64_t size               # of the segment
+    uint64_t generation         # bumped after each unlink or flip
+    uint32_t max_sas, max_policies, max_selectors, max_adjacencies, max_routes, workers
+    uint32_t spi_mask
+    uint32_t spare
+    uint64_t sas_offset, spis_offset, policies_offset, selectors_offset, adjacencies_offset
+    uint64_t workers_offset     # WorkerCounters[workers]
+    uint64_t sa_counters_offset # SaCounters[workers][max_sas]
+    uint64_t boot_id            # random, tells one run from the next
+    LpmTable spd
+    LpmTable routes
+
+cdef struct Tables:             # one process's view: plain pointers into the segment
+    TablesHeader *header
+    Sa *sas
+    uint64_t *spis              # SPI (host order) << 32 | SA index + 1; 0: free; low half 0xFFFFFFFF: removed
+    Policy *policies
+    Selector *selectors
+    Adjacency *adjacencies
+    WorkerCounters *worker      # this worker's (NULL in control)
+    SaCounters *sa_counters     # this worker's
+    uint32_t worker_index
