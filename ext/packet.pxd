@@ -101,3 +101,13 @@ cdef struct Port:
     uint32_t mtu                # of the interface, bytes of IP packet
     uint8_t ipv4[4]             # source of our ICMP errors on this port
     uint8_t ipv6[16]
+
+cdef class Pool:
+    """The frames of one worker, in one page-aligned memory area."""
+    cdef FramePool c
+
+cdef class PortHandle:
+    """Base of every driver's port object: holds the C Port that the loop calls through."""
+    cdef Port c
+    cdef readonly Pool pool     # keeps the frames alive as long as the port
+    cdef readonly str name

@@ -1,0 +1,118 @@
+"""Frames and ports as Python sees them: made once at start, never touched per packet.
+
+A Pool is one mmap of frame_count * frame_size bytes (the UMEM of AF_XDP ports) and a stack of free
+frames. A PortHandle is the base of every driver: it owns the C Port that `loop` calls through.
+Sizes are asserted here because `dataplane.tables` and the drivers rely on them.
+"""
+
+from libc.errno cimport errno
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, strerror
+
+import ipaddress
+
+cdef extern from *:
+    """
+    #include <sys/mman.h>
+    #define ASSERT_SIZE(size, want) _Static_assert((size) == (want), #size " is not " #want)
+    """
+    void assert_size "ASSERT_SIZE"(size_t size, size_t want) noexcept nogil
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset) noexcept nogil
+    int munmap(void *addr, size_t length) noexcept nogil
+    int madvise(void *addr, size_t length, int advice) noexcept nogil
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_HUGEPAGE, MADV_DONTDUMP
+    void *MAP_FAILED
+
+
+cdef void _assert_sizes() noexcept nogil:
+    assert_size(sizeof(Packet), 64)
+
+
+_assert_sizes()
+
+
+cdef class Pool:
+    """frame_count frames of frame_size bytes (2048 or 4096), zeroed, all free.
+
+    Frames hold packets in clear, so they are left out of core dumps. Raises ValueError for a size that
+    is no power of two and MemoryError when the kernel has no memory.
+    """
+
+    def __cinit__(self, uint32_t frame_count, uint32_t frame_size=2048, uint32_t headroom=256):
+        cdef uint32_t index
+        if frame_size & (frame_size - 1) or frame_size < 2048:
+            raise ValueError(f"frame_size is {frame_size}; it must be a power of two from 2048 up")
+        if frame_count == 0:
+            raise ValueError("frame_count is 0; a pool needs at least one frame")
+        self.c.size = <uint64_t>frame_count * frame_size
+        cdef void *area = mmap(NULL, self.c.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if area == MAP_FAILED:
+            raise MemoryError(f"mmap of {self.c.size} bytes of frames: {strerror(errno).decode()}")
+        self.c.base = <uint8_t *>area
+        madvise(area, self.c.size, MADV_DONTDUMP)
+        self.c.free = <uint64_t *>calloc(frame_count, sizeof(uint64_t))
+        if self.c.free == NULL:
+            raise MemoryError(f"stack of {frame_count} free frames")
+        self.c.frame_count = frame_count
+        self.c.frame_size = frame_size
+        self.c.headroom = headroom
+        for index in range(frame_count):
+            # The lowest frames come out first and stay warm in the cache.
+            self.c.free[index] = <uint64_t>(frame_count - 1 - index) * frame_size
+        self.c.free_count = frame_count
+
+    def __dealloc__(self):
+        free(self.c.free)
+        if self.c.base != NULL:
+            munmap(self.c.base, self.c.size)
+
+    @property
+    def free_count(self) -> int:
+        """Frames not in use."""
+        return self.c.free_count
+
+    @property
+    def frame_count(self) -> int:
+        """Frames in all."""
+        return self.c.frame_count
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes in a frame."""
+        return self.c.frame_size
+
+
+cdef class PortHandle:
+    """What every driver's port has in common; drivers derive from it and set the C callbacks.
+
+    `role` is 0 protected, 1 unprotected; `link` 0 Ethernet, 1 bare IP; `mtu` in bytes of IP packet;
+    `addresses` are the interface's own, the first of each family being the source of ICMP errors.
+    """
+
+    def __init__(self, Pool pool, str name, int role, int link, int mtu, addresses=()):
+        self.pool = pool
+        self.name = name
+        self.c.frames = &pool.c
+        self.c.role = role
+        self.c.link = link
+        self.c.mtu = mtu
+        self.c.fd = -1
+        cdef bytes packed
+        for address in addresses:
+            packed = ipaddress.ip_address(address).packed
+            if len(packed) == 4 and not self.c.has_ipv4:
+                memcpy(self.c.ipv4, <const char *>packed, 4)
+                self.c.has_ipv4 = 1
+            elif len(packed) == 16 and not self.c.has_ipv6:
+                memcpy(self.c.ipv6, <const char *>packed, 16)
+                self.c.has_ipv6 = 1
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that poll() watches; -1 when there is none."""
+        return self.c.fd
+
+    @property
+    def mode(self) -> str:
+        """The mode in use, as `status` shows it; drivers with several override it."""
+        return ""
