@@ -12,7 +12,7 @@ cdef enum:
     VERDICTS = 64        # size of the per-worker array; more than the enumerators in use
     PORTS_MAX = 8        # ports of one worker
 
-cdef enum Verdict:
+cpdef enum Verdict:
     # Not a drop.
     PASS = 0                    # goes out by its adjacency
     # Drops that belong to one SA.

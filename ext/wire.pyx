@@ -1,0 +1,241 @@
+"""Link and IP headers: strip the link header, prove the IP header sound, find the transport.
+
+    strip_link        Ethernet -> IP; link padding trimmed; runts, VLAN tags and other ethertypes named
+    parse_ip          version, lengths, IPv4 checksum, extension headers, ports; every bound checked against
+                      `length`, so what comes after may trust transport, protocol and ports
+    complete_checksum TCP and UDP checksums that a local stack left half made
+
+Not handled: IPv6 jumbograms (payload length 0), IPv4 source routes (treated as plain options).
+"""
+
+from ext.counters cimport (
+    DROP_CHECKSUM, DROP_EXTENSION_HEADER, DROP_HEADER_LENGTH, DROP_LENGTH, DROP_NOT_IP, DROP_RUNT, DROP_VERSION,
+    DROP_VLAN, PASS,
+)
+from ext.packet cimport (
+    LINK_ETHERNET, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_PARTIAL_CHECKSUM, PACKET_WHOLE_CHECKSUM,
+)
+
+cdef enum:
+    EXTENSION_HEADERS_MAX = 8
+    ETHERTYPE_IPV4 = 0x0800
+    ETHERTYPE_IPV6 = 0x86DD
+    ETHERTYPE_VLAN = 0x8100
+    ETHERTYPE_QINQ = 0x88A8
+    UDP_CHECKSUM_AT = 6
+    TCP_CHECKSUM_AT = 16
+
+
+cdef uint32_t strip_link(Batch *batch, const Port *port) noexcept nogil:
+    """Move every packet of the batch to its IP header and parse it; returns how many still PASS."""
+    cdef uint32_t index
+    cdef uint32_t passed = 0
+    cdef uint16_t ethertype
+    cdef Packet *packet
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        if index + 4 < batch.count:
+            prefetch(batch.packets[index + 4].data)
+        if port.link == LINK_ETHERNET:
+            if unlikely(packet.length < ETHERNET_HEADER, 0):
+                packet.verdict = DROP_RUNT
+                continue
+            ethertype = load16(packet.data + 12)
+            packet.data += ETHERNET_HEADER
+            packet.headroom += ETHERNET_HEADER
+            packet.length -= ETHERNET_HEADER
+            if unlikely(ethertype != ETHERTYPE_IPV4 and ethertype != ETHERTYPE_IPV6, 0):
+                if ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_QINQ:
+                    packet.verdict = DROP_VLAN
+                else:
+                    packet.verdict = DROP_NOT_IP
+                continue
+            packet.verdict = parse_ip(packet)
+            if packet.verdict == PASS and (packet.family == 4) != (ethertype == ETHERTYPE_IPV4):
+                packet.verdict = DROP_VERSION
+        else:
+            packet.verdict = parse_ip(packet)
+        passed += packet.verdict == PASS
+    return passed
+
+
+cdef uint8_t parse_ip(Packet *packet) noexcept nogil:
+    """Check the IP header at `data` and fill family, tos, protocol, transport, ports and fragment flags.
+
+    Trims what follows the IP packet into the tailroom. Returns a Verdict.
+    """
+    cdef const uint8_t *header = packet.data
+    cdef uint32_t total
+    cdef uint32_t header_length
+    if unlikely(packet.length < 20, 0):
+        return DROP_RUNT
+    if header[0] >> 4 == 4:
+        header_length = (header[0] & 15) * 4
+        total = load16(header + 2)
+        if unlikely(header_length < 20 or header_length > packet.length, 0):
+            return DROP_HEADER_LENGTH
+        if unlikely(total < header_length or total > packet.length, 0):
+            return DROP_LENGTH
+        if header_length == 20:
+            if unlikely(fold(sum20(header)) != 0xFFFF, 0):
+                return DROP_CHECKSUM
+        elif fold(sum_bytes(header, header_length)) != 0xFFFF:
+            return DROP_CHECKSUM
+        packet.family = 4
+        packet.tos = header[1]
+        packet.protocol = header[9]
+        packet.transport = <uint16_t>header_length
+        packet.tailroom += <uint16_t>(packet.length - total)
+        packet.length = total
+        if unlikely(load16(header + 6) & 0x3FFF, 0):
+            packet.flags |= PACKET_FRAGMENT
+            if load16(header + 6) & 0x1FFF:
+                packet.flags |= PACKET_NO_PORTS
+                return PASS
+        _read_ports(packet)
+        return PASS
+    if unlikely(header[0] >> 4 != 6, 0):
+        return DROP_VERSION
+    if unlikely(packet.length < 40, 0):
+        return DROP_RUNT
+    total = 40 + <uint32_t>load16(header + 4)
+    if unlikely(total > packet.length, 0):
+        return DROP_LENGTH
+    packet.family = 6
+    packet.tos = <uint8_t>(load16(header) >> 4)
+    packet.tailroom += <uint16_t>(packet.length - total)
+    packet.length = total
+    return _walk_extension_headers(packet)
+
+
+cdef inline void _read_ports(Packet *packet) noexcept nogil:
+    """Ports of TCP, UDP, SCTP and UDP-Lite; type and code of ICMP in source_port (RFC 4301 4.4.1.1)."""
+    cdef const uint8_t *transport = packet.data + packet.transport
+    cdef uint32_t rest = packet.length - packet.transport
+    cdef uint8_t protocol = packet.protocol
+    if protocol == PROTOCOL_TCP or protocol == PROTOCOL_UDP or protocol == PROTOCOL_SCTP or protocol == PROTOCOL_UDPLITE:
+        if rest >= 4:
+            packet.source_port = load16(transport)
+            packet.destination_port = load16(transport + 2)
+            return
+    elif protocol == PROTOCOL_ICMP or protocol == PROTOCOL_ICMPV6:
+        if rest >= 2:
+            packet.source_port = load16(transport)
+            packet.destination_port = packet.source_port
+            return
+    packet.source_port = 0
+    packet.destination_port = 0
+    packet.flags |= PACKET_NO_PORTS
+
+
+cdef uint8_t _walk_extension_headers(Packet *packet) noexcept nogil:
+    """Follow IPv6 extension headers (RFC 8200 4) to the transport, at most EXTENSION_HEADERS_MAX of them."""
+    cdef const uint8_t *at
+    cdef uint8_t next_header = packet.data[6]
+    cdef uint32_t offset = 40
+    cdef uint32_t size
+    cdef int seen
+    for seen in range(EXTENSION_HEADERS_MAX + 1):
+        if next_header == 0 or next_header == 43 or next_header == 60 or next_header == 44:
+            if offset + 8 > packet.length:
+                return DROP_EXTENSION_HEADER
+            at = packet.data + offset
+            if next_header == 44:
+                packet.flags |= PACKET_FRAGMENT
+                size = 8
+                if load16(at + 2) & 0xFFF8:
+                    packet.protocol = at[0]
+                    packet.transport = <uint16_t>(offset + 8)
+                    packet.flags |= PACKET_NO_PORTS
+                    packet.source_port = 0
+                    packet.destination_port = 0
+                    return PASS
+            else:
+                size = (<uint32_t>at[1] + 1) * 8
+                if offset + size > packet.length:
+                    return DROP_EXTENSION_HEADER
+            next_header = at[0]
+            offset += size
+            continue
+        packet.protocol = next_header
+        packet.transport = <uint16_t>offset
+        _read_ports(packet)
+        return PASS
+    return DROP_EXTENSION_HEADER
+
+
+cdef uint64_t sum_bytes(const uint8_t *at, uint32_t length) noexcept nogil:
+    """One's complement sum of any bytes, memory order; `fold` makes 16 bits of it."""
+    cdef uint64_t first = 0
+    cdef uint64_t second = 0
+    cdef uint64_t word
+    cdef uint16_t last = 0
+    while length >= 16:
+        word = raw64(at)
+        first += (word & 0xFFFFFFFF) + (word >> 32)
+        word = raw64(at + 8)
+        second += (word & 0xFFFFFFFF) + (word >> 32)
+        at += 16
+        length -= 16
+    first += second
+    while length >= 4:
+        first += raw32(at)
+        at += 4
+        length -= 4
+    if length >= 2:
+        first += raw16(at)
+        at += 2
+        length -= 2
+    if length:
+        # An odd last byte is padded with a zero after it, in memory order.
+        memcpy(&last, at, 1)
+        first += last
+    return first
+
+
+cdef inline uint64_t pseudo_sum(const Packet *packet, uint32_t transport_length) noexcept nogil:
+    """Sum of the TCP/UDP pseudo-header (RFC 9293 3.1, RFC 8200 8.1), memory order."""
+    cdef const uint8_t *header = packet.data
+    cdef uint64_t total = <uint64_t>bswap16(<uint16_t>packet.protocol) + bswap16(<uint16_t>transport_length)
+    if packet.family == 4:
+        return total + raw32(header + 12) + raw32(header + 16)
+    return (total + raw32(header + 8) + raw32(header + 12) + raw32(header + 16) + raw32(header + 20)
+            + raw32(header + 24) + raw32(header + 28) + raw32(header + 32) + raw32(header + 36))
+
+
+cdef void complete_checksum(Packet *packet) noexcept nogil:
+    """Finish a TCP or UDP checksum that holds only the pseudo-header's sum.
+
+    Local stacks over veth and virtio leave it so for the device to finish; the flag that says so is
+    invisible to XDP. Where the port does not know, the field itself is asked: when it equals the
+    pseudo-header's sum it is recomputed, which is right even when the equality was chance.
+    """
+    cdef uint32_t at
+    cdef uint32_t rest = packet.length - packet.transport
+    cdef uint8_t *transport = packet.data + packet.transport
+    cdef uint64_t pseudo
+    cdef uint16_t checksum
+    if packet.flags & (PACKET_WHOLE_CHECKSUM | PACKET_FRAGMENT | PACKET_NO_PORTS):
+        return
+    if packet.protocol == PROTOCOL_TCP:
+        at = TCP_CHECKSUM_AT
+    elif packet.protocol == PROTOCOL_UDP:
+        at = UDP_CHECKSUM_AT
+    else:
+        return
+    if rest < at + 2:
+        return
+    pseudo = pseudo_sum(packet, rest)
+    if not packet.flags & PACKET_PARTIAL_CHECKSUM and fold(pseudo) != raw16(transport + at):
+        return
+    put_raw16(transport + at, 0)
+    checksum = ~fold(pseudo + sum_bytes(transport, rest))
+    if checksum == 0 and packet.protocol == PROTOCOL_UDP:
+        checksum = 0xFFFF       # RFC 768: zero would mean "no checksum"
+    put_raw16(transport + at, checksum)
+
+
+cdef void restamp_ipv4(uint8_t *header) noexcept nogil:
+    """Recompute the checksum of an IPv4 header (any IHL)."""
+    put_raw16(header + 10, 0)
+    put_raw16(header + 10, ~fold(sum_bytes(header, (header[0] & 15) * 4)))
