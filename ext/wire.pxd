@@ -78,8 +78,8 @@ cdef inline void put_raw16(uint8_t *at, uint16_t value) noexcept nogil:
 
 cdef inline uint16_t fold(uint64_t total) noexcept nogil:
     """64-bit one's complement sum to 16 bits, memory order, not inverted."""
-    total = (total & 0xFFFFFFFF) + (total >> 32)
-    total = (total & 0xFFFFFFFF) + (total >> 32)
+    total = <uint32_t>total + (total >> 32)
+    total = <uint32_t>total + (total >> 32)
     total = (total & 0xFFFF) + (total >> 16)
     total = (total & 0xFFFF) + (total >> 16)
     return <uint16_t>total

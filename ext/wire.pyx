@@ -172,9 +172,9 @@ cdef uint64_t sum_bytes(const uint8_t *at, uint32_t length) noexcept nogil:
     cdef uint16_t last = 0
     while length >= 16:
         word = raw64(at)
-        first += (word & 0xFFFFFFFF) + (word >> 32)
+        first += <uint32_t>word + (word >> 32)
         word = raw64(at + 8)
-        second += (word & 0xFFFFFFFF) + (word >> 32)
+        second += <uint32_t>word + (word >> 32)
         at += 16
         length -= 16
     first += second
