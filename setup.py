@@ -20,7 +20,7 @@ LIBRARIES = {
 }
 MODULES = [name for name in (
     "counters", "packet", "sa", "policy", "replay", "wire", "crypto_mb", "crypto_evp", "esp_out", "esp_in", "icmp",
-    "loop", "xsk", "packetsock", "rawsock", "tunio", "udpio", "segment", "memory",
+    "loop", "xsk", "packetsock", "rawsock", "tunio", "udpio", "segment", "memory", "porttool",
 ) if os.path.exists(f"ext/{name}.pyx")]
 
 setup(

@@ -109,5 +109,6 @@ cdef class Pool:
 cdef class PortHandle:
     """Base of every driver's port object: holds the C Port that the loop calls through."""
     cdef Port c
+    cdef PortCounters own_counters  # what `c.counters` is until a worker points it into the tables
     cdef readonly Pool pool     # keeps the frames alive as long as the port
     cdef readonly str name

@@ -93,6 +93,7 @@ cdef class PortHandle:
         self.pool = pool
         self.name = name
         self.c.frames = &pool.c
+        self.c.counters = &self.own_counters
         self.c.role = role
         self.c.link = link
         self.c.mtu = mtu
@@ -111,6 +112,19 @@ cdef class PortHandle:
     def fd(self) -> int:
         """The descriptor that poll() watches; -1 when there is none."""
         return self.c.fd
+
+    @property
+    def counters(self) -> dict:
+        """The port's counters by name, as far as this process sees them."""
+        return {
+            "rx_packets": self.c.counters.rx_packets,
+            "rx_bytes": self.c.counters.rx_bytes,
+            "tx_packets": self.c.counters.tx_packets,
+            "tx_bytes": self.c.counters.tx_bytes,
+            "rx_syscalls": self.c.counters.rx_syscalls,
+            "tx_syscalls": self.c.counters.tx_syscalls,
+            "tx_full": self.c.counters.tx_full,
+        }
 
     @property
     def mode(self) -> str:
