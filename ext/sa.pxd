@@ -15,6 +15,7 @@ cdef enum:
     TABLES_MAGIC = 0x45535031   # "ESP1"
     TABLES_VERSION = 1
     REPLAY_BLOCKS = 128         # 64-bit blocks: the power of two above 4096 / 64 + 1
+    VALUE_DIRECT = 0x40000000
     SA_LINES = 39               # odd, so that hot lines of neighbours fall into different cache sets
 
 cdef enum SaFlag:
@@ -102,7 +103,8 @@ cdef struct Adjacency:          # 32 bytes; never changed once published: a new 
 
 cdef struct LpmSlot:            # 32 bytes: one prefix in an open-addressing hash
     uint64_t high, low          # host order, masked
-    uint32_t value              # SPD: first index in the candidates array; routes: adjacency index
+    uint32_t value              # SPD: first index in the candidates array, or VALUE_DIRECT | policy index where
+                                # there is just one; routes: adjacency index
     uint8_t  prefix             # length in bits (IPv4: 0-32)
     uint8_t  family             # 4, 6; 0: free slot
     uint8_t  spare[10]
@@ -111,7 +113,10 @@ cdef struct LpmHalf:
     uint64_t slots_offset       # of LpmSlot[mask + 1], from the segment's start
     uint64_t candidates_offset  # of uint32_t[]: policy indices in SPD order, each run ended by NO_INDEX
     uint64_t seed               # of the hash
-    uint32_t mask
+    uint32_t capacity           # slots there is room for, a power of two; set when the segment is made
+    uint32_t candidates_capacity
+    uint32_t mask               # slots in use less one; chosen by policy.lpm_publish
+    uint32_t spare
     uint8_t  ipv4_count, ipv6_count
     uint8_t  ipv4_prefixes[33]  # lengths in use, longest first
     uint8_t  ipv6_prefixes[129]
