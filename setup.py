@@ -19,8 +19,9 @@ LIBRARIES = {
     "xsk": ["xdp", "bpf"],
 }
 MODULES = [name for name in (
-    "counters", "packet", "sa", "policy", "replay", "wire", "crypto_mb", "crypto_evp", "esp_out", "esp_in", "icmp",
-    "loop", "xsk", "packetsock", "rawsock", "tunio", "udpio", "segment", "memory", "porttool",
+    "counters", "packet", "sa", "layout", "policy", "replay", "wire",
+    "crypto_mb", "crypto_evp", "esp_out", "esp_in", "icmp", "loop", "xsk", "packetsock", "rawsock", "tunio", "udpio",
+    "segment", "memory", "porttool",
 ) if os.path.exists(f"ext/{name}.pyx")]
 
 setup(

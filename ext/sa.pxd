@@ -10,6 +10,32 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.counters cimport SaCounters, WorkerCounters
 from ext.crypto cimport Key
+from ext.packet cimport NO_INDEX
+
+cdef extern from *:
+    """
+    #ifndef ESPLANADE_ATOMICS
+    #define ESPLANADE_ATOMICS
+    #define QUIESCENT UINT64_MAX
+    #define SPI_REMOVED UINT64_C(0xFFFFFFFF)
+    #define load32(at) __atomic_load_n((at), __ATOMIC_ACQUIRE)
+    #define load64(at) __atomic_load_n((at), __ATOMIC_ACQUIRE)
+    #define store32(at, value) __atomic_store_n((at), (value), __ATOMIC_RELEASE)
+    #define store64(at, value) __atomic_store_n((at), (value), __ATOMIC_RELEASE)
+    #define store64_fenced(at, value) __atomic_store_n((at), (value), __ATOMIC_SEQ_CST)
+    #define add64(at, value) __atomic_add_fetch((at), (value), __ATOMIC_SEQ_CST)
+    #define prefetch(at) __builtin_prefetch((at))
+    #endif
+    """
+    const uint64_t QUIESCENT    # WorkerCounters.seen_generation of a worker that holds no reference at all
+    const uint64_t SPI_REMOVED  # an SPI slot that was in use: lookups go on past it
+    uint32_t load32(const uint32_t *at) noexcept nogil
+    uint64_t load64(const uint64_t *at) noexcept nogil
+    void store32(uint32_t *at, uint32_t value) noexcept nogil
+    void store64(uint64_t *at, uint64_t value) noexcept nogil
+    void store64_fenced(uint64_t *at, uint64_t value) noexcept nogil
+    uint64_t add64(uint64_t *at, uint64_t value) noexcept nogil     # returns the sum
+    void prefetch(const void *at) noexcept nogil
 
 cdef enum:
     TABLES_MAGIC = 0x45535031   # "ESP1"
@@ -31,8 +57,8 @@ cdef enum SaFlag:
 cdef struct SaSequence:         # 64 bytes: written by workers
     uint64_t next               # host order; the next number to send; never reused (atomic)
     uint64_t limit              # exclusive; workers use numbers below it only
-    uint8_t  iv_mask[16]        # XORed into the number to form the IV (AEAD: bytes 0-7) or the nonce block (CBC)
-    uint64_t hard_limit         # exclusive: 2**32, or 2**64 - 1 with ESN; at `limit == hard_limit` the SA is exhausted
+    uint8_t  iv_mask[16]        # XORed into the number: the IV (AEAD: bytes 0-7) or the nonce block (CBC)
+    uint64_t hard_limit         # exclusive: 2**32, or 2**64 - 1 with ESN; `next == hard_limit`: exhausted
     uint8_t  spare[24]
 
 cdef struct SaHot:              # 64 bytes: read per packet, never written while live except `adjacency`
@@ -134,7 +160,7 @@ cdef struct TablesHeader:
     uint64_t generation         # bumped after each unlink or flip
     uint32_t max_sas, max_policies, max_selectors, max_adjacencies, max_routes, workers
     uint32_t spi_mask
-    uint32_t spare
+    uint32_t sas_used           # one past the highest SA slot ever used: bounds every scan of the SAD
     uint64_t sas_offset, spis_offset, policies_offset, selectors_offset, adjacencies_offset
     uint64_t workers_offset     # WorkerCounters[workers]
     uint64_t sa_counters_offset # SaCounters[workers][max_sas]
@@ -145,10 +171,69 @@ cdef struct TablesHeader:
 cdef struct Tables:             # one process's view: plain pointers into the segment
     TablesHeader *header
     Sa *sas
-    uint64_t *spis              # SPI (host order) << 32 | SA index + 1; 0: free; low half 0xFFFFFFFF: removed
+    uint64_t *spis              # inbound: SPI (host order) << 32 | SA index + 1; 0: free; SPI_REMOVED
     Policy *policies
     Selector *selectors
     Adjacency *adjacencies
     WorkerCounters *worker      # this worker's (NULL in control)
     SaCounters *sa_counters     # this worker's
     uint32_t worker_index
+
+
+cdef inline uint32_t spi_slot(const Tables *t, uint32_t spi) noexcept nogil:
+    """Where the search for `spi` (host order) begins: Fibonacci hashing. We choose SPIs: nobody can aim."""
+    return <uint32_t>((spi * <uint64_t>0x9E3779B97F4A7C15) >> 32) & t.header.spi_mask
+
+cdef inline void spi_prefetch(const Tables *t, uint32_t spi) noexcept nogil:
+    """Begin to fetch the line in which `spi_find` will look first."""
+    prefetch(&t.spis[spi_slot(t, spi)])
+
+cdef inline uint32_t spi_find(const Tables *t, uint32_t spi) noexcept nogil:
+    """Index of the inbound SA with this SPI (host order), or NO_INDEX.
+
+    Linear probing at a load of one half or less: one cache line as a rule. The loop ends at a free slot,
+    or at the latest after the whole table, whatever a concurrent insert or removal does.
+    """
+    cdef uint32_t mask = t.header.spi_mask
+    cdef uint32_t at = spi_slot(t, spi)
+    cdef uint32_t _step
+    cdef uint64_t entry
+    if spi == 0:                # RFC 4303 2.1: never on the wire; and SPI_REMOVED has a zero upper half
+        return NO_INDEX
+    for _step in range(mask + 1):
+        entry = load64(&t.spis[at])
+        if <uint32_t>(entry >> 32) == spi:
+            return <uint32_t>entry - 1
+        if entry == 0:
+            return NO_INDEX
+        at = (at + 1) & mask
+    return NO_INDEX
+
+cdef inline void tables_enter(Tables *t) noexcept nogil:
+    """The worker begins, or wakes up: from here on it may hold references.
+
+    The fence keeps the table reads that follow from being done before control can see that we are awake.
+    """
+    store64_fenced(&t.worker.seen_generation, load64(&t.header.generation))
+
+cdef inline void tables_pass(Tables *t) noexcept nogil:
+    """Once per loop, between two batches: every reference of earlier batches is gone."""
+    cdef uint64_t generation = load64(&t.header.generation)
+    if t.worker.seen_generation != generation:
+        store64(&t.worker.seen_generation, generation)
+
+cdef inline void tables_leave(Tables *t) noexcept nogil:
+    """Before sleep and at the end: the worker holds no reference until it enters again."""
+    store64(&t.worker.seen_generation, QUIESCENT)
+
+cdef class TablesView:
+    """One process's mapping of the segment; see ext/sa.pyx."""
+    cdef Tables c
+    cdef size_t mapped          # bytes at c.header
+    cdef readonly str lock_error    # why the segment is not locked in memory; "" when it is
+    cdef _check(self)
+    cdef _check_area(self, str name, uint64_t offset, uint64_t count, size_t size)
+    cdef _point(self, worker_index)
+    cdef void _trim(self, uint32_t at) noexcept nogil
+    cdef WorkerCounters *_workers(self) noexcept
+    cdef Sa *_sa(self, uint32_t index) except NULL

@@ -1,0 +1,3 @@
+"""Types of ext.layout."""
+
+def layout() -> dict[str, tuple[int, dict[str, tuple[int, int, str]]]]: ...
