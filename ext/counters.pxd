@@ -71,7 +71,7 @@ cdef struct PortCounters:       # 64 bytes
     uint64_t rx_syscalls
     uint64_t tx_syscalls
     uint64_t tx_full            # times the ring or socket took fewer than it was offered
-    uint64_t reserved
+    uint64_t tx_errors          # packets that the port took and the kernel then refused (DROP_TX_ERROR)
 
 cdef struct WorkerCounters:     # 2048 bytes, written by one worker, read by control
     uint64_t seen_generation    # TablesHeader.generation last read; QUIESCENT while it sleeps

@@ -221,7 +221,7 @@ cdef tuple port_counters_layout():
         "rx_syscalls": at(&x, &x.rx_syscalls, sizeof(x.rx_syscalls), "u8"),
         "tx_syscalls": at(&x, &x.tx_syscalls, sizeof(x.tx_syscalls), "u8"),
         "tx_full": at(&x, &x.tx_full, sizeof(x.tx_full), "u8"),
-        "reserved": at(&x, &x.reserved, sizeof(x.reserved), "u8"),
+        "tx_errors": at(&x, &x.tx_errors, sizeof(x.tx_errors), "u8"),
     }
 
 

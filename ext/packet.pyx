@@ -124,6 +124,7 @@ cdef class PortHandle:
             "rx_syscalls": self.c.counters.rx_syscalls,
             "tx_syscalls": self.c.counters.tx_syscalls,
             "tx_full": self.c.counters.tx_full,
+            "tx_errors": self.c.counters.tx_errors,
         }
 
     @property
