@@ -1,0 +1,175 @@
+"""Checks between entries: names, SPIs, keys, ports that fit together, policies that name the right SAs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from control.config.policies import Policy
+from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS, PortConfig
+from control.config.table import Report, Table
+from dataplane.model import Action, Direction, Role, SaSpec
+
+
+def check_file_mode(report: Report, source: str, mode: int, values: Mapping[str, object]) -> None:
+    """Warn when others can read a file that holds keys; `mode` holds its permission bits."""
+    sas = values.get("sa")
+    keys = ("encryption_key", "integrity_key")
+    has_keys = isinstance(sas, list) and any(
+        isinstance(sa, dict) and any(key in sa for key in keys) for sa in sas
+    )
+    if has_keys and mode & 0o077:
+        report.warn(
+            "",
+            f"holds keys and has mode {mode:04o}, so others can read or change it; run: chmod 600 {source}",
+        )
+
+
+def check_names(tables: list[Table]) -> None:
+    """No two entries of one section share a name, whether they are usable or not."""
+    seen: dict[str, str] = {}
+    for table in tables:
+        if table.label and table.label in seen:
+            table.error(
+                "name", f'got "{table.label}", which {seen[table.label]} has too; want a name of its own'
+            )
+        seen.setdefault(table.label, table.path)
+
+
+def check_sas(report: Report, sas: list[tuple[Table, SaSpec]]) -> None:
+    """SPIs are unique, and no two SAs share keys that must differ."""
+    spis: dict[object, Table] = {}
+    keys: dict[tuple[object, bytes], list[tuple[Table, SaSpec]]] = {}
+    for table, sa in sas:
+        # Inbound, the SPI alone finds the SA. Outbound, the peer chose it: unique per peer.
+        identity = (sa.direction, sa.spi, sa.remote if sa.direction is Direction.OUT else None)
+        if identity in spis:
+            other = spis[identity]
+            where = f'{other.path} ("{other.label}")'
+            table.error("spi", f"got 0x{sa.spi:08x}, which {where} has too; want an SPI of its own")
+        spis.setdefault(identity, table)
+        if sa.encryption_key and sa.proposal.is_aead:
+            keys.setdefault((sa.proposal.cipher, sa.encryption_key), []).append((table, sa))
+    for sharing in keys.values():
+        for index, (table, sa) in enumerate(sharing[1:], start=1):
+            _shared_key(table, sa, sharing[:index])
+
+
+def _shared_key(table: Table, sa: SaSpec, others: list[tuple[Table, SaSpec]]) -> None:
+    """An AEAD key of two senders repeats nonces (RFC 4106 section 2), which gives both texts away."""
+    for other, spec in others:
+        where = f'{other.path} ("{other.label}")'
+        if sa.direction is spec.direction is Direction.OUT:
+            table.error(
+                "encryption_key",
+                f"is the key of {where} too: two senders under one AEAD key repeat nonces; "
+                "want a key of its own",
+            )
+            return
+        if sa.direction is not spec.direction:
+            table.warn(
+                "encryption_key",
+                f"is the key of {where} too: both directions under one AEAD key repeat nonces, "
+                "which gives the text away; use a key of its own",
+            )
+            return
+
+
+def check_ports(
+    report: Report, ports: list[tuple[Table, PortConfig]], sas: list[tuple[Table, SaSpec]]
+) -> None:
+    """There is a port on either side, no interface is used twice, and each driver stands where it can."""
+    interfaces: dict[str, Table] = {}
+    for table, port in ports:
+        if port.interface and port.interface in interfaces:
+            other = interfaces[port.interface]
+            table.error(
+                "interface",
+                f'got "{port.interface}", which {other.path} ("{other.label}") has too; '
+                "want an interface of its own",
+            )
+        interfaces.setdefault(port.interface, table)
+        if port.driver in SOCKET_DRIVERS and port.role is Role.PROTECTED:
+            table.error(
+                "driver",
+                f'got "{port.driver}" on a protected port; it carries ESP, so it can only be unprotected',
+            )
+        if port.driver == "tun" and port.role is Role.UNPROTECTED:
+            table.error(
+                "driver",
+                'got "tun" on an unprotected port; it carries packets in clear, so it can only be '
+                "protected (use udp or raw on the unprotected side)",
+            )
+    if not report.problems:
+        for role in Role:
+            if not any(port.role is role for _, port in ports):
+                report.error(
+                    "port", f'no port has role = "{role.value}"; want at least one [[port]] on either side'
+                )
+    if len(ports) > 8:
+        report.error("port", f"got {len(ports)} ports, want at most 8")
+    _check_unprotected(report, [entry for entry in ports if entry[1].role is Role.UNPROTECTED], sas)
+
+
+def _check_unprotected(
+    report: Report, ports: list[tuple[Table, PortConfig]], sas: list[tuple[Table, SaSpec]]
+) -> None:
+    """Each SA can leave and arrive by some unprotected port."""
+    drivers = {port.driver for _, port in ports}
+    if not ports or drivers & set(LINK_DRIVERS):
+        return
+    encap_ports = {port.encap_port for _, port in ports if port.driver == "udp"}
+    for table, sa in sas:
+        if sa.encap is None and "raw" not in drivers:
+            table.error(
+                "encap",
+                "is missing, and every unprotected port is a UDP socket; want encap = true, or a port "
+                'with driver = "raw"',
+            )
+        elif sa.encap is not None and "udp" not in drivers:
+            table.error(
+                "encap",
+                "is set, and every unprotected port is a raw socket; want encap = false, or a port with "
+                'driver = "udp"',
+            )
+        elif (
+            sa.encap is not None and sa.direction is Direction.OUT and sa.encap.source_port not in encap_ports
+        ):
+            listed = ", ".join(str(port) for port in sorted(encap_ports))
+            table.error(
+                "encap.source_port",
+                f"got {sa.encap.source_port}, and the UDP sockets are at {listed}; want the same port",
+            )
+
+
+def check_policies(report: Report, policies: list[Policy], sas: dict[str, SaSpec]) -> None:
+    """Directions fit, and no inbound SA is left without selectors."""
+    used: set[str] = set()
+    for policy in policies:
+        used.update(policy.inbound)
+        if policy.outbound is not None:
+            used.add(policy.outbound)
+        for key, names, direction in (
+            ("out", (policy.outbound,) if policy.outbound else (), Direction.OUT),
+            ("in", policy.inbound, Direction.IN),
+        ):
+            for name in names:
+                if name in sas and sas[name].direction is not direction:
+                    policy.table.error(
+                        key,
+                        f'got "{name}", whose direction is "{sas[name].direction.value}"; '
+                        f'want an SA with direction = "{direction.value}"',
+                    )
+        if policy.action is Action.PROTECT and not policy.inbound:
+            policy.table.warn(
+                "in", "is missing, so nothing that answers this traffic is accepted by this policy"
+            )
+    if report.problems:
+        return
+    for name, sa in sas.items():
+        if name not in used:
+            effect = (
+                "its packets are all dropped (inner_selectors)"
+                if sa.direction is Direction.IN
+                else "nothing goes out by it"
+            )
+            report.warn("sa", f"is named by no policy: {effect}", name)

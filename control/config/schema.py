@@ -1,0 +1,69 @@
+"""The configuration as the rest of the control plane sees it: frozen, typed, complete.
+
+SAs and policies are already the dataplane's own specifications; ports still lack what only the running
+system knows (MAC, MTU, addresses), which `control.gateway` adds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+
+from control.config.problems import Problem
+from dataplane.model import Address, PolicySpec, Role, SaSpec
+
+InterfaceAddress = IPv4Interface | IPv6Interface
+
+DRIVERS = ("xdp", "packet", "tun", "udp", "raw")
+LINK_DRIVERS = ("xdp", "packet")  # drivers that sit on an existing network interface
+SOCKET_DRIVERS = ("udp", "raw")  # drivers over an ordinary kernel socket
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewaySettings:
+    """The [gateway] table."""
+
+    workers: int  # processes
+    cpus: tuple[int, ...] = ()  # CPU numbers to pin workers to, in turn; () takes those we may run on
+    engine: str = "auto"  # auto, ipsec-mb, openssl
+    state_dir: Path = Path("/var/lib/esplanade")  # sequence high-water marks; must survive a restart
+    run_dir: Path = Path("/run/esplanade")  # status.sock
+    log_level: str = "info"  # debug, info, warning, error
+    log_json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortConfig:
+    """One [[port]]."""
+
+    name: str
+    role: Role
+    driver: str  # one of DRIVERS
+    interface: str  # "" for udp and raw
+    xdp_mode: str = "auto"  # auto, native, generic
+    zero_copy: str = "auto"  # auto, on, off
+    mtu: int | None = None  # bytes of IP packet; None: the interface's (tun: what the tunnels leave)
+    encap_port: int = 4500  # udp: local port
+    addresses: tuple[InterfaceAddress, ...] = ()  # tun: given to the device we make
+    bind: tuple[Address, ...] = ()  # udp and raw: local addresses; () takes those of the SAs
+    routes: bool = True  # tun: add routes for the remote ranges of protect and discard policies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole configuration that passed every check."""
+
+    source: str
+    gateway: GatewaySettings
+    ports: tuple[PortConfig, ...]
+    sas: tuple[SaSpec, ...]
+    policies: tuple[PolicySpec, ...]
+    warnings: tuple[Problem, ...] = field(default=())
+
+    def port(self, name: str) -> PortConfig:
+        """The port of this name; KeyError if there is none."""
+        for port in self.ports:
+            if port.name == name:
+                return port
+        raise KeyError(name)

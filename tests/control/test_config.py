@@ -1,0 +1,512 @@
+"""The configuration file: what is accepted, and that every problem is named, at once, without keys."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from control.config import ConfigError, load, parse
+from dataplane.model import Action, Df, Direction, Encap, Role
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "00112233445566778899aabbccddeeff01020304"
+
+GOOD: dict[str, Any] = {
+    "gateway": {"workers": 2, "state_dir": "/tmp/state", "run_dir": "/tmp/run"},
+    "port": [
+        {"name": "lan", "role": "protected", "driver": "xdp", "interface": "eth1"},
+        {"name": "wan", "role": "unprotected", "driver": "packet", "interface": "eth0"},
+    ],
+    "sa": [
+        {
+            "name": "ab",
+            "direction": "out",
+            "spi": 0x1001,
+            "local": "192.0.2.1",
+            "remote": "192.0.2.2",
+            "proposal": "aes128gcm16",
+            "encryption_key": KEY,
+        },
+        {
+            "name": "ba",
+            "direction": "in",
+            "spi": "0x1002",
+            "local": "192.0.2.1",
+            "remote": "192.0.2.2",
+            "proposal": "aes256-sha256-esn",
+            "encryption_key": "0x" + "12" * 32,
+            "integrity_key": "34:" * 31 + "34",
+            "encap": True,
+            "replay_window": 64,
+            "sequence": 7,
+            "df": "set",
+            "dscp": 46,
+            "ttl": 9,
+            "mss_clamp": True,
+        },
+    ],
+    "policy": [
+        {
+            "name": "web",
+            "local": "10.1.0.0/24",
+            "remote": ["10.2.0.0/24", "10.3.0.1-10.3.0.9"],
+            "protocol": "tcp",
+            "remote_port": "8000-8999",
+            "local_port": 5,
+            "out": "ab",
+            "in": ["ba"],
+        },
+        {"name": "none", "action": "discard", "remote": "any"},
+    ],
+}
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """GOOD with one value replaced; `sa.0.spi` style path; None removes the key."""
+    values: Any = copy.deepcopy(GOOD)
+    *parents, last = path.split(".")
+    where = values
+    for part in parents:
+        where = where[int(part)] if part.isdigit() else where.setdefault(part, {})
+    if value is None:
+        del where[last]
+    else:
+        where[last] = value
+    return values  # type: ignore[no-any-return]
+
+
+def problems(values: dict[str, Any]) -> list[str]:
+    """The problems that a configuration has, one line each."""
+    with pytest.raises(ConfigError) as caught:
+        parse(values, source="x.toml")
+    return caught.value.lines()
+
+
+def test_every_key_arrives() -> None:
+    config = parse(GOOD)
+    assert [port.role for port in config.ports] == [Role.PROTECTED, Role.UNPROTECTED]
+    out, inbound = config.sas
+    assert (out.spi, out.direction, out.encryption_key) == (0x1001, Direction.OUT, bytes.fromhex(KEY))
+    assert out.selectors == () and out.replay_window == 1024 and out.df is Df.COPY and out.dscp is None
+    assert inbound.proposal.esn and inbound.encap == Encap() and inbound.integrity_key == b"\x34" * 32
+    assert (inbound.replay_window, inbound.sequence, inbound.df, inbound.dscp, inbound.ttl) == (
+        64,
+        7,
+        Df.SET,
+        46,
+        9,
+    )
+    assert inbound.mss_clamp and len(inbound.selectors) == 2
+    first = inbound.selectors[1]
+    assert (first.remote_first, first.remote_last) == (ip_address("10.3.0.1"), ip_address("10.3.0.9"))
+    assert (first.protocol, first.local_ports, first.remote_ports) == (6, (5, 5), (8000, 8999))
+    # "any" on both sides is one entry per family; the order of the file is the order of the SPD.
+    assert [policy.action for policy in config.policies] == [Action.PROTECT] * 2 + [Action.DISCARD] * 2
+    assert config.policies[0].sa == "ab"
+
+
+def test_defaults() -> None:
+    values = copy.deepcopy(GOOD)
+    del values["gateway"]
+    config = parse(values)
+    assert config.gateway.workers >= 1 and str(config.gateway.run_dir) == "/run/esplanade"
+
+
+def test_keys_never_show() -> None:
+    config = parse(GOOD)
+    assert (
+        KEY not in repr(config)
+        and "1212" not in repr(config)
+        and bytes.fromhex(KEY).hex() not in repr(config)
+    )
+    for path in ("sa.0.spi", "sa.0.proposal", "sa.0.local", "sa.0.name", "policy.0.remote", "gateway.engine"):
+        assert not any(KEY[:16] in line for line in problems(changed(path, KEY))), path
+
+
+GOLDEN = [
+    (
+        "sa.0.encryption_key",
+        "00" * 16,
+        (
+            'x.toml: sa[0].encryption_key ("ab"): got 32 hex digits (16 bytes), want 40 hex digits '
+            "(20 bytes: 16 key + 4 salt) for aes128gcm16"
+        ),
+    ),
+    (
+        "sa.0.encryption_key",
+        None,
+        (
+            'x.toml: sa[0].encryption_key ("ab"): is missing; it wants 40 hex digits (20 bytes: 16 key '
+            "+ 4 salt) for aes128gcm16"
+        ),
+    ),
+    (
+        "sa.0.encryption_key",
+        "zz" * 20,
+        (
+            'x.toml: sa[0].encryption_key ("ab"): got 40 characters of which 40 are no hex digits, '
+            "want 40 hex digits (20 bytes: 16 key + 4 salt) for aes128gcm16"
+        ),
+    ),
+    (
+        "sa.0.encryption_key",
+        "00" * 20,
+        (
+            'x.toml: sa[0].encryption_key ("ab"): got all zeros, want 40 hex digits (20 bytes: 16 '
+            "key + 4 salt) for aes128gcm16 from a random source, such as `openssl rand -hex 20`"
+        ),
+    ),
+    (
+        "sa.0.integrity_key",
+        "00",
+        'x.toml: sa[0].integrity_key ("ab"): has no place with aes128gcm16; leave it out',
+    ),
+    (
+        "sa.1.integrity_key",
+        "00",
+        (
+            'x.toml: sa[1].integrity_key ("ba"): got 2 hex digits (1 bytes), want 64 hex digits '
+            "(32 bytes) for aes256-sha256-esn"
+        ),
+    ),
+    (
+        "sa.0.encrypton_key",
+        "x",
+        'x.toml: sa[0].encrypton_key ("ab"): is not a known key; did you mean "encryption_key"?',
+    ),
+    (
+        "sa.0.spi",
+        255,
+        'x.toml: sa[0].spi ("ab"): got 255, want an SPI from 256 to 4294967295, such as 4097 or "0x1001"',
+    ),
+    (
+        "sa.0.spi",
+        True,
+        (
+            'x.toml: sa[0].spi ("ab"): got a boolean (true), want an SPI from 256 to 4294967295, such as 4097 or '
+            '"0x1001"'
+        ),
+    ),
+    (
+        "sa.0.remote",
+        "2001:db8::1",
+        'x.toml: sa[0].remote ("ab"): got an IPv6 address and local is IPv4, want one family',
+    ),
+    (
+        "sa.0.proposal",
+        "aes128",
+        (
+            "x.toml: sa[0].proposal (\"ab\"): got 'aes128', which has no integrity; want it followed by "
+            "-sha256, -sha384 or -sha512"
+        ),
+    ),
+    (
+        "sa.0.proposal",
+        "aes128gcm16-x25519",
+        (
+            "x.toml: sa[0].proposal (\"ab\"): got 'aes128gcm16-x25519', but 'x25519' belongs to a "
+            "key exchange, and these keys are written by hand; want it left out"
+        ),
+    ),
+    (
+        "sa.0.proposal",
+        "aes128-sha1",
+        "x.toml: sa[0].proposal (\"ab\"): got 'aes128-sha1', but sha1 is not offered; use sha256 (RFC 8221)",
+    ),
+    (
+        "sa.0.direction",
+        "inn",
+        'x.toml: sa[0].direction ("ab"): got \'inn\', want "in" or "out"; did you mean "in"?',
+    ),
+    (
+        "sa.0.replay_window",
+        63,
+        'x.toml: sa[0].replay_window ("ab"): got 63, want 0 (off) or a number from 64 to 4096',
+    ),
+    (
+        "sa.0.sequence",
+        2**32,
+        (
+            'x.toml: sa[0].sequence ("ab"): got 4294967296, want a number from 1 to 4294967295 (the first '
+            "number to send or expect)"
+        ),
+    ),
+    (
+        "sa.0.encap",
+        "yes",
+        (
+            "x.toml: sa[0].encap (\"ab\"): got a string ('yes'), want true, false or { source_port = 4500, "
+            "destination_port = 4500 }"
+        ),
+    ),
+    (
+        "sa.0.encap",
+        {"source_prt": 1},
+        'x.toml: sa[0].encap.source_prt ("ab"): is not a known key; did you mean "source_port"?',
+    ),
+    ("sa.1.name", "ab", 'x.toml: sa[1].name ("ab"): got "ab", which sa[0] has too; want a name of its own'),
+    (
+        "policy.0.out",
+        "abc",
+        'x.toml: policy[0].out ("web"): got \'abc\', and no [[sa]] has that name; did you mean "ab"?',
+    ),
+    (
+        "policy.0.out",
+        "ba",
+        'x.toml: policy[0].out ("web"): got "ba", whose direction is "in"; want an SA with direction = "out"',
+    ),
+    (
+        "policy.0.out",
+        None,
+        'x.toml: policy[0].out ("web"): is missing; action "protect" wants the name of the [[sa]] to send by',
+    ),
+    (
+        "policy.1.out",
+        "ab",
+        'x.toml: policy[1].out ("none"): has no meaning with action "discard"; leave it out',
+    ),
+    (
+        "policy.0.local",
+        "10.1.0.1/24",
+        (
+            "x.toml: policy[0].local (\"web\"): got '10.1.0.1/24', which has bits set right of the "
+            "prefix; want 10.1.0.0/24 or a single address"
+        ),
+    ),
+    (
+        "policy.0.local",
+        "fd00::/8",
+        (
+            'x.toml: policy[0].remote ("web"): got IPv4 ranges only and local has IPv6 ranges only, want a '
+            "pair of one family"
+        ),
+    ),
+    (
+        "policy.0.protocol",
+        "icmp",
+        (
+            'x.toml: policy[0].local_port ("web"): needs protocol = tcp, udp, dccp, sctp, udplite; got '
+            "protocol 1, which has no ports"
+        ),
+    ),
+    (
+        "port.1.interface",
+        "eth1",
+        (
+            'x.toml: port[1].interface ("wan"): got "eth1", which port[0] ("lan") has too; want an interface '
+            "of its own"
+        ),
+    ),
+    (
+        "port.1.role",
+        "protected",
+        'x.toml: port: no port has role = "unprotected"; want at least one [[port]] on either side',
+    ),
+    (
+        "port.1.driver",
+        "tun",
+        (
+            'x.toml: port[1].driver ("wan"): got "tun" on an unprotected port; it carries packets in clear, so '
+            "it can only be protected (use udp or raw on the unprotected side)"
+        ),
+    ),
+    (
+        "port.1.driver",
+        "raw",
+        (
+            'x.toml: port[1].interface ("wan"): has no meaning for the raw driver: the kernel\'s routes choose; '
+            "leave it out"
+        ),
+    ),
+    (
+        "port.0.encap_port",
+        4500,
+        'x.toml: port[0].encap_port ("lan"): has no meaning for the xdp driver, only for udp; leave it out',
+    ),
+    ("gateway.workers", 0, "x.toml: gateway.workers: got 0, want a number from 1 to 64 (processes)"),
+    (
+        "gateway.state_dir",
+        "state",
+        "x.toml: gateway.state_dir: got 'state', want an absolute path such as /var/lib/esplanade",
+    ),
+    ("gateways", {}, 'x.toml: gateways: is not a known key; did you mean "gateway"?'),
+    ("sa", {}, "x.toml: sa: got a table, want tables [[sa]] (with double brackets)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"), GOLDEN, ids=[f"{path}={str(value)[:12]}" for path, value, _ in GOLDEN]
+)
+def test_golden_errors(path: str, value: object, line: str) -> None:
+    assert line in problems(changed(path, value))
+
+
+def test_all_problems_at_once() -> None:
+    values = changed("sa.0.spi", 1)
+    values["sa"][1]["replay_window"] = 1
+    values["policy"][0]["out"] = "nobody"
+    values["gateway"]["engine"] = "fast"
+    assert len(problems(values)) == 4
+
+
+def test_duplicate_spi_in_one_direction_only() -> None:
+    assert parse(changed("sa.1.spi", 0x1001)).sas[1].spi == 0x1001
+    values = changed("sa.1.spi", 0x1001)
+    values["sa"][1]["direction"] = "out"
+    values["policy"][0]["in"] = []
+    assert any('got 0x00001001, which sa[0] ("ab") has too' in line for line in problems(values))
+
+
+def test_one_aead_key_for_two_senders() -> None:
+    values = copy.deepcopy(GOOD)
+    values["sa"].append({**values["sa"][0], "name": "other", "spi": 0x3001})
+    assert any("two senders under one AEAD key repeat nonces" in line for line in problems(values))
+    values["sa"][2]["direction"] = "in"
+    assert any("both directions under one AEAD key" in str(warning) for warning in parse(values).warnings)
+
+
+def test_socket_ports_need_fitting_sas() -> None:
+    values = copy.deepcopy(GOOD)
+    values["port"][1] = {"name": "wan", "role": "unprotected", "driver": "udp"}
+    assert problems(values) == [
+        (
+            'x.toml: sa[0].encap ("ab"): is missing, and every unprotected port is a UDP socket; want encap = '
+            'true, or a port with driver = "raw"'
+        )
+    ]
+    values["sa"][0]["encap"] = {"source_port": 4501}
+    assert problems(values) == [
+        (
+            'x.toml: sa[0].encap.source_port ("ab"): got 4501, and the UDP sockets are at 4500; want the same '
+            "port"
+        )
+    ]
+    values["sa"][0]["encap"] = True
+    assert parse(values).sas[0].encap == Encap()
+
+
+def test_warnings(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "site-to-site.toml").read_text()
+    path = tmp_path / "gateway.toml"
+    path.write_text(text)
+    path.chmod(0o644)
+    assert any(f"chmod 600 {path}" in str(warning) for warning in load(path).warnings)
+    path.chmod(0o600)
+    assert load(path).warnings == ()
+    values = tomllib.loads(text)
+    del values["policy"][0]["in"]
+    warned = [str(warning) for warning in parse(values).warnings]
+    assert any("nothing that answers" in line for line in warned) and any(
+        "inner_selectors" in line for line in warned
+    )
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
+def test_examples_are_valid(example: Path) -> None:
+    load(example)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(path)
+    path.write_bytes(b"a = \xff")
+    with pytest.raises(ConfigError, match="is not UTF-8 at byte 4"):
+        load(path)
+    path.write_text("a = \n")
+    with pytest.raises(ConfigError, match=r"is no valid TOML: .*line 1"):
+        load(path)
+    path.write_text("a = " + "[" * 100000)
+    with pytest.raises(ConfigError, match="is no valid TOML"):
+        load(path)
+
+
+# Values as TOML can hold them, biased to the words this schema knows.
+_words = st.sampled_from(
+    [
+        "in",
+        "out",
+        "xdp",
+        "tun",
+        "udp",
+        "protected",
+        "any",
+        "0x1001",
+        KEY,
+        "10.0.0.0/8",
+        "1.2.3.4-1.2.3.9",
+        "::1",
+        "ab",
+        "ba",
+        "aes128gcm16",
+        "null-sha256",
+        "protect",
+        "discard",
+        "tcp",
+        "1-2",
+        "",
+        " ",
+        "eth0",
+    ]
+)
+_scalars = st.one_of(
+    _words,
+    st.text(max_size=40),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.dates(),
+    st.times(),
+    st.datetimes(),
+)
+_values = st.recursive(
+    _scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=12), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+_keys = sorted(
+    {key for section in ("port", "sa", "policy") for entry in GOOD[section] for key in entry}
+    | set(GOOD["gateway"])
+    | {"mode", "zero_copy", "addresses", "bind", "routes", "cpus", "engine", "encap_port", "mtu"}
+)
+_tables = st.dictionaries(st.sampled_from(_keys) | st.text(max_size=8), _values, max_size=12)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "gateway": _tables | _values,
+            "port": st.lists(_tables, max_size=3) | _values,
+            "sa": st.lists(_tables, max_size=3) | _values,
+            "policy": st.lists(_tables, max_size=3) | _values,
+            "extra": _values,
+        },
+    )
+)
+def test_only_config_error_for_any_toml(values: dict[str, Any]) -> None:
+    try:
+        parse(values)
+    except ConfigError as error:
+        assert error.problems and all("\n" not in line for line in error.lines())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["port", "sa", "policy"]), st.integers(0, 1), st.sampled_from(_keys), _values)
+def test_only_config_error_for_one_wild_value(section: str, index: int, key: str, value: object) -> None:
+    values = copy.deepcopy(GOOD)
+    values[section][index][key] = value
+    try:
+        parse(values)
+    except ConfigError as error:
+        assert error.problems
