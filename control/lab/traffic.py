@@ -1,0 +1,111 @@
+"""Traffic from the client to the server and what came of it: ping and iperf3, each bounded in time."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from control.lab.space import LabError, Program, Space, wait_until
+from control.lab.topology import Address, check_tools
+
+IPERF_PORT = 5201
+# Fits every tunnel of ours on a 1500-byte path, IPv6 inside and outside and UDP encapsulation included.
+UDP_PAYLOAD = 1300
+GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pings:
+    """Echo requests sent and lost, and the mean round trip in milliseconds (None when none came back)."""
+
+    sent: int
+    lost: int
+    mean_ms: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """What one iperf3 run brought to the receiver: Gb/s of payload, and (UDP) the share lost, in per cent."""
+
+    gbps: float
+    lost_percent: float
+    retransmits: int
+
+
+def start_ping(space: Space, target: Address, *, count: int, interval: float = 0.01) -> Program:
+    """Start `count` echo requests, `interval` seconds apart; give the program to `finish_ping`."""
+    deadline = int(count * interval) + 5
+    argv = ["ping", "-q", "-n", "-i", f"{interval:g}", "-c", str(count), "-w", str(deadline), "-W", "2"]
+    return space.start([*argv, str(target)])
+
+
+def finish_ping(program: Program, *, timeout: float = 60.0) -> Pings:
+    """Wait for a ping to end and read its summary."""
+    program.wait(timeout)
+    summary = re.search(r"(\d+) packets transmitted, (\d+) received", program.output())
+    if not summary:
+        raise LabError(f"{program.name}: no summary: {(program.log() or program.output()).strip()}")
+    sent, received = int(summary[1]), int(summary[2])
+    times = re.search(r"= [\d.]+/([\d.]+)/", program.output())
+    return Pings(sent=sent, lost=sent - received, mean_ms=float(times[1]) if times else None)
+
+
+def ping(space: Space, target: Address, *, count: int, interval: float = 0.01) -> Pings:
+    """Send `count` echo requests, `interval` seconds apart, and count the answers."""
+    return finish_ping(
+        start_ping(space, target, count=count, interval=interval), timeout=count * interval + 15
+    )
+
+
+def iperf3(
+    client: Space,
+    server: Space,
+    target: Address,
+    *,
+    proto: str,
+    seconds: int,
+    rate: str = "0",
+    streams: int = 1,
+) -> Throughput:
+    """Run iperf3 from `client` to `target`, an address of `server`, for `seconds` (iperf3 takes whole ones).
+
+    `proto` is "tcp" or "udp"; `rate` is iperf3's -b ("0" is as fast as it goes). A server is started for this
+    one run, so that a run that breaks off cannot spoil the next. LabError holds iperf3's own error text.
+    """
+    check_tools({"iperf3": "iperf3"})
+    listener = server.start(["iperf3", "-s", "-1", "-p", str(IPERF_PORT)])
+    try:
+        wait_until(lambda: _listening(listener, IPERF_PORT), timeout=5, what="iperf3 server listens")
+        argv = ["iperf3", "-c", str(target), "-p", str(IPERF_PORT), "-t", str(seconds), "-b", rate, "--json"]
+        argv += ["-P", str(streams), "--connect-timeout", "5000"]
+        argv += ["-u", "-l", str(UDP_PAYLOAD)] if proto == "udp" else []
+        run = client.run(argv, timeout=seconds + GRACE_SECONDS, check=False)
+    finally:
+        listener.stop(1)
+    return _read_report(run.output(), proto)
+
+
+def _listening(program: Program, port: int) -> bool:
+    """True when some TCP socket in the program's namespace listens at `port` (state 0A)."""
+    if not program.running:
+        raise LabError(f"{program.name} ended: {program.log(5) or program.output()}")
+    table = "".join(Path(f"/proc/{program.pid}/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    return re.search(rf":{port:04X} [0-9A-F]+:0000 0A ", table) is not None
+
+
+def _read_report(text: str, proto: str) -> Throughput:
+    try:
+        report = json.loads(text)
+    except json.JSONDecodeError:
+        raise LabError(f"iperf3 {proto}: no report: {text[-300:]!r}") from None
+    if "error" in report:
+        raise LabError(f"iperf3 {proto}: {report['error']}")
+    end = report["end"]
+    total = end.get("sum_received") or end["sum"]
+    return Throughput(
+        gbps=total["bits_per_second"] / 1e9,
+        lost_percent=float(end.get("sum", {}).get("lost_percent") or 0.0) if proto == "udp" else 0.0,
+        retransmits=int(end.get("sum_sent", {}).get("retransmits") or 0),
+    )
