@@ -159,13 +159,13 @@ class SaSpec:
     encap: Encap | None = None
     replay_window: int = 1024  # numbers; 0 turns replay protection off
     sequence: int = 1  # outbound: next number to send; inbound: next number expected
-    sequence_limit: int | None = None  # outbound: first number not yet reserved; None: the algorithm's own end
+    sequence_limit: int | None = None  # outbound: first number not reserved; None: the algorithm's end
     selectors: tuple[SelectorSpec, ...] = ()  # inbound: what decrypted packets may be (RFC 4301 section 5.2)
     df: Df = Df.COPY
     dscp: int | None = None  # None copies the inner DSCP outward
     ttl: int = 64  # of outer packets
     mss_clamp: bool = False
-    iv_mask: bytes | None = field(default=None, repr=False)  # None: zero for AEAD, random for CBC; tests set it
+    iv_mask: bytes | None = field(default=None, repr=False)  # None: zero (AEAD), random (CBC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class PortSpec:
     interface: str  # network interface, or the TUN device's name; "" for udp, raw and memory
     mtu: int = 1500
     mac: bytes = b""  # 6 bytes on Ethernet ports
-    addresses: tuple[Address, ...] = ()  # the interface's own: sources of ICMP errors, bind address of udp and raw
+    addresses: tuple[Address, ...] = ()  # its own: sources of ICMP errors; udp and raw bind to it
     encap_port: int = 4500  # udp driver: local port
     xdp_mode: str = "auto"  # auto, native, generic
     zero_copy: str = "auto"  # auto, on, off
@@ -213,7 +213,7 @@ class AdjacencySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RouteSpec:
-    """A route of decrypted packets: destination prefix to adjacency; None hands such packets to the kernel."""
+    """A route of decrypted packets: destination prefix to adjacency; None hands its packets to the kernel."""
 
     prefix: Network
     adjacency: AdjacencySpec | None
