@@ -1,0 +1,254 @@
+"""The SPD and the route table: longest prefix first, then the ordered candidates of that prefix.
+
+Outbound, per batch:
+
+    find_leaders      a packet with the addresses, protocol and ports of the one before it follows that one;
+                      only leaders are looked up (a burst of one flow costs one lookup)
+    lookup_policies   1 prefetch home slots  2 longest prefix -> candidates, prefetch policies
+                      3 first candidate whose selector matches -> verdict and SA, prefetch the SA's hot lines
+
+RFC 4301's SPD is ordered. The builder gives every prefix the list of *all* policies that overlap it, in SPD
+order, so the longest prefix's list alone decides and the answer equals a scan of the whole SPD.
+
+A table has two halves. Control fills the idle one and flips `active`; a batch reads `active` once.
+"""
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from ext.counters cimport DROP_NO_POLICY, DROP_POLICY_DISCARD, DROP_POLICY_NO_SA, BYPASSED, PASS
+from ext.packet cimport PACKET_FRAGMENT, PACKET_NO_PORTS
+from ext.sa cimport ACTION_BYPASS, ACTION_PROTECT, Policy, Sa, TablesView, VALUE_DIRECT
+from ext.wire cimport prefetch, prefetch_write, raw32, raw64
+
+import secrets
+
+
+cdef uint32_t lpm_find(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil:
+    """Value of the longest prefix that holds the address; NO_INDEX when none does."""
+    cdef const LpmHalf *half = lpm.half
+    cdef const LpmSlot *slot
+    cdef uint32_t index
+    cdef uint32_t at
+    cdef uint64_t masked_high
+    cdef uint64_t masked_low
+    cdef uint8_t prefix
+    cdef uint32_t count = half.ipv4_count if family == 4 else half.ipv6_count
+    for index in range(count):
+        if family == 4:
+            prefix = half.ipv4_prefixes[index]
+            masked_high = 0
+            masked_low = low & mask_ipv4(prefix)
+        else:
+            prefix = half.ipv6_prefixes[index]
+            masked_high = high & mask_high(prefix)
+            masked_low = low & mask_low(prefix)
+        at = lpm_home(lpm, masked_high, masked_low, prefix)
+        while True:
+            slot = &lpm.slots[at]
+            if slot.family == 0:
+                break
+            if (slot.low == masked_low and slot.high == masked_high and slot.prefix == prefix
+                    and slot.family == family):
+                return slot.value
+            at = (at + 1) & lpm.mask
+    return NO_INDEX
+
+
+cdef void lpm_prefetch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil:
+    """Ask for the slot that lpm_find will look at first."""
+    cdef uint8_t prefix
+    if family == 4:
+        if lpm.half.ipv4_count == 0:
+            return
+        prefix = lpm.half.ipv4_prefixes[0]
+        prefetch(&lpm.slots[lpm_home(lpm, 0, low & mask_ipv4(prefix), prefix)])
+    else:
+        if lpm.half.ipv6_count == 0:
+            return
+        prefix = lpm.half.ipv6_prefixes[0]
+        prefetch(&lpm.slots[lpm_home(lpm, high & mask_high(prefix), low & mask_low(prefix), prefix)])
+
+
+cdef inline bint _same_flow(const Packet *one, const Packet *other) noexcept nogil:
+    """Equal family, protocol, ports, flags and addresses."""
+    cdef const uint8_t *a = one.data
+    cdef const uint8_t *b = other.data
+    # source_port .. destination_port and flags .. protocol are compared field by field: the compiler merges them
+    if (one.source_port != other.source_port or one.destination_port != other.destination_port
+            or one.flags != other.flags or one.family != other.family or one.protocol != other.protocol):
+        return False
+    if one.family == 4:
+        return raw64(a + 12) == raw64(b + 12)
+    return (raw64(a + 8) == raw64(b + 8) and raw64(a + 16) == raw64(b + 16)
+            and raw64(a + 24) == raw64(b + 24) and raw64(a + 32) == raw64(b + 32))
+
+
+cdef void find_leaders(Batch *batch, Leaders *leaders) noexcept nogil:
+    """Group runs of one flow; packets that no longer PASS lead nobody."""
+    cdef uint32_t index
+    cdef int last = -1
+    cdef Packet *packet
+    leaders.count = 0
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        if packet.verdict != PASS:
+            continue
+        if last < 0 or not _same_flow(packet, &batch.packets[last]):
+            leaders.packets[leaders.count] = <uint8_t>index
+            leaders.count += 1
+            last = <int>index
+        leaders.leader[index] = <uint8_t>last
+
+
+cdef inline void _judge(Packet *packet, const Tables *tables, const Lpm *spd, uint32_t value,
+                        const Addresses *addresses) noexcept nogil:
+    """First matching candidate decides (RFC 4301 5.1): verdict and SA of a leader."""
+    cdef const Policy *policy
+    cdef uint32_t direct[2]
+    cdef const uint32_t *candidate
+    if value == NO_INDEX:
+        packet.verdict = DROP_NO_POLICY
+        return
+    if value & VALUE_DIRECT:
+        direct[0] = value & ~<uint32_t>VALUE_DIRECT
+        direct[1] = NO_INDEX
+        candidate = direct
+    else:
+        candidate = &spd.candidates[value]
+    while candidate[0] != NO_INDEX:
+        policy = &tables.policies[candidate[0]]
+        if selector_matches(&policy.selector, packet, addresses):
+            if policy.action == ACTION_PROTECT:
+                packet.sa = policy.sa
+                if packet.sa == NO_INDEX:
+                    packet.verdict = DROP_POLICY_NO_SA
+            elif policy.action == ACTION_BYPASS:
+                packet.verdict = BYPASSED
+            else:
+                packet.verdict = DROP_POLICY_DISCARD
+            return
+        candidate += 1
+    packet.verdict = DROP_NO_POLICY
+
+
+cdef void lookup_policies(Batch *batch, const Tables *tables, Leaders *leaders) noexcept nogil:
+    """Give every packet that PASSes its SA, or the verdict of its policy."""
+    cdef Lpm spd
+    cdef Addresses addresses[BATCH_MAX]
+    cdef uint32_t values[BATCH_MAX]
+    cdef uint32_t index
+    cdef uint32_t count
+    cdef Packet *packet
+    cdef Packet *leader
+    find_leaders(batch, leaders)
+    lpm_open(&spd, tables, &tables.header.spd)
+    count = leaders.count
+    for index in range(count):
+        packet = &batch.packets[leaders.packets[index]]
+        read_addresses(packet, &addresses[index])
+        if count > 4:
+            lpm_prefetch(&spd, packet.family, addresses[index].destination_high, addresses[index].destination_low)
+    for index in range(count):
+        packet = &batch.packets[leaders.packets[index]]
+        values[index] = lpm_find(&spd, packet.family, addresses[index].destination_high,
+                                 addresses[index].destination_low)
+        if count > 4 and values[index] != NO_INDEX:
+            if values[index] & VALUE_DIRECT:
+                prefetch(&tables.policies[values[index] & ~<uint32_t>VALUE_DIRECT])
+                prefetch(&tables.policies[values[index] & ~<uint32_t>VALUE_DIRECT].sa)
+            else:
+                prefetch(&spd.candidates[values[index]])
+    for index in range(count):
+        packet = &batch.packets[leaders.packets[index]]
+        _judge(packet, tables, &spd, values[index], &addresses[index])
+        if count > 4 and packet.verdict == PASS:
+            prefetch_sa(tables, packet.sa)
+    if count == batch.count:
+        return
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        if packet.verdict == PASS:
+            leader = &batch.packets[leaders.leader[index]]
+            packet.verdict = leader.verdict
+            packet.sa = leader.sa
+
+
+def lpm_publish(TablesView view, str which, list entries, list candidates) -> None:
+    """Build the idle half of the SPD ("spd") or the route table ("routes") and make it the active one.
+
+    `entries` are (family, high, low, prefix, value) with masked addresses as host-order 64-bit halves;
+    for the SPD, value is an index into `candidates`, a flat list of runs of policy indices, each run ended
+    by NO_INDEX (0xFFFFFFFF); for routes it is an adjacency index. The caller waits until every worker has
+    left the half that is built here (`TablesView.quiescent`). Raises ValueError when something does not fit.
+    """
+    cdef LpmTable *table
+    cdef LpmHalf *half
+    cdef Lpm lpm
+    cdef LpmSlot *slots
+    cdef uint32_t *flat
+    cdef uint32_t at
+    cdef uint32_t size
+    cdef uint32_t value
+    cdef uint64_t high
+    cdef uint64_t low
+    cdef uint8_t family
+    cdef uint8_t prefix
+    cdef bint spd = which == "spd"
+    if which not in ("spd", "routes"):
+        raise ValueError(f"table {which!r}; expected 'spd' or 'routes'")
+    table = &view.c.header.spd if spd else &view.c.header.routes
+    half = &table.halves[1 - (table.active & 1)]
+    size = 16
+    while size < 2 * len(entries):
+        size *= 2
+    if size > half.capacity:
+        raise ValueError(f"{which}: {len(entries)} prefixes need {size} slots; the table has {half.capacity}")
+    if <uint64_t>len(candidates) > half.candidates_capacity:
+        raise ValueError(f"{which}: {len(candidates)} candidates; the table has room for {half.candidates_capacity}")
+    half.mask = size - 1
+    half.seed = secrets.randbits(64)
+    slots = <LpmSlot *>(<uint8_t *>view.c.header + half.slots_offset)
+    flat = <uint32_t *>(<uint8_t *>view.c.header + half.candidates_offset)
+    memset(slots, 0, size * sizeof(LpmSlot))
+    for at in range(<uint32_t>len(candidates)):
+        flat[at] = candidates[at]
+    lpm.seed = half.seed
+    lpm.mask = half.mask
+    lengths = {4: set(), 6: set()}
+    for entry in entries:
+        family, high, low, prefix, value = entry
+        if family == 4 and prefix > 32 or family == 6 and prefix > 128 or family not in (4, 6):
+            raise ValueError(f"{which}: prefix length {prefix} of family {family}")
+        if spd and flat[value] != NO_INDEX and flat[value + 1] == NO_INDEX:
+            value = VALUE_DIRECT | flat[value]
+        lengths[family].add(prefix)
+        at = lpm_home(&lpm, high, low, prefix)
+        while slots[at].family:
+            if (slots[at].high == high and slots[at].low == low and slots[at].prefix == prefix
+                    and slots[at].family == family):
+                raise ValueError(f"{which}: the same prefix twice (family {family}, /{prefix})")
+            at = (at + 1) & lpm.mask
+        slots[at].high = high
+        slots[at].low = low
+        slots[at].prefix = prefix
+        slots[at].family = family
+        slots[at].value = value
+    half.ipv4_count = <uint8_t>len(lengths[4])
+    half.ipv6_count = <uint8_t>len(lengths[6])
+    for at, prefix in enumerate(sorted(lengths[4], reverse=True)):
+        half.ipv4_prefixes[at] = prefix
+    for at, prefix in enumerate(sorted(lengths[6], reverse=True)):
+        half.ipv6_prefixes[at] = prefix
+    _flip(table)
+
+
+cdef extern from *:
+    """
+    #define STORE_RELEASE(address, value) __atomic_store_n((address), (value), __ATOMIC_RELEASE)
+    """
+    void store_release "STORE_RELEASE"(uint32_t *address, uint32_t value) noexcept nogil
+
+
+cdef void _flip(LpmTable *table) noexcept nogil:
+    store_release(&table.active, 1 - (table.active & 1))
