@@ -12,19 +12,20 @@ Numbers are taken after every check that can refuse a packet, so none is wasted 
 fragmentation of oversize packets without DF do not live here.
 """
 
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ext.counters cimport (
     DROP_CRYPTO, DROP_HEADROOM, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED, DROP_TOO_BIG, DROP_TTL, PASS,
     TO_KERNEL, SaCounters,
 )
-from ext.crypto cimport CIPHER_AES_CBC, CIPHER_NULL, Job
-from ext.packet cimport LINK_ETHERNET, NO_INDEX, PACKET_FRAGMENT, PACKET_WHOLE_CHECKSUM, Packet
+from ext.crypto cimport Job
+from ext.packet cimport LINK_ETHERNET, NO_INDEX, PACKET_WHOLE_CHECKSUM, Packet
 from ext.policy cimport lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
 from ext.wire cimport (
-    PROTOCOL_ESP, PROTOCOL_TCP, PROTOCOL_UDP, bswap16, complete_checksum, fold, load16, prefetch, put_raw16, raw16,
-    raw32, store16, store32, store64, sum20, sum_bytes, unlikely,
+    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, clamp_mss, complete_checksum, decrement_ttl, fold, load16, put_raw16, store16,
+    store32, store64, sum20, sum_bytes, unlikely,
 )
 
 cdef extern from *:
@@ -106,10 +107,10 @@ cdef void _admit(Batch *batch, const Tables *tables, Outbound *scratch, const Po
         if unlikely(packet.headroom < 72 + LINK_ROOM or packet.tailroom < 49 + TRAILER_SLACK, 0):
             packet.verdict = DROP_HEADROOM
             continue
-        if hot.flags & SA_MSS_CLAMP and packet.protocol == PROTOCOL_TCP:
-            _clamp_mss(packet, hot.inner_mtu)
         if not packet.flags & PACKET_WHOLE_CHECKSUM:
             complete_checksum(packet)
+        if hot.flags & SA_MSS_CLAMP and packet.protocol == PROTOCOL_TCP:
+            clamp_mss(packet, hot.inner_mtu)
         packet.inner_bytes = packet.length
         _join_run(scratch, packet, index)
 
@@ -158,23 +159,11 @@ cdef void _build(Batch *batch, const Tables *tables, Outbound *scratch, const Po
         packet.sequence = run.next
         run.next += 1
         if forwards:
-            _decrement_ttl(packet)
+            decrement_ttl(packet)
         _encapsulate(packet, sa, &scratch.jobs.jobs[count])
         scratch.jobs.jobs[count].packet = <uint16_t>index
         count += 1
     scratch.jobs.count = count
-
-
-cdef inline void _decrement_ttl(Packet *packet) noexcept nogil:
-    """One hop less, checksum mended by RFC 1624."""
-    cdef uint32_t checksum
-    if packet.family == 4:
-        packet.data[8] -= 1
-        # The TTL is the high byte of its word: the sum falls by 0x0100, so the stored complement rises by it.
-        checksum = <uint32_t>load16(packet.data + 10) + 0x0100
-        store16(packet.data + 10, <uint16_t>(checksum + (checksum >> 16)))
-    else:
-        packet.data[7] -= 1
 
 
 cdef inline void _encapsulate(Packet *packet, Sa *sa, Job *job) noexcept nogil:
@@ -313,57 +302,3 @@ cdef void _checksum_udp6(uint8_t *header, uint32_t length) noexcept nogil:
     total += bswap16(<uint16_t>(length - 40)) + bswap16(PROTOCOL_UDP)
     checksum = ~fold(total)
     put_raw16(header + 46, checksum if checksum else 0xFFFF)
-
-
-cdef void _clamp_mss(Packet *packet, uint32_t inner_mtu) noexcept nogil:
-    """Lower the MSS option of a TCP SYN to what fits the tunnel (the other side's option, so both directions)."""
-    cdef uint8_t *tcp = packet.data + packet.transport
-    cdef uint32_t rest = packet.length - packet.transport
-    cdef uint32_t header
-    cdef uint32_t at = 20
-    cdef uint32_t size
-    cdef uint32_t mss = inner_mtu - 40 if packet.family == 4 else inner_mtu - 60
-    cdef uint32_t adjusted
-    if packet.flags & PACKET_FRAGMENT or rest < 20 or not tcp[13] & 2:
-        return
-    header = (tcp[12] >> 4) * 4
-    if header < 20 or header > rest:
-        return
-    while at + 1 < header and tcp[at] != 0:
-        if tcp[at] == 1:
-            at += 1
-            continue
-        size = tcp[at + 1]
-        if size < 2 or at + size > header:
-            return
-        if tcp[at] == 2 and size == 4:
-            if load16(tcp + at + 2) > mss:
-                # RFC 1624 on the possibly odd position: a full word swap keeps the sum's parity right.
-                adjusted = <uint16_t>~raw16(tcp + 16)
-                if at & 1:
-                    adjusted += <uint16_t>~bswap16(raw16(tcp + at + 2))
-                    store16(tcp + at + 2, <uint16_t>mss)
-                    adjusted += bswap16(raw16(tcp + at + 2))
-                else:
-                    adjusted += <uint16_t>~raw16(tcp + at + 2)
-                    store16(tcp + at + 2, <uint16_t>mss)
-                    adjusted += raw16(tcp + at + 2)
-                # A half-made checksum holds only the pseudo-header: complete_checksum then redoes it all.
-                if not packet.flags & 1 and not _is_partial(packet):
-                    put_raw16(tcp + 16, ~fold(adjusted))
-            return
-        at += size
-
-
-cdef bint _is_partial(Packet *packet) noexcept nogil:
-    """The TCP checksum field holds just the pseudo-header's sum."""
-    from_wire = raw16(packet.data + packet.transport + 16)
-    return from_wire == fold(_pseudo(packet))
-
-
-cdef uint64_t _pseudo(Packet *packet) noexcept nogil:
-    cdef uint32_t rest = packet.length - packet.transport
-    cdef uint64_t total = bswap16(packet.protocol) + bswap16(<uint16_t>rest)
-    if packet.family == 4:
-        return total + raw32(packet.data + 12) + raw32(packet.data + 16)
-    return total + sum_bytes(packet.data + 8, 32)

@@ -3,8 +3,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.packet cimport BATCH_MAX, NO_INDEX, Batch, Packet
-from ext.sa cimport LpmHalf, LpmSlot, LpmTable, Selector, Tables
-from ext.wire cimport load32, load64
+from ext.sa cimport LpmHalf, LpmSlot, LpmTable, Sa, Selector, Tables
+from ext.wire cimport load32, load64, prefetch, prefetch_write
 
 cdef struct Lpm:                # one half resolved to pointers, taken once per batch
     const LpmHalf *half
@@ -108,3 +108,17 @@ cdef uint32_t lpm_find(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t l
 cdef void lpm_prefetch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
 cdef void find_leaders(Batch *batch, Leaders *leaders) noexcept nogil
 cdef void lookup_policies(Batch *batch, const Tables *tables, Leaders *leaders) noexcept nogil
+
+cdef inline void prefetch_sa(const Tables *tables, uint32_t index) noexcept nogil:
+    """Ask for the lines of an SA that every packet needs: number, header, round keys and hash keys."""
+    cdef Sa *sa = &tables.sas[index]
+    cdef const uint8_t *key = sa.key.expanded
+    prefetch_write(&sa.sequence, 1)
+    prefetch(&sa.hot)
+    prefetch(key)
+    prefetch(key + 64)
+    prefetch(key + 128)
+    prefetch(key + 192)
+    prefetch(key + 256)
+    prefetch(key + 320)
+    prefetch_write(&tables.sa_counters[index], 1)

@@ -94,3 +94,15 @@ cdef uint32_t strip_link(Batch *batch, const Port *port) noexcept nogil
 cdef uint8_t parse_ip(Packet *packet) noexcept nogil
 cdef void complete_checksum(Packet *packet) noexcept nogil
 cdef void restamp_ipv4(uint8_t *header) noexcept nogil
+cdef void clamp_mss(Packet *packet, uint32_t inner_mtu) noexcept nogil
+
+cdef inline void decrement_ttl(Packet *packet) noexcept nogil:
+    """One hop less; the IPv4 checksum is mended by RFC 1624."""
+    cdef uint32_t checksum
+    if packet.family == 4:
+        packet.data[8] -= 1
+        # The TTL is the high byte of its word: the sum falls by 0x0100, so the stored complement rises by it.
+        checksum = <uint32_t>load16(packet.data + 10) + 0x0100
+        store16(packet.data + 10, <uint16_t>(checksum + (checksum >> 16)))
+    else:
+        packet.data[7] -= 1

@@ -239,3 +239,37 @@ cdef void restamp_ipv4(uint8_t *header) noexcept nogil:
     """Recompute the checksum of an IPv4 header (any IHL)."""
     put_raw16(header + 10, 0)
     put_raw16(header + 10, ~fold(sum_bytes(header, (header[0] & 15) * 4)))
+
+
+cdef void clamp_mss(Packet *packet, uint32_t inner_mtu) noexcept nogil:
+    """Lower the MSS option of a TCP SYN to what fits `inner_mtu` (RFC 9293 3.7.1); the checksum must be whole."""
+    cdef uint8_t *tcp = packet.data + packet.transport
+    cdef uint32_t rest = packet.length - packet.transport
+    cdef uint32_t header
+    cdef uint32_t at = 20
+    cdef uint32_t mss = inner_mtu - 40 if packet.family == 4 else inner_mtu - 60
+    cdef uint16_t before
+    cdef uint16_t after
+    if packet.flags & (PACKET_FRAGMENT | PACKET_NO_PORTS) or rest < 20 or not tcp[13] & 2:
+        return
+    header = (tcp[12] >> 4) * 4
+    if header < 20 or header > rest:
+        return
+    while at + 1 < header and tcp[at] != 0:
+        if tcp[at] == 1:
+            at += 1
+            continue
+        if tcp[at + 1] < 2 or at + tcp[at + 1] > header:
+            return
+        if tcp[at] == 2 and tcp[at + 1] == 4:
+            if load16(tcp + at + 2) > mss:
+                before = raw16(tcp + at + 2)
+                store16(tcp + at + 2, <uint16_t>mss)
+                after = raw16(tcp + at + 2)
+                if at & 1:      # the value straddles two checksum words: its bytes count swapped
+                    before = bswap16(before)
+                    after = bswap16(after)
+                put_raw16(tcp + TCP_CHECKSUM_AT,
+                          ~fold(<uint64_t><uint16_t>~raw16(tcp + TCP_CHECKSUM_AT) + <uint16_t>~before + after))
+            return
+        at += tcp[at + 1]
