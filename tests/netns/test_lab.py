@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from control.lab import Lab, LabError, sweep
 from control.lab.space import NETNS_DIRECTORY
 from control.lab.topology import address
