@@ -1,8 +1,9 @@
 """Network namespaces, and programs that run in them.
 
 A namespace: made by `ip netns add` under a name that holds our pid -> programs are started in it, each in a
-session of its own -> `close` ends exactly those programs and removes the name. What a killed run left behind is
-found by its dead pid (`sweep`). Every program dies with its starter (PR_SET_PDEATHSIG), however that ends.
+session of its own -> `close` ends exactly those programs and removes the name. What a killed run left
+behind is found by its dead pid (`sweep`). Every program dies with its starter (PR_SET_PDEATHSIG), however
+that ends.
 
 Not here: users, PID or file-system isolation; programs see the host's files, with /sys mounted anew so that
 /sys/class/net shows the namespace's interfaces.
@@ -10,6 +11,7 @@ Not here: users, PID or file-system isolation; programs see the host's files, wi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -82,22 +84,18 @@ class Program:
         self.process.wait(STOP_SECONDS)
 
     def stop(self, timeout: float = STOP_SECONDS) -> int:
-        """Ask it to end (SIGTERM), kill its group if it has not after `timeout` seconds; returns the status."""
+        """Ask it to end (SIGTERM), kill its group if it has not after `timeout` s; returns the status."""
         if self.running:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                pass
         # Children that outlive their leader share its group: none may stay behind.
         self.kill()
         return self.process.returncode
 
     def _signal_group(self, number: int) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
-        except ProcessLookupError:
-            pass
 
 
 class Space:

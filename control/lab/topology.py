@@ -3,12 +3,13 @@
     client eth0 ---- lan0 gateway A wan0 ---- wan0 gateway B lan0 ---- eth0 server
         10.1.0.2     .1             198.51.100.1   .2            .1     10.2.0.2
 
-Every line is a veth pair with as many rx and tx queues on both ends as asked for (a native XDP program refuses a
-peer with more tx queues than it has rx queues). IPv6 beside IPv4 everywhere. End hosts keep all their offloads.
+Every line is a veth pair with as many rx and tx queues on both ends as asked for (a native XDP program
+refuses a peer with more tx queues than it has rx queues). IPv6 beside IPv4 everywhere. End hosts keep all
+their offloads.
 
-With `tapped`, the cable between the gateways runs through a fifth namespace with a bridge: AF_XDP transmits past
-every packet socket of its own host, so only a host in the middle can see what is on the wire. It costs about a
-third of the speed: speed is measured on the direct cable.
+With `tapped`, the cable between the gateways runs through a fifth namespace with a bridge: AF_XDP transmits
+past every packet socket of its own host, so only a host in the middle can see what is on the wire. It costs
+about a third of the speed: speed is measured on the direct cable.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class Lab:
         self.spaces = {}
 
     def _quieten(self) -> None:
-        """Sysctls first, so that interfaces come up without duplicate address detection or router solicitations."""
+        """Sysctls first: interfaces shall come up without address detection or router solicitations."""
         for host, space in self.spaces.items():
             if host == "wire":
                 space.sysctl(ipv6__conf__all__disable_ipv6=1, ipv6__conf__default__disable_ipv6=1)
@@ -156,9 +157,8 @@ class Lab:
 
     def _pair(self, host: str, interface: str, peer: str, peer_interface: str) -> None:
         queues = f"numrxqueues {self.queues} numtxqueues {self.queues}"
-        self.spaces[host].ip(
-            f"link add {interface} {queues} type veth peer name {peer_interface} {queues} netns {self.spaces[peer].name}"
-        )
+        far_end = f"peer name {peer_interface} {queues} netns {self.spaces[peer].name}"
+        self.spaces[host].ip(f"link add {interface} {queues} type veth {far_end}")
 
     def _configure(self) -> None:
         for host, interfaces in INTERFACES.items():
@@ -228,7 +228,7 @@ def check_tools(tools: dict[str, str]) -> None:
 
 
 class SignalsRaise:
-    """While active, SIGTERM and SIGHUP raise SystemExit and SIGINT KeyboardInterrupt, once, so that `with` blocks unwind.
+    """While active, SIGTERM and SIGHUP raise SystemExit and SIGINT KeyboardInterrupt: `with` blocks unwind.
 
     After the first, all three are ignored until the block is left: clean-up is not interrupted half-way.
     Does nothing off the main thread, where Python delivers no signals.

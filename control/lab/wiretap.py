@@ -1,9 +1,10 @@
 """What is on the cable between the gateways: counted by class, or recorded packet by packet.
 
-1 packet sockets on both bridge ports of the lab's `wire` namespace (`Lab(tapped=True)`), incoming side only, so
-that every packet is met once, as it leaves its gateway. 2 A classic BPF program sorts: ESP (protocol 50, or UDP
-port 4500), housekeeping (ARP, neighbour discovery, multicast listener reports), and clear text: all the rest.
-3 `WireTap` lets the kernel count; `EspRecorder` reads each packet and takes SPI and sequence number.
+1 packet sockets on both bridge ports of the lab's `wire` namespace (`Lab(tapped=True)`), incoming side
+only, so that every packet is met once, as it leaves its gateway. 2 A classic BPF program sorts: ESP
+(protocol 50, or UDP port 4500), housekeeping (ARP, neighbour discovery, multicast listener reports), and
+clear text: all the rest. 3 `WireTap` lets the kernel count; `EspRecorder` reads each packet and takes SPI
+and sequence number.
 
 Counts are of frames as the wire shows them: a UDP super-frame (USO) that virtual links pass on whole counts
 as one; the recorder takes it apart.
@@ -33,7 +34,8 @@ SO_RCVBUFFORCE = 33
 GSO_UDP_L4 = 5  # virtio_net_hdr.gso_type
 ENCAP_PORT = 4500
 
-# Classic BPF: (opcode, operand, label if true, label if false); an int operand is k. Offsets from the link header.
+# Classic BPF: (opcode, operand, label if true, label if false); "" falls through. Offsets count from the
+# link header.
 LDH, LDB, LDXB_MSH, LDH_X, JEQ, JGE, JGT, JSET, RET = 0x28, 0x30, 0xB1, 0x48, 0x15, 0x35, 0x25, 0x45, 0x06
 Instruction = tuple[int, int, str, str]
 CLASSIFY: dict[str, list[Instruction]] = {
@@ -91,7 +93,7 @@ def build_filter(accept: str) -> bytes:
 
 
 def open_tap(space: Space, interface: str, accept: str, *, buffer: int, vnet: bool = False) -> socket.socket:
-    """A packet socket that takes the incoming packets of class `accept`; `buffer` is its receive buffer, bytes.
+    """A packet socket for the incoming packets of class `accept`; `buffer` bytes of receive buffer.
 
     With `vnet` each packet is preceded by a struct virtio_net_hdr, which tells how super-frames divide.
     """
@@ -183,21 +185,22 @@ def describe(frame: bytes) -> str:
     """One line about a frame: addresses and protocol if it is IP, else its ethertype."""
     (ethertype,) = struct.unpack_from("!H", frame, 12)
     if ethertype == 0x0800 and len(frame) >= 34:
-        source, destination = (socket.inet_ntop(socket.AF_INET, frame[at : at + 4]) for at in (26, 30))
-        return (
-            f"{source} > {destination} protocol {frame[23]} length {struct.unpack_from('!H', frame, 16)[0]}"
-        )
-    if ethertype == 0x86DD and len(frame) >= 54:
-        source, destination = (socket.inet_ntop(socket.AF_INET6, frame[at : at + 16]) for at in (22, 38))
-        return f"{source} > {destination} next header {frame[20]} length {struct.unpack_from('!H', frame, 18)[0]}"
-    return f"ethertype {ethertype:#06x}, {len(frame)} bytes"
+        ends = [socket.inet_ntop(socket.AF_INET, frame[at : at + 4]) for at in (26, 30)]
+        protocol, length = frame[23], struct.unpack_from("!H", frame, 16)[0]
+    elif ethertype == 0x86DD and len(frame) >= 54:
+        ends = [socket.inet_ntop(socket.AF_INET6, frame[at : at + 16]) for at in (22, 38)]
+        protocol, length = frame[20], 40 + struct.unpack_from("!H", frame, 18)[0]
+    else:
+        return f"ethertype {ethertype:#06x}, {len(frame)} bytes"
+    return f"{ends[0]} > {ends[1]} protocol {protocol}, {length} bytes"
 
 
 class EspRecorder:
     """Records (SPI, sequence number) of every ESP packet between the gateways of a tapped lab.
 
-    For moderate rates (tens of thousands of packets per second): `missed` tells whether it kept up. The sequence
-    number is the 32-bit one on the wire; `ivs` holds the 8 bytes behind it (the AEAD IV) as an integer.
+    For moderate rates (tens of thousands of packets per second): `missed` tells whether it kept up. The
+    sequence number is the 32-bit one on the wire; `ivs` holds the 8 bytes behind it (the AEAD IV) as an
+    integer.
     """
 
     def __init__(self, lab: Lab, *, buffer: int = 64 << 20) -> None:

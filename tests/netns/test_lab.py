@@ -17,6 +17,8 @@ from control.lab.topology import address
 from control.lab.traffic import iperf3, ping
 from control.lab.wiretap import EspRecorder, WireTap, split_esp
 
+pytestmark = pytest.mark.root
+
 SERVER = {version: address("server", "eth0", version) for version in (4, 6)}
 
 
@@ -37,7 +39,7 @@ def test_plain_forwarding(static: bool) -> None:
 
 
 def test_tap_tells_clear_text_from_esp() -> None:
-    """Pings are clear text, protocol 50 and UDP 4500 are ESP, ARP and ND are neither; super-frames are split."""
+    """Pings are clear text, protocol 50 and UDP 4500 are ESP, ARP and ND neither; super-frames are split."""
     with Lab(tapped=True) as lab:
         with WireTap(lab) as tap, EspRecorder(lab) as recorder:
             assert ping(lab.client, SERVER[4], count=3).lost == 0
@@ -45,7 +47,7 @@ def test_tap_tells_clear_text_from_esp() -> None:
             counts = tap.counts()
             assert (counts["clear"], counts["esp"]) == (10, 0)
             assert counts["housekeeping"] > 0
-            assert "10.1.0.2 > 10.2.0.2 protocol 1" in tap.clear_samples()[0]
+            assert "10.1.0.2 > 10.2.0.2 protocol 1, 84 bytes" in tap.clear_samples()[0]
             _send_fake_esp(lab)
             lab.client.run(["sleep", "0.1"])
             counts = tap.counts()
@@ -127,7 +129,7 @@ def test_signal_takes_all_down(number: signal.Signals) -> None:
 
 
 def test_kill_is_swept_up() -> None:
-    """After kill -9 the programs die with their maker, and the next lab removes its namespaces; live labs stay."""
+    """After kill -9 programs die with their maker; the next lab removes its namespaces, live labs stay."""
     maker, program = start_maker()
     other, _ = start_maker()
     try:

@@ -1,0 +1,210 @@
+"""Esplanade itself in the laboratory: a configuration file per gateway, `esplanade run`, its status.
+
+Keys are made anew for every `Tunnel`. Configuration, state and status socket lie in the lab's directory and
+go with it, so a restarted gateway finds the high-water marks of the one before (and a new lab has new
+keys).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import control
+from control.lab.space import LabError, Program
+from control.lab.topology import FAR_LAN, NEAR_LAN, PEER, SEGMENTS, Lab, address
+
+DRIVERS = ("xdp", "packet", "tun")
+PROPOSAL = "aes128gcm16-esn"
+KEY_BYTES = 20  # AES-128 and salt
+READY_SECONDS = 20.0
+SOURCE_ROOT = Path(control.__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tunnel:
+    """The pair of SAs between the gateways: outbound SPI and key of each, by gateway."""
+
+    spis: Mapping[str, int] = field(default_factory=lambda: {"gwa": 0x1001, "gwb": 0x1002})
+    keys: Mapping[str, str] = field(
+        default_factory=lambda: {name: secrets.token_hex(KEY_BYTES) for name in PEER}, repr=False
+    )
+
+
+def build_config(host: str, driver: str, tunnel: Tunnel, *, workers: int, directory: Path) -> str:
+    """The esplanade.toml of gateway `host` ("gwa" or "gwb"); `directory` gets its state and its socket."""
+    encap = driver == "tun"
+    text = f'[gateway]\nworkers = {workers}\nstate_dir = "{directory}/state"\nrun_dir = "{directory}/run"\n'
+    if driver == "tun":
+        text += _table("[port]", name="lan", role="protected", driver="tun", interface="esp0")
+        text += _table("[port]", name="wan", role="unprotected", driver="udp")
+    else:
+        text += _table("[port]", name="lan", role="protected", driver=driver, interface="lan0")
+        text += _table("[port]", name="wan", role="unprotected", driver=driver, interface="wan0")
+    for direction, sender in (("out", host), ("in", PEER[host])):
+        text += _table(
+            "[sa]",
+            name=f"from-{sender}",
+            direction=direction,
+            spi=tunnel.spis[sender],
+            local=str(address(host, "wan0")),
+            remote=str(address(PEER[host], "wan0")),
+            proposal=PROPOSAL,
+            encryption_key=tunnel.keys[sender],
+            encap=encap,
+        )
+    networks = {
+        "local": [str(network) for network in SEGMENTS[NEAR_LAN[host]]],
+        "remote": [str(network) for network in SEGMENTS[FAR_LAN[host]]],
+    }
+    return text + _table(
+        "[policy]", name="sites", **networks, **{"out": f"from-{host}", "in": f"from-{PEER[host]}"}
+    )
+
+
+def _table(heading: str, **values: str | int | bool | list[str]) -> str:
+    # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML.
+    return f"\n[{heading}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+class Gateway:
+    """One `esplanade run` in gateway `host` of a lab. `start` does not wait; `wait_ready` does."""
+
+    def __init__(self, lab: Lab, host: str, driver: str, tunnel: Tunnel, *, workers: int = 2) -> None:
+        """Write the configuration; nothing runs yet."""
+        self.host = host
+        self.driver = driver
+        self._space = lab.spaces[host]
+        self.directory = lab.directory / host
+        self.directory.mkdir(exist_ok=True)
+        self.config_path = self.directory / "esplanade.toml"
+        text = build_config(host, driver, tunnel, workers=workers, directory=self.directory)
+        self.config_path.touch(mode=0o600)
+        self.config_path.write_text(text)
+        self.program: Program | None = None
+        self._notify: socket.socket | None = None
+
+    def start(self) -> None:
+        """Start it, in the lab's namespace, with a socket to say READY=1 to (sd_notify)."""
+        path = self.directory / "notify"
+        path.unlink(missing_ok=True)
+        if self._notify is not None:
+            self._notify.close()
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(path))
+        self.program = self._space.start(
+            self._command("run", "-c", str(self.config_path)),
+            environment={"NOTIFY_SOCKET": str(path), "PYTHONPATH": _python_path()},
+        )
+
+    def wait_ready(self, timeout: float = READY_SECONDS) -> None:
+        """Wait for READY=1. LabError with the last lines of its log when it ends or takes longer."""
+        assert self.program is not None, "start() first"
+        assert self._notify is not None
+        self._notify.settimeout(0.05)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            try:
+                if b"READY=1" in self._notify.recv(4096).split(b"\n"):
+                    return
+            except TimeoutError:
+                if not self.program.running:
+                    raise LabError(self._complaint(f"ended with status {self.program.wait(0)}")) from None
+        raise LabError(self._complaint(f"was not ready within {timeout:g} s"))
+
+    def check_alive(self) -> None:
+        """LabError with the last lines of its log if it has ended."""
+        if self.program is not None and not self.program.running:
+            raise LabError(self._complaint(f"ended with status {self.program.wait(0)}"))
+
+    def status(self) -> dict[str, Any]:
+        """What `esplanade status --json` prints."""
+        shown = self._space.run(self.status_command("--json"), timeout=10)
+        status: dict[str, Any] = json.loads(shown.output())
+        return status
+
+    def status_command(self, *options: str) -> list[str]:
+        """The command that shows this gateway's status."""
+        return self._command("status", "-c", str(self.config_path), *options)
+
+    def active_modes(self) -> list[str]:
+        """What the ports really run as: "native/copy", say; one entry per different mode."""
+        return list(dict.fromkeys(str(port["mode"]) for port in self.status()["ports"]))
+
+    def log(self, lines: int = 10) -> str:
+        """The last lines of its log."""
+        return "" if self.program is None else self.program.log(lines)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        return 0 if self.program is None else self.program.stop()
+
+    def close(self) -> None:
+        """Stop it and let go of the notify socket."""
+        self.stop()
+        if self._notify is not None:
+            self._notify.close()
+            self._notify = None
+
+    @staticmethod
+    def _command(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "control", *arguments]
+
+    def _complaint(self, what: str) -> str:
+        said = self.log() or "(it wrote nothing)"
+        return f"gateway {self.host} ({self.driver}) {what}; its log ends with:\n{said}"
+
+
+class Gateways:
+    """Both gateways of a lab: started together, ready on entry, stopped on exit."""
+
+    def __init__(self, lab: Lab, driver: str, *, workers: int = 2) -> None:
+        """New keys, two configurations."""
+        tunnel = Tunnel()
+        self.a = Gateway(lab, "gwa", driver, tunnel, workers=workers)
+        self.b = Gateway(lab, "gwb", driver, tunnel, workers=workers)
+
+    def __enter__(self) -> Self:
+        """Start both, then wait for both."""
+        try:
+            for gateway in (self.a, self.b):
+                gateway.start()
+            for gateway in (self.a, self.b):
+                gateway.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop both."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop both."""
+        self.a.close()
+        self.b.close()
+
+
+def make_lab(driver: str, *, tapped: bool = False, workers: int = 2) -> Lab:
+    """The lab that suits a driver.
+
+    xdp and packet must catch what the kernel would else forward in clear, so the kernel has the routes;
+    for tun the gateway itself brings the route to the far network.
+    """
+    return Lab(queues=workers, routed=driver != "tun", tapped=tapped)
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH", "")]))
