@@ -36,6 +36,7 @@ MODULES = {  # module of ext: libraries it links
     "esp_in": [],
     "icmp": [],
     "loop": [],
+    "steering": ["bpf"],
     "xsk": ["xdp", "bpf"],
     "packetsock": [],
     "rawsock": [],
@@ -44,6 +45,7 @@ MODULES = {  # module of ext: libraries it links
     "segment": [],
     "memory": [],
     "porttool": [],
+    "portbench": [],
 }
 if platform.machine() != "x86_64":
     del MODULES["crypto_mb"]  # libipsec-mb is written for x86-64; crypto_evp serves everywhere
