@@ -1,8 +1,8 @@
 """The shared structs of ext/*.pxd as numpy dtypes: the same bytes, seen from Python.
 
-Written by hand, so that a reader sees what there is; tests/dataplane/test_layout.py holds every size, offset and
-kind against what the C compiler says (ext.layout). Numbers are in host order unless a name says otherwise; byte
-strings (kind V) are as on the wire.
+Written by hand, so that a reader sees what there is; tests/dataplane/test_layout.py holds every size,
+offset and kind against what the C compiler says (ext.layout). Numbers are in host order unless a name says
+otherwise; byte strings (kind V) are as on the wire.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ def test_dtype_is_the_struct(name: str) -> None:
     size, fields = COMPILED[name]
     dtype = layout.DTYPES[name]
     assert dtype.itemsize == size
-    assert dtype.names is not None and list(dtype.names) == list(fields)
+    assert dtype.names is not None
+    assert list(dtype.names) == list(fields)
     for field, (offset, width, kind) in fields.items():
         seen, where = dtype.fields[field][:2]
         assert (where, seen.itemsize) == (offset, width), field
@@ -33,7 +34,7 @@ def test_dtype_is_the_struct(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(COMPILED))
 def test_fields_leave_no_hole(name: str) -> None:
-    """A field that ext/layout.pyx forgets would be a hole; padding exists only before an aligned field or the end."""
+    """A field that ext/layout.pyx forgets would be a hole; padding stays below an alignment."""
     size, fields = COMPILED[name]
     end = 0
     for field, (offset, width, _) in fields.items():
