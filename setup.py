@@ -30,6 +30,7 @@ MODULES = {  # module of ext: libraries it links
     "policy": [],
     "replay": [],
     "wire": [],
+    "crypto": [],
     "crypto_mb": ["IPSec_MB"],
     "crypto_evp": ["crypto"],
     "esp_out": [],

@@ -72,3 +72,25 @@ cdef struct Engine:
     void (*open)(Engine *engine, JobList *list) noexcept nogil
     # Forget all it may hold of this key (contexts, cached schedules).
     void (*forget)(Engine *engine, uint32_t index) noexcept nogil
+    # [0 seal, 1 open][Cipher]: bit n is set where a short packet makes the engine read bytes 64n .. 64n+63 of Key
+    uint32_t key_lines[2][4]
+
+cdef extern from *:
+    """
+    static inline void esplanade_prefetch_lines(const void *base, uint32_t lines)
+    {
+        for (; lines; lines &= lines - 1)
+            __builtin_prefetch((const char *)base + 64 * __builtin_ctz(lines));
+    }
+    """
+    void prefetch_lines "esplanade_prefetch_lines"(const void *base, uint32_t lines) noexcept nogil
+
+cdef inline void key_prefetch(const Engine *engine, const Key *key, uint8_t cipher, bint opening) noexcept nogil:
+    """Ask the cache for what seal or open will read of this key: about seven lines, so once per run of one SA."""
+    prefetch_lines(key, engine.key_lines[opening][cipher & 3])
+
+cdef class EngineHandle:
+    """Base of both engines: holds the C Engine that the ESP passes call through."""
+    cdef Engine c
+    cdef readonly str name      # "ipsec-mb" or "openssl"
+    cdef readonly int number    # TablesHeader.engine: the layout of Key.expanded

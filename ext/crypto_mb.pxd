@@ -1,0 +1,25 @@
+"""The libipsec-mb engine: what `bench` and the ESP passes may see of it."""
+
+from libc.stdint cimport uint8_t, uint32_t
+
+from ext.crypto cimport EngineHandle
+from ext.libipsec_mb cimport IMB_JOB, IMB_MGR, aes_gcm_enc_dec_t, gcm_context_data
+from ext.packet cimport BATCH_MAX
+
+cdef struct MbState:
+    aes_gcm_enc_dec_t gcm_seal[8]       # by key length in bytes / 8
+    aes_gcm_enc_dec_t gcm_open[8]
+    gcm_context_data context            # scratch of one GCM call
+    IMB_MGR *manager                    # the library's choice for this CPU: ciphers, and most hashes
+    IMB_MGR *sse                        # NULL, or a second one: SSE code with SHA-NI (see crypto_mb.pyx)
+    IMB_MGR *hasher[4]                  # by Integrity: the one of the two that is faster here
+    uint32_t others                     # jobs of the list that are not GCM,
+    uint8_t member[BATCH_MAX]           # their positions in it
+    uint8_t group[BATCH_MAX]            # and their groups: jobs of one group go to the library in one call
+    uint8_t position[BATCH_MAX]         # of jobs[n] in the list
+    uint32_t laid_out                   # group and direction that the constant fields of `jobs` are set for
+    IMB_JOB *ring[BATCH_MAX]
+    IMB_JOB jobs[BATCH_MAX]
+
+cdef class MbEngine(EngineHandle):
+    cdef MbState *state
