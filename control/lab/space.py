@@ -15,8 +15,10 @@ import contextlib
 import ctypes
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,7 +112,8 @@ class Space:
 
     def ip(self, *commands: str) -> None:
         """Run `ip` commands (each without the leading "ip") in this namespace, in one process."""
-        ip_batch(commands, "-n", self.name)
+        # Not `ip -n`: that wants "/" to be a mount point, which it is not in a plain chroot.
+        ip_batch(commands, "nsenter", f"--net={NETNS_DIRECTORY / self.name}", "--")
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The argument vector that runs `argv` in this namespace; every step of it execs, so pids stay."""
@@ -195,12 +198,17 @@ def make_spaces(names: Sequence[str], directory: Path) -> list[Space]:
 
 
 def sweep() -> list[str]:
-    """Remove namespaces of ours whose maker is dead; returns their names. Live runs are left alone."""
+    """Remove namespaces and directories of ours whose maker is dead; returns their names. Live runs stay."""
     swept = []
-    for path in sorted(NETNS_DIRECTORY.glob(f"{PREFIX}-*")) if NETNS_DIRECTORY.is_dir() else ():
-        match = re.fullmatch(rf"{PREFIX}-(\d+)(\.\d+)?-\w+", path.name)
-        if match and not Path("/proc", match[1]).exists():
-            subprocess.run(["ip", "netns", "del", path.name], check=False, stderr=subprocess.DEVNULL)
+    for directory in (NETNS_DIRECTORY, Path(tempfile.gettempdir())):
+        for path in sorted(directory.glob(f"{PREFIX}-*")):
+            match = re.match(rf"{PREFIX}-(\d+)(\.\d+)?-", path.name)
+            if not match or Path("/proc", match[1]).exists():
+                continue
+            if directory == NETNS_DIRECTORY:
+                subprocess.run(["ip", "netns", "del", path.name], check=False, stderr=subprocess.DEVNULL)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
             swept.append(path.name)
     return swept
 
@@ -215,10 +223,10 @@ def free_tag() -> str:
         number += 1
 
 
-def ip_batch(commands: Sequence[str], *options: str) -> None:
-    """Run several `ip` commands in one process; LabError names the first that failed."""
+def ip_batch(commands: Sequence[str], *through: str) -> None:
+    """Run several `ip` commands in one process (by the command `through`); LabError names the first that failed."""
     done = subprocess.run(
-        ["ip", *options, "-batch", "-"],
+        [*through, "ip", "-batch", "-"],
         check=False,
         input="\n".join(commands) + "\n",
         text=True,
@@ -228,7 +236,7 @@ def ip_batch(commands: Sequence[str], *options: str) -> None:
     if done.returncode != 0:
         match = re.search(r"Command failed -:(\d+)", done.stderr)
         command = commands[int(match[1]) - 1] if match else "; ".join(commands)
-        raise LabError(f"ip {' '.join(options)} {command}: {done.stderr.strip()}")
+        raise LabError(f"{' '.join(through)} ip {command}: {done.stderr.strip()}".strip())
 
 
 def enter_namespace(path: Path) -> None:

@@ -14,6 +14,8 @@ about a third of the speed: speed is measured on the direct cable.
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import tempfile
@@ -104,7 +106,7 @@ class Lab:
         sweep()
         with ExitStack() as stack:
             stack.enter_context(SignalsRaise())
-            self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-lab-"))
+            self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-lab-"))
             stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
             hosts = [*INTERFACES, *(["wire"] if self.tapped else [])]
             tag = free_tag()
@@ -206,9 +208,9 @@ class Lab:
                         )
 
     def mac(self, host: str, interface: str) -> str:
-        """The link address of an interface, as `02:...`."""
-        shown = self.spaces[host].run(["cat", f"/sys/class/net/{interface}/address"])
-        return shown.output().strip()
+        """The link address of an interface, such as "02:00:5e:10:00:01"."""
+        shown = self.spaces[host].run(["ip", "-j", "link", "show", "dev", interface])
+        return str(json.loads(shown.output())[0]["address"])
 
     def set_offloads(self, on: bool) -> None:
         """Switch TSO, GSO and GRO of the two end hosts' interfaces (only for the `plain` comparison)."""

@@ -140,7 +140,7 @@ def test_kill_is_swept_up() -> None:
             time.sleep(0.01)
         assert gone(program)
         assert len(spaces_of(maker.pid)) == 4
-        sweep()
+        assert len(sweep()) == 5  # four namespaces and a directory
         assert not spaces_of(maker.pid)
         assert spaces_of(other.pid)
     finally:
