@@ -1,6 +1,7 @@
 """From TOML to `Config`: 1 read the file 2 read each table 3 cross-check 4 raise all problems at once.
 
-Nothing else in the project raises ConfigError. Everything that reads a table notes problems in a Report and goes on, so that one run of the program shows all of them.
+Nothing else in the project raises ConfigError. Whatever reads a table notes problems in a Report and goes
+on, so that one run of the program shows all of them.
 """
 
 from __future__ import annotations

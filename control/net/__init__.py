@@ -1,0 +1,1 @@
+"""What the control plane knows of the network around it: the mirror of the kernel's tables."""

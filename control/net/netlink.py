@@ -1,0 +1,319 @@
+"""The live side of the mirror: 1 subscribe 2 dump 3 apply events 4 tell the dataplane what follows.
+
+Events are subscribed to before the dump, and held back while a dump runs, so none is lost and none is
+overtaken by older news. An overrun of the event socket is answered by a new dump. A burst of events is
+applied once, at the latest 100 ms after its first.
+
+The dataplane learns from here: routes of decrypted packets, the way of each SA's outer packets (the
+kernel's own answer, so policy routing counts), the host's addresses, and what became of the ports' interfaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+from control.net.mirror import Link, Mirror, MirrorPort, NeighbourKey, PeerRoute, peer_route
+from dataplane.model import Address, AdjacencySpec, Direction, RouteSpec, SaSpec
+
+log = logging.getLogger("esplanade.netlink")
+
+# RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
+GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400
+RECEIVE_BUFFER = 4 << 20  # bytes: events of a few thousand neighbours
+QUIET = 0.020  # seconds without an event that end a burst
+LATEST = 0.080  # seconds after a burst's first event at which it is applied anyway
+REASK = 30.0  # seconds between questions for the peers' routes: the kernel learns path MTUs silently
+DUMP_TRIES = 5
+NTF_USE = 0x01
+
+
+class Sink(Protocol):
+    """Who is told; every call is quick and must not raise."""
+
+    def set_routes(self, routes: Sequence[RouteSpec]) -> None:
+        """The whole table of routes of decrypted packets."""
+
+    def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
+        """How one SA's outer packets leave; `mtu` is that of the path, None while there is no route."""
+
+    def set_locals(self, addresses: Sequence[Address]) -> None:
+        """The host's own addresses."""
+
+    def port_changed(self, name: str, link: Link | None, addresses: Sequence[Address]) -> None:
+        """A port's interface changed (state, MAC, MTU, name, addresses) or is gone."""
+
+
+class NetlinkMirror:
+    """Keeps the dataplane's tables in step with the kernel's."""
+
+    def __init__(self, ports: Iterable[MirrorPort], sink: Sink) -> None:
+        self.mirror = Mirror(ports)
+        self._sink = sink
+        self._sas: dict[str, SaSpec] = {}
+        self._answers: dict[str, PeerRoute | None] = {}
+        self._told: dict[str, object] = {}  # what the sink was told last, by subject
+        self._events: socket.socket | None = None
+        self._requests: AsyncIPRoute | None = None
+        self._parser = MarshalRtnl()
+        self._held: list[Any] = []  # events not yet applied
+        self._wake = asyncio.Event()
+        self._overrun = False
+        self._ask = False  # the peers' routes may have changed
+        self._task: asyncio.Task[None] | None = None
+        self._unreachable: set[str] = set()
+        self.resyncs = 0  # full dumps so far
+
+    async def start(self, sas: Iterable[SaSpec] = ()) -> None:
+        """Subscribe, dump, tell the sink everything once, and follow from then on.
+
+        OSError when the kernel refuses a netlink socket.
+        """
+        self._sas = {sa.name: sa for sa in sas if sa.direction is Direction.OUT}
+        events = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+        self._events = events
+        # SO_RCVBUFFORCE may exceed the system's limit, and needs CAP_NET_ADMIN.
+        try:
+            events.setsockopt(socket.SOL_SOCKET, 33, RECEIVE_BUFFER)
+        except OSError:
+            events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        events.bind((0, GROUPS))
+        asyncio.get_running_loop().add_reader(events.fileno(), self._readable)
+        self._requests = AsyncIPRoute()
+        await self._requests.bind()
+        await self._resync()
+        await self._ask_peers()
+        await self._tell()
+        self._task = asyncio.create_task(self._follow(), name="netlink mirror")
+
+    async def close(self) -> None:
+        """Stop following; the tables stay as they are."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        if self._events is not None:
+            asyncio.get_running_loop().remove_reader(self._events.fileno())
+            self._events.close()
+            self._events = None
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
+
+    async def set_sas(self, sas: Iterable[SaSpec]) -> None:
+        """Replace the SAs whose way out is followed, and tell the sink about each of them anew."""
+        self._sas = {sa.name: sa for sa in sas if sa.direction is Direction.OUT}
+        for subject in [key for key in self._told if key.startswith("sa ")]:
+            del self._told[subject]
+        await self._ask_peers()
+        await self._tell()
+
+    # 1, 3 -- events
+
+    def _readable(self) -> None:
+        """Take every waiting datagram; they are applied after the burst."""
+        assert self._events is not None
+        while True:
+            try:
+                data = self._events.recv(1 << 16)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    log.error("netlink events: %s; asking the kernel for everything again", error.strerror)
+                self._overrun = True
+                break
+            self._held.append(data)
+        self._wake.set()
+
+    async def _follow(self) -> None:
+        """Apply bursts as they end, and ask for the peers' routes now and then."""
+        while True:
+            try:
+                async with asyncio.timeout(REASK):
+                    await self._wake.wait()
+                await self._burst()
+            except TimeoutError:
+                self._ask = True
+            try:
+                await self._apply()
+            except (NetlinkError, OSError) as error:
+                # A question failed half-way: start over, but not in a tight loop.
+                log.error("netlink: %s; asking the kernel for everything again", error)
+                self._overrun = True
+                await asyncio.sleep(1.0)
+                self._wake.set()
+
+    async def _burst(self) -> None:
+        """Wait until no event came for a while, or the first has waited long enough."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LATEST
+        while self._wake.is_set() and loop.time() < deadline:
+            self._wake.clear()
+            await asyncio.sleep(QUIET)
+        self._wake.clear()
+
+    async def _apply(self) -> None:
+        """Enter what was held back, ask again where needed, and tell."""
+        if self._overrun:
+            self._overrun = False
+            log.warning("netlink: events were lost; asking the kernel for everything again")
+            await self._resync()
+            self._ask = True
+        else:
+            self._enter_held()
+        if self.mirror.routes_in_doubt:
+            await self._reload_routes()
+            self._ask = True
+        if self._ask:
+            self._ask = False
+            await self._ask_peers()
+        await self._tell()
+
+    def _enter_held(self) -> None:
+        held, self._held = self._held, []
+        for data in held:
+            for message in self._parser.parse(data):
+                if self.mirror.apply(message) in ("route", "address", "link"):
+                    self._ask = True
+
+    # 2 -- dumps
+
+    async def _resync(self) -> None:
+        """Dump everything anew; events that arrive meanwhile are applied after it."""
+        requests = self._requests
+        assert requests is not None
+        self.resyncs += 1
+        for attempt in range(DUMP_TRIES):
+            self._held.clear()
+            self.mirror.clear()
+            try:
+                for dump in (requests.link, requests.addr, requests.neigh):
+                    async for message in await dump("dump"):
+                        self.mirror.apply(message)
+                await self._reload_routes()
+                break
+            except NetlinkDumpInterrupted:
+                if attempt == DUMP_TRIES - 1:
+                    raise
+        self._enter_held()
+
+    async def _reload_routes(self) -> None:
+        """Dump the main table of both families."""
+        assert self._requests is not None
+        for attempt in range(DUMP_TRIES):
+            self.mirror.clear_routes()
+            try:
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    async for message in await self._requests.route("dump", family=family, table=254):
+                        self.mirror.load_route(message)
+                return
+            except NetlinkDumpInterrupted:
+                if attempt == DUMP_TRIES - 1:
+                    raise
+
+    async def _ask_peers(self) -> None:
+        """The kernel's route for each SA's peer, from the SA's own address."""
+        asked: dict[tuple[Address, Address], PeerRoute | None] = {}
+        answers: dict[str, PeerRoute | None] = {}
+        for name, sa in list(self._sas.items()):
+            pair = (sa.local, sa.remote)
+            if pair not in asked:
+                asked[pair] = await self._ask_route(*pair)
+            answers[name] = asked[pair]
+            self._report_reachability(sa, answers[name])
+        self._answers = answers
+
+    async def _ask_route(self, local: Address, remote: Address) -> PeerRoute | None:
+        assert self._requests is not None
+        try:
+            replies = await self._requests.route("get", dst=str(remote), src=str(local))
+        except NetlinkError:
+            return None  # no route, or `local` is no address of ours
+        return peer_route(remote, replies[0]) if replies else None
+
+    def _report_reachability(self, sa: SaSpec, answer: PeerRoute | None) -> None:
+        """Say once when an SA loses its route, and once when it has one again."""
+        if answer is not None:
+            if sa.name in self._unreachable:
+                log.info("sa %s: there is a route to %s again", sa.name, sa.remote)
+            self._unreachable.discard(sa.name)
+        elif sa.name not in self._unreachable:
+            self._unreachable.add(sa.name)
+            if sa.local in self.mirror.local_addresses():
+                log.warning(
+                    "sa %s: the kernel has no route to %s; add one (ip route add)", sa.name, sa.remote
+                )
+            else:
+                log.warning(
+                    "sa %s: %s is no address of this host; add it to an interface (ip address add)",
+                    sa.name,
+                    sa.local,
+                )
+
+    # 4 -- tell the dataplane
+
+    async def _tell(self) -> None:
+        """Tell the sink what differs from what it was told last, and have stale neighbours checked."""
+        mirror = self.mirror
+        for port in mirror.ports:
+            if port.interface:
+                link, addresses = mirror.link_of(port), mirror.addresses_of(port)
+                if self._news(f"port {port.name}", (link, addresses)):
+                    self._sink.port_changed(port.name, link, addresses)
+        addresses = mirror.local_addresses()
+        if self._news("locals", addresses):
+            self._sink.set_locals(addresses)
+        routes = mirror.routes()
+        if self._news("routes", routes):
+            self._sink.set_routes(routes)
+        for name, sa in self._sas.items():
+            answer = self._answers.get(name)
+            adjacency = mirror.sa_adjacency(answer, encapsulated=sa.encap is not None)
+            mtu = mirror.path_mtu(answer) if answer is not None else None
+            if self._news(f"sa {name}", (adjacency, mtu)):
+                self._sink.set_sa_adjacency(name, adjacency, mtu)
+        await self._refresh_neighbours()
+
+    def _news(self, subject: str, value: object) -> bool:
+        """True when `value` differs from what was told about `subject` last."""
+        if subject in self._told and self._told[subject] == value:
+            return False
+        self._told[subject] = value
+        return True
+
+    async def _refresh_neighbours(self) -> None:
+        """Have the kernel probe stale neighbours in use and resolve next hops that are missing (NTF_USE)."""
+        hops = self.mirror.next_hops(answer for answer in self._answers.values() if answer is not None)
+        for key in self.mirror.stale(hops):
+            await self._use(key)
+        missing = sorted(
+            (key for key in hops if key not in self.mirror.neighbours), key=lambda key: (key[0], str(key[1]))
+        )
+        if self._news("missing next hops", missing):
+            for key in missing:
+                await self._use(key)
+
+    async def _use(self, key: NeighbourKey) -> None:
+        """Tell the kernel that a neighbour is wanted, as a packet of its own would."""
+        interface, address = key
+        assert self._requests is not None
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        try:
+            await self._requests.neigh(
+                "replace", family=family, dst=str(address), ifindex=interface, flags=NTF_USE, state=0
+            )
+        except NetlinkError as error:
+            log.debug("neighbour %s on interface %d: %s", address, interface, error)
