@@ -1,0 +1,467 @@
+"""AF_XDP: one socket per (interface, queue) on the worker's frames.
+
+    steered frame -> the kernel writes it into a frame of the fill ring -> rx ring -> receive: a Packet where it
+    lies -> (the kernels) -> transmit of this or another port: its offset into the tx ring -> kick -> the kernel
+    sends it -> completion ring -> flush: the frame is free again
+
+The ports of one worker share one UMEM, which is the worker's frame pool; each has four rings of its own. Every
+frame is at any time in exactly one place: free in the pool, in a batch, `filled` (fill or rx ring of one port)
+or `sending` (tx ring, kernel or completion ring of one port).
+
+Zero-copy is a property of the UMEM: the kernel gives all its sockets the mode of the first. Where a later port
+cannot do what the first could, all must be opened anew, on a new pool, with zero_copy="off".
+
+Limits: single-buffer frames only, so a packet is at most frame_size - 256 bytes with its Ethernet header; the
+kernel drops longer ones and counts them as `rx_dropped`. With a generic program on a veth interface these
+include the segmentation super-frames of the peer's stack: turn its TSO off. Frames that a closed port held are
+not given back: a pool lives as long as its ports do.
+"""
+
+cimport cython
+from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOBUFS, EOPNOTSUPP, EPERM, errno
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from ext.counters cimport PASS
+from ext.libbpf cimport bpf_map_delete_elem, bpf_map_update_elem
+from ext.libxdp cimport (
+    XDP_COPY, XDP_OPTIONS, XDP_OPTIONS_ZEROCOPY, XDP_STATISTICS, XDP_USE_NEED_WAKEUP, XDP_ZEROCOPY,
+    XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, xdp_desc, xdp_options, xdp_statistics, xsk_cons_nb_avail, xsk_prod_nb_free,
+    xsk_ring_cons__comp_addr, xsk_ring_cons__peek, xsk_ring_cons__release, xsk_ring_cons__rx_desc,
+    xsk_ring_prod__fill_addr, xsk_ring_prod__needs_wakeup, xsk_ring_prod__reserve, xsk_ring_prod__submit,
+    xsk_ring_prod__tx_desc, xsk_socket__create_shared, xsk_socket__delete, xsk_socket__fd, xsk_socket_config,
+    xsk_umem__create, xsk_umem__delete, xsk_umem_config,
+)
+from ext.linuxnet cimport (
+    MSG_DONTWAIT, SO_SNDBUF, SO_SNDBUFFORCE, SOL_SOCKET, SOL_XDP, getsockopt, recvfrom, sendto, setsockopt,
+)
+from ext.packet cimport (
+    BATCH_MAX, LINK_ETHERNET, NO_INDEX, Batch, FramePool, Packet, Pool, Port, PortHandle, frame_give, frame_take,
+)
+
+import os
+import time
+
+cdef extern from *:
+    """
+    #include <bpf/libbpf.h>
+    #include <xdp/libxdp.h>
+
+    /* Both libraries tell stderr what we tell the user ourselves. */
+    static void silence(void)
+    {
+        libbpf_set_print(NULL);
+        libxdp_set_print(NULL);
+    }
+    """
+    void silence()
+    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
+
+cdef enum:
+    ETHERNET_HEADER = 14
+    KICK_BATCH = 32             # descriptors the kernel sends per call in copy mode
+    REFILL_BATCH = 64           # frames given to the fill ring at a time
+    SEND_BUFFER = 8 << 20       # bytes of sent packets the kernel may hold before it says "try again"
+    RETRY_MILLISECONDS = 1
+
+silence()
+
+
+# ---- The four callbacks of Port, in the order of a packet's life ------------------------------------------------
+
+
+cdef uint32_t xsk_receive(Port *port, Batch *batch) noexcept nogil:
+    """Describe what the rx ring holds, at most a batch."""
+    cdef XskState *state = <XskState *>port.state
+    cdef FramePool *frames = port.frames
+    cdef uint64_t inside = frames.frame_size - 1
+    cdef uint64_t bytes_seen = 0
+    cdef uint64_t offset
+    cdef uint32_t at = 0
+    cdef uint32_t index
+    cdef const xdp_desc *descriptor
+    cdef Packet *packet
+    cdef uint32_t count = xsk_ring_cons__peek(&state.rx, BATCH_MAX, &at)
+    batch.count = count
+    if count == 0:
+        return 0
+    for index in range(count):
+        descriptor = xsk_ring_cons__rx_desc(&state.rx, at + index)
+        packet = &batch.packets[index]
+        offset = descriptor.addr & inside
+        packet.data = frames.base + descriptor.addr
+        prefetch(packet.data)
+        packet.frame = descriptor.addr - offset
+        packet.length = descriptor.len
+        packet.sa = NO_INDEX
+        packet.adjacency = NO_INDEX
+        packet.headroom = <uint16_t>offset
+        packet.tailroom = <uint16_t>(frames.frame_size - offset - descriptor.len)
+        packet.verdict = PASS
+        packet.flags = 0
+        packet.port = port.index
+        bytes_seen += descriptor.len
+    xsk_ring_cons__release(&state.rx, count)
+    state.filled -= count
+    port.counters.rx_packets += count
+    port.counters.rx_bytes += bytes_seen - count * ETHERNET_HEADER
+    return count
+
+
+cdef uint32_t xsk_transmit(Port *port, Packet **packets, uint32_t count) noexcept nogil:
+    """Put packets into the tx ring, as many as it has room for; kick the kernel for each full KICK_BATCH."""
+    cdef XskState *state = <XskState *>port.state
+    cdef uint64_t bytes_sent = 0
+    cdef uint32_t at = 0
+    cdef uint32_t index
+    cdef xdp_desc *descriptor
+    cdef uint32_t room = xsk_prod_nb_free(&state.tx, count)
+    if room < count:
+        port.counters.tx_full += 1
+        _kick(port)
+        room = xsk_prod_nb_free(&state.tx, count)
+        if room < count:
+            count = room
+    if count == 0:
+        return 0
+    xsk_ring_prod__reserve(&state.tx, count, &at)
+    for index in range(count):
+        descriptor = xsk_ring_prod__tx_desc(&state.tx, at + index)
+        descriptor.addr = packets[index].data - port.frames.base
+        descriptor.len = packets[index].length
+        descriptor.options = 0
+        bytes_sent += packets[index].length
+    xsk_ring_prod__submit(&state.tx, count)
+    state.sending += count
+    state.unkicked += count
+    port.counters.tx_packets += count
+    port.counters.tx_bytes += bytes_sent - count * ETHERNET_HEADER
+    while state.unkicked >= KICK_BATCH:
+        _kick(port)
+    return count
+
+
+cdef void _kick(Port *port) noexcept nogil:
+    """Make the kernel send up to KICK_BATCH descriptors; zero-copy drivers are told only when they sleep."""
+    cdef XskState *state = <XskState *>port.state
+    state.unkicked -= min(state.unkicked, <uint32_t>KICK_BATCH)
+    if state.zero_copy and not xsk_ring_prod__needs_wakeup(&state.tx):
+        return
+    port.counters.tx_syscalls += 1
+    state.refused = (
+        sendto(state.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0
+        # These three say that it did or could do a part: what is left in the ring goes with the next kick.
+        and errno != EAGAIN and errno != EBUSY and errno != ENOBUFS and errno != EINTR
+    )
+
+
+cdef uint32_t _unsent(XskState *state) noexcept nogil:
+    """Descriptors in the tx ring that the kernel has not taken."""
+    return state.tx.size - xsk_prod_nb_free(&state.tx, state.tx.size)
+
+
+cdef void xsk_flush(Port *port) noexcept nogil:
+    """Kick for what waits, take back what was sent, refill."""
+    cdef XskState *state = <XskState *>port.state
+    cdef uint32_t waiting, before
+    if state.sending:
+        waiting = _unsent(state)
+        while waiting:
+            before = waiting
+            _kick(port)
+            if state.zero_copy:
+                break
+            waiting = _unsent(state)
+            if waiting == before:   # the kernel is out of buffers: the next loop tries again
+                break
+        state.unkicked = 0
+        _reap(port)
+    _refill(port)
+
+
+cdef void _reap(Port *port) noexcept nogil:
+    """Frames that the kernel has sent go back to the pool."""
+    cdef XskState *state = <XskState *>port.state
+    cdef FramePool *frames = port.frames
+    cdef uint32_t at = 0
+    cdef uint32_t index
+    cdef uint32_t count = xsk_ring_cons__peek(&state.completion, state.completion.size, &at)
+    if count == 0:
+        return
+    for index in range(count):
+        frame_give(frames, xsk_ring_cons__comp_addr(&state.completion, at + index)[0])
+    xsk_ring_cons__release(&state.completion, count)
+    state.sending -= count
+
+
+cdef void _refill(Port *port) noexcept nogil:
+    """Bring fill and rx ring together up to the target, in batches; wake a driver that waits for frames."""
+    cdef XskState *state = <XskState *>port.state
+    cdef FramePool *frames = port.frames
+    cdef uint32_t wanted = state.fill_target - state.filled
+    cdef uint32_t at = 0
+    cdef uint32_t index
+    cdef uint64_t frame = 0
+    if wanted >= state.refill_batch:
+        wanted = min(wanted, frames.free_count)
+        # The ring is as large as the target at least, so there is room for all that is wanted.
+        if wanted and xsk_ring_prod__reserve(&state.fill, wanted, &at) == wanted:
+            for index in range(wanted):
+                frame_take(frames, &frame)
+                xsk_ring_prod__fill_addr(&state.fill, at + index)[0] = frame
+            xsk_ring_prod__submit(&state.fill, wanted)
+            state.filled += wanted
+    if xsk_ring_prod__needs_wakeup(&state.fill):
+        port.counters.rx_syscalls += 1
+        recvfrom(state.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
+
+
+cdef bint xsk_arm(Port *port) noexcept nogil:
+    """The kernel wakes poll() whenever the rx ring is not empty, so only what waits now matters."""
+    cdef XskState *state = <XskState *>port.state
+    if xsk_cons_nb_avail(&state.rx, 1):
+        return False
+    # Unsent packets need another kick soon, unless the link is down: then there is nothing to be had by spinning.
+    return state.sending == 0 or state.refused or _unsent(state) == 0
+
+
+# ---- A closed port ------------------------------------------------------------------------------------------
+
+
+cdef uint32_t _receive_nothing(Port *port, Batch *batch) noexcept nogil:
+    batch.count = 0
+    return 0
+
+
+cdef uint32_t _transmit_nothing(Port *port, Packet **packets, uint32_t count) noexcept nogil:
+    return 0
+
+
+cdef void _flush_nothing(Port *port) noexcept nogil:
+    pass
+
+
+cdef bint _arm_nothing(Port *port) noexcept nogil:
+    return True
+
+
+cdef void _close_callbacks(Port *port) noexcept nogil:
+    port.receive = _receive_nothing
+    port.transmit = _transmit_nothing
+    port.flush = _flush_nothing
+    port.arm = _arm_nothing
+    port.fd = -1
+
+
+# ---- Opening and closing ------------------------------------------------------------------------------------
+
+
+cdef class Umem:
+    """The frame pool of a worker, registered with the kernel when its first port opens.
+
+    `zero_copy` is "auto" (try it, else copy), "on" (or fail) or "off". The pages are pinned, so the memory is
+    resident from then on.
+    """
+
+    def __init__(self, Pool pool, str zero_copy="auto"):
+        if zero_copy not in ("auto", "on", "off"):
+            raise ValueError(f"zero_copy is {zero_copy!r}; it must be auto, on or off")
+        self.pool = pool
+        self.zero_copy = zero_copy
+
+    def __dealloc__(self):
+        if self.umem != NULL:
+            xsk_umem__delete(self.umem)
+
+    cdef int _register(self, uint32_t ring) except -1:
+        """Give the pool to the kernel; the rings made here become the first port's."""
+        cdef xsk_umem_config config
+        cdef int error
+        memset(&config, 0, sizeof(config))
+        config.fill_size = ring
+        config.comp_size = ring
+        config.frame_size = self.pool.c.frame_size
+        error = xsk_umem__create(
+            &self.umem, self.pool.c.base, self.pool.c.size, &self.fill, &self.completion, &config)
+        if error:
+            self.umem = NULL
+            hint = {
+                ENOBUFS: "pinning it takes CAP_IPC_LOCK or a larger RLIMIT_MEMLOCK",
+                EPERM: "AF_XDP sockets take CAP_NET_RAW",
+            }.get(-error, "")
+            raise OSError(-error, f"register {self.pool.c.size} bytes of frames as UMEM: {os.strerror(-error)}"
+                          + (f": {hint}" if hint else ""))
+        return 0
+
+    cdef int _release(self) except -1:
+        if self.umem != NULL:
+            xsk_umem__delete(self.umem)
+            self.umem = NULL
+        return 0
+
+
+@cython.no_gc_clear
+cdef class XskPort(PortHandle):
+    """One AF_XDP socket on `queue` of `interface`, fed by the steering program whose XSKMAP is `xsks_fd`.
+
+    `ring` is the size of each of its four rings (a power of two), `fill` how many frames it keeps ready for
+    reception (default: the ring's size, but at most a quarter of the pool). Opening is tried again for `retry`
+    seconds while the kernel still holds the queue for a socket that has died (EBUSY). Nothing is received
+    before the first `flush`, which brings the first frames. Raises OSError with what was tried.
+    """
+
+    def __init__(
+        self, Umem umem, str name, str interface, int queue, int xsks_fd, *, int role, int mtu, addresses=(),
+        str xdp_mode="native", int ring=2048, int fill=0, double retry=1.0,
+    ):
+        cdef Pool pool = umem.pool
+        super().__init__(pool, name, role, LINK_ETHERNET, mtu, addresses)
+        _close_callbacks(&self.c)
+        self.xsks_fd = -1
+        if ring <= 0 or ring & (ring - 1):
+            raise ValueError(f"port {name}: ring is {ring}; it must be a power of two")
+        if fill == 0:
+            fill = min(ring, pool.frame_count // 4)
+        if not 0 < fill <= ring:
+            raise ValueError(f"port {name}: fill is {fill}; it must be between 1 and the ring's {ring}")
+        self.umem = umem
+        self.interface = interface
+        self.queue = queue
+        self.xdp_mode = xdp_mode
+        self.state.fill_target = fill
+        self.state.refill_batch = max(1, min(REFILL_BATCH, fill // 2))
+        self.c.state = &self.state
+        self._open(ring, retry)
+        umem.ports += 1
+        try:
+            self.xsks_fd = os.dup(xsks_fd)
+            self._adopt()
+        except BaseException:
+            self.close()
+            raise
+        self.c.fd = self.state.fd
+        self.c.receive = xsk_receive
+        self.c.transmit = xsk_transmit
+        self.c.flush = xsk_flush
+        self.c.arm = xsk_arm
+
+    def __dealloc__(self):
+        if self.socket != NULL:
+            self.close()
+
+    cdef int _open(self, uint32_t ring, double retry) except -1:
+        """Create and bind the socket: the first port of a UMEM tries its modes in turn, later ones follow it."""
+        cdef int error = 0
+        first = self.umem.ports == 0
+        modes = {"auto": (True, False), "on": (True,), "off": (False,)}[self.umem.zero_copy]
+        if not first:
+            modes = (bool(self.umem.is_zero_copy),)
+        elif self.xdp_mode == "generic":
+            # A generic program runs behind the driver: frames are copied in any case.
+            if self.umem.zero_copy == "on":
+                raise OSError(EOPNOTSUPP, f"{self.interface}: zero-copy wants native XDP; the program is generic")
+            modes = (False,)
+        deadline = time.monotonic() + retry
+        tried = {}
+        while True:
+            for zero_copy in modes:
+                if first:
+                    # A socket that failed to bind cannot be used again, and the first one is the UMEM's own.
+                    self.umem._release()
+                    self.umem._register(ring)
+                error = self._bind(ring, zero_copy)
+                if error == 0:
+                    return 0
+                tried["zero-copy" if zero_copy else "copy"] = error
+            if EBUSY not in tried.values() or time.monotonic() > deadline:
+                break
+            time.sleep(RETRY_MILLISECONDS / 1000)
+        if first:
+            self.umem._release()
+        what = "; ".join(f"{mode}: {os.strerror(code)}" for mode, code in tried.items())
+        if EBUSY in tried.values():
+            what += f" (another AF_XDP socket holds the queue, still after {retry:g} s)"
+        raise OSError(error, f"open AF_XDP socket on {self.interface} queue {self.queue}: {what}")
+
+    cdef int _bind(self, uint32_t ring, bint zero_copy):
+        """One attempt; 0, or errno."""
+        cdef xsk_socket_config config
+        cdef xdp_options options
+        cdef uint32_t length = sizeof(options)
+        cdef int error
+        cdef bytes interface = self.interface.encode()
+        memset(&config, 0, sizeof(config))
+        config.rx_size = ring
+        config.tx_size = ring
+        config.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD
+        config.bind_flags = <uint16_t>(XDP_USE_NEED_WAKEUP | (XDP_ZEROCOPY if zero_copy else XDP_COPY))
+        error = xsk_socket__create_shared(
+            &self.socket, interface, self.queue, self.umem.umem, &self.state.rx, &self.state.tx,
+            &self.state.fill, &self.state.completion, &config)
+        if error:
+            self.socket = NULL
+            return -error
+        self.state.fd = xsk_socket__fd(self.socket)
+        options.flags = 0
+        getsockopt(self.state.fd, SOL_XDP, XDP_OPTIONS, &options, &length)
+        self.state.zero_copy = options.flags & XDP_OPTIONS_ZEROCOPY != 0
+        self.umem.is_zero_copy = self.state.zero_copy
+        return 0
+
+    cdef int _adopt(self) except -1:
+        """Enlarge the send buffer and enter the XSKMAP: from here on, frames arrive."""
+        cdef int size = SEND_BUFFER
+        cdef uint32_t key = self.queue
+        # Copy mode charges sent packets to the socket until their receiver lets go of them.
+        if setsockopt(self.state.fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)):
+            setsockopt(self.state.fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size))
+        if bpf_map_update_elem(self.xsks_fd, &key, &self.state.fd, 0):
+            raise OSError(errno, f"enter queue {self.queue} of {self.interface} in the XSKMAP: {os.strerror(errno)}")
+        return 0
+
+    def close(self) -> None:
+        """Leave the XSKMAP and close the socket; the steering program then drops what it steers here.
+
+        The last port to close releases the UMEM. Until then the socket of the first stays bound, because
+        the UMEM is its own; it receives nothing more.
+        """
+        cdef uint32_t key = self.queue
+        _close_callbacks(&self.c)
+        if self.socket == NULL:
+            return
+        if self.xsks_fd >= 0:
+            bpf_map_delete_elem(self.xsks_fd, &key)    # may be refused once capabilities are dropped
+            os.close(self.xsks_fd)
+            self.xsks_fd = -1
+        xsk_socket__delete(self.socket)
+        self.socket = NULL
+        self.umem.ports -= 1
+        if self.umem.ports == 0:
+            self.umem._release()
+
+    @property
+    def mode(self) -> str:
+        """"native/zero-copy", "native/copy" or "generic/copy"."""
+        return f"{self.xdp_mode}/{'zero-copy' if self.state.zero_copy else 'copy'}"
+
+    @property
+    def frames_held(self) -> int:
+        """Frames in this port's rings or in the kernel: with the pool's free ones and batches, all there are."""
+        return self.state.filled + self.state.sending
+
+    def statistics(self) -> dict:
+        """What the kernel counts per socket (struct xdp_statistics): why packets were not received or sent."""
+        cdef xdp_statistics statistics
+        cdef uint32_t length = sizeof(statistics)
+        if self.socket == NULL:
+            raise ValueError(f"port {self.name} is closed")
+        memset(&statistics, 0, sizeof(statistics))
+        if getsockopt(self.state.fd, SOL_XDP, XDP_STATISTICS, &statistics, &length):
+            raise OSError(errno, f"statistics of {self.interface} queue {self.queue}: {os.strerror(errno)}")
+        return {
+            "rx_dropped": statistics.rx_dropped,
+            "rx_ring_full": statistics.rx_ring_full,
+            "rx_no_frame": statistics.rx_fill_ring_empty_descs,
+            "rx_invalid": statistics.rx_invalid_descs,
+            "tx_invalid": statistics.tx_invalid_descs,
+        }
