@@ -1,0 +1,32 @@
+"""A worker's state: everything its loop touches, allocated once."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from ext.counters cimport PORTS_MAX
+from ext.crypto cimport Engine, EngineHandle
+from ext.esp_in cimport Inbound
+from ext.esp_out cimport Outbound
+from ext.icmp cimport IcmpLimit
+from ext.packet cimport BATCH_MAX, Batch, Packet, Pool, Port, PortHandle
+from ext.sa cimport Tables, TablesView
+
+cdef struct Worker:
+    Tables *tables
+    Engine *engine
+    Port *ports[PORTS_MAX]
+    uint32_t port_count
+    Port *kernel                # NULL: packets for the kernel are dropped
+    int stop_fd
+    uint32_t idle_loops         # empty loops before sleep
+    Batch batch
+    Batch answers               # ICMP errors on their way back through the tunnel
+    Outbound out
+    Inbound into
+    IcmpLimit limit
+    Packet *queues[PORTS_MAX + 1][BATCH_MAX]
+    uint32_t queued[PORTS_MAX + 1]
+
+cdef class Loop:
+    cdef Worker *worker
+    cdef readonly object view   # kept alive as long as the loop
+    cdef object keep

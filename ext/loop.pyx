@@ -1,0 +1,343 @@
+"""One worker's life in one nogil loop: receive, walk, dispatch, flush; sleep when nothing comes.
+
+    step      for each port: receive a batch -> strip_link -> outbound (protected) or inbound (unprotected)
+    answer    TTL and size verdicts become ICMP errors, back to the sender or back through the tunnel
+    dispatch  by adjacency to a port's queue, to the kernel, or back to the frame pool; every verdict counted
+    flush     each port kicks the kernel, reaps and refills
+    sleep     after a few empty rounds every port is armed and poll() waits: idle costs no CPU
+
+Nothing is allocated and no Python runs between two sleeps. The loop ends when stop_fd has something to say:
+control writes to it, or dies and closes it.
+"""
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint16_t
+from libc.stdlib cimport aligned_alloc, free
+from libc.string cimport memcpy, memset, strerror
+
+from ext.counters cimport (
+    BYPASSED, DROP_ICMP_LIMIT, DROP_KERNEL, DROP_NO_ROUTE, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL, ICMP_SENT, PASS,
+    SA_VERDICTS, TO_KERNEL, WorkerCounters,
+)
+from ext.esp_in cimport inbound
+from ext.esp_out cimport outbound
+from ext.icmp cimport icmp_answer
+from ext.packet cimport LINK_ETHERNET, NO_INDEX, ROLE_PROTECTED, frame_give
+from ext.sa cimport Adjacency, SaHot, tables_enter, tables_leave, tables_pass
+from ext.wire cimport complete_checksum, load16, store16, strip_link
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout)
+    short POLLIN
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *at)
+    int CLOCK_MONOTONIC
+
+cdef enum:
+    IDLE_LOOPS = 8              # empty rounds before sleep: a round costs less than a wake-up
+    SLEEP_MS = 1000
+    STOP_CHECK = 1023           # rounds between two looks at stop_fd while busy (a power of two less one)
+    LINK_HEADER = 14
+
+
+cdef inline uint64_t now_ns() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return <uint64_t>at.tv_sec * 1000000000 + at.tv_nsec
+
+
+cdef uint32_t step(Worker *worker) noexcept nogil:
+    """One round over all ports; returns the packets received."""
+    cdef uint32_t index
+    cdef uint32_t count
+    cdef uint32_t total = 0
+    cdef Port *port
+    cdef Batch *batch = &worker.batch
+    cdef uint64_t now = 0
+    tables_pass(worker.tables)
+    for index in range(worker.port_count):
+        port = worker.ports[index]
+        count = port.receive(port, batch)
+        if count == 0:
+            continue
+        if now == 0:
+            now = now_ns()
+        total += count
+        strip_link(batch, port)
+        if port.role == ROLE_PROTECTED:
+            outbound(batch, worker.tables, worker.engine, &worker.out, port, now)
+            _answer(worker, batch, port, now)
+        else:
+            inbound(batch, worker.tables, worker.engine, &worker.into, now)
+            _answer(worker, batch, port, now)
+        _dispatch(worker, batch)
+        if worker.answers.count:
+            outbound(&worker.answers, worker.tables, worker.engine, &worker.out, _any_ip_port(), now)
+            _dispatch(worker, &worker.answers)
+            worker.answers.count = 0
+    for index in range(worker.port_count):
+        worker.ports[index].flush(worker.ports[index])
+    if worker.kernel != NULL:
+        worker.kernel.flush(worker.kernel)
+    return total
+
+
+cdef Port _ip_port              # stands in as receiving port for packets that we made ourselves: no TTL decrement
+memset(&_ip_port, 0, sizeof(Port))
+_ip_port.link = 1
+
+
+cdef inline const Port *_any_ip_port() noexcept nogil:
+    return &_ip_port
+
+
+cdef const Port *_first_protected(const Worker *worker, uint8_t family) noexcept nogil:
+    """The port whose address answers for packets that came out of a tunnel."""
+    cdef uint32_t index
+    for index in range(worker.port_count):
+        if worker.ports[index].role == ROLE_PROTECTED:
+            if worker.ports[index].has_ipv4 if family == 4 else worker.ports[index].has_ipv6:
+                return worker.ports[index]
+    return NULL
+
+
+cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexcept nogil:
+    """ICMP errors for what was refused for its TTL or its size."""
+    cdef uint32_t index
+    cdef uint32_t mtu
+    cdef Packet *packet
+    cdef uint8_t refused
+    cdef uint8_t verdict
+    cdef uint8_t link[12]
+    cdef const Port *source
+    cdef WorkerCounters *counters = worker.tables.worker
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        refused = packet.verdict
+        if refused != DROP_TTL and refused != DROP_TOO_BIG:
+            continue
+        mtu = worker.tables.sas[packet.sa].hot.inner_mtu if refused == DROP_TOO_BIG else 0
+        source = port
+        if port.role == ROLE_PROTECTED:
+            if port.link == LINK_ETHERNET:
+                memcpy(link, packet.data - 8, 6)            # its source becomes our destination
+                memcpy(link + 6, packet.data - LINK_HEADER, 6)
+        else:
+            source = _first_protected(worker, packet.family)
+            if source == NULL:
+                continue
+        # The drop itself is counted here: `dispatch` will see the answer, not the packet.
+        _count(worker, packet)
+        verdict = icmp_answer(packet, source, mtu, &worker.limit, now)
+        if verdict != ICMP_SENT:
+            if verdict == DROP_ICMP_LIMIT:
+                counters.verdicts[DROP_ICMP_LIMIT] += 1
+            _release(worker, packet)
+            continue
+        counters.verdicts[ICMP_SENT] += 1
+        if port.role == ROLE_PROTECTED:
+            if port.link == LINK_ETHERNET:
+                packet.data -= LINK_HEADER
+                packet.length += LINK_HEADER
+                memcpy(packet.data, link, 12)
+                store16(packet.data + 12, 0x0800 if packet.family == 4 else 0x86DD)
+            _queue(worker, port.index, packet)
+            packet.verdict = ICMP_SENT
+        else:
+            worker.answers.packets[worker.answers.count] = packet[0]
+            worker.answers.count += 1
+            packet.verdict = ICMP_SENT
+
+
+cdef inline void _count(Worker *worker, const Packet *packet) noexcept nogil:
+    """One verdict, for the worker and, where it belongs to one, for the SA."""
+    worker.tables.worker.verdicts[packet.verdict] += 1
+    if packet.verdict < SA_VERDICTS and packet.sa != NO_INDEX and packet.verdict != PASS:
+        worker.tables.sa_counters[packet.sa].drops[packet.verdict] += 1
+
+
+cdef inline void _release(Worker *worker, Packet *packet) noexcept nogil:
+    """The one place where the frame of a packet that goes nowhere returns to the pool."""
+    frame_give(worker.ports[0].frames, packet.frame)
+    packet.verdict = ICMP_SENT      # dispatch: nothing left to do
+
+
+cdef inline void _queue(Worker *worker, uint32_t port, Packet *packet) noexcept nogil:
+    worker.queues[port][worker.queued[port]] = packet
+    worker.queued[port] += 1
+
+
+cdef void _dispatch(Worker *worker, Batch *batch) noexcept nogil:
+    """Every packet of the batch leaves here: to a port, to the kernel, or back to the pool."""
+    cdef uint32_t index
+    cdef uint32_t passed = 0
+    cdef Packet *packet
+    cdef const Adjacency *adjacency
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        if packet.verdict == PASS:
+            adjacency = &worker.tables.adjacencies[packet.adjacency]
+            if adjacency.valid and adjacency.port < worker.port_count:
+                if adjacency.link_length:
+                    packet.data -= LINK_HEADER
+                    packet.length += LINK_HEADER
+                    memcpy(packet.data, adjacency.link_header, LINK_HEADER)
+                    store16(packet.data + 12, 0x0800 if packet.data[LINK_HEADER] >> 4 == 4 else 0x86DD)
+                _queue(worker, adjacency.port, packet)
+                passed += 1
+                continue
+            packet.verdict = TO_KERNEL
+        if packet.verdict == ICMP_SENT:
+            continue
+        if packet.verdict == TO_KERNEL or packet.verdict == BYPASSED:
+            if worker.kernel != NULL:
+                if packet.verdict == BYPASSED:
+                    complete_checksum(packet)
+                worker.tables.worker.verdicts[packet.verdict] += 1
+                _queue(worker, PORTS_MAX, packet)
+                continue
+            packet.verdict = DROP_NO_ROUTE
+        _count(worker, packet)
+        _release(worker, packet)
+    worker.tables.worker.verdicts[PASS] += passed
+    for index in range(worker.port_count):
+        if worker.queued[index]:
+            _transmit(worker, worker.ports[index], index, DROP_TX_FULL)
+    if worker.queued[PORTS_MAX]:
+        _transmit(worker, worker.kernel, PORTS_MAX, DROP_KERNEL)
+
+
+cdef void _transmit(Worker *worker, Port *port, uint32_t queue, uint8_t refused) noexcept nogil:
+    """Hand a queue over; one flush and one more try where it did not all fit, then the rest is dropped."""
+    cdef uint32_t count = worker.queued[queue]
+    cdef uint32_t sent = port.transmit(port, worker.queues[queue], count)
+    cdef uint32_t index
+    if sent < count:
+        port.flush(port)
+        sent += port.transmit(port, &worker.queues[queue][sent], count - sent)
+    for index in range(sent, count):
+        worker.tables.worker.verdicts[refused] += 1
+        frame_give(worker.ports[0].frames, worker.queues[queue][index].frame)
+    worker.queued[queue] = 0
+
+
+cdef bint _sleep(Worker *worker) noexcept nogil:
+    """Wait for a packet or for stop_fd; True when the loop must end."""
+    cdef pollfd fds[PORTS_MAX + 1]
+    cdef uint32_t index
+    cdef int ready
+    cdef bint may_sleep = True
+    for index in range(worker.port_count):
+        fds[index].fd = worker.ports[index].fd
+        fds[index].events = POLLIN
+        fds[index].revents = 0
+        if not worker.ports[index].arm(worker.ports[index]):
+            may_sleep = False
+    fds[worker.port_count].fd = worker.stop_fd
+    fds[worker.port_count].events = POLLIN
+    fds[worker.port_count].revents = 0
+    if may_sleep:
+        worker.tables.worker.sleeps += 1
+        tables_leave(worker.tables)
+    ready = poll(fds, worker.port_count + 1, SLEEP_MS if may_sleep else 0)
+    if may_sleep:
+        tables_enter(worker.tables)
+    return ready > 0 and fds[worker.port_count].revents != 0
+
+
+cdef void run(Worker *worker) noexcept nogil:
+    """Until stop_fd speaks."""
+    cdef uint32_t idle = 0
+    cdef uint64_t rounds = 0
+    tables_enter(worker.tables)
+    while True:
+        rounds += 1
+        if step(worker):
+            idle = 0
+        else:
+            idle += 1
+        if idle >= worker.idle_loops or rounds & STOP_CHECK == 0:
+            worker.tables.worker.loops = rounds
+            worker.tables.worker.heartbeat = rounds
+            if idle >= worker.idle_loops:
+                idle = 0
+                if _sleep(worker):
+                    break
+            elif _stopped(worker):
+                break
+    tables_leave(worker.tables)
+
+
+cdef bint _stopped(Worker *worker) noexcept nogil:
+    cdef pollfd fd
+    fd.fd = worker.stop_fd
+    fd.events = POLLIN
+    fd.revents = 0
+    return poll(&fd, 1, 0) > 0
+
+
+cdef class Loop:
+    """A worker's loop over its ports.
+
+    `view` must have been opened with this worker's index; `ports` in the order that Adjacency.port counts, all on
+    one Pool; `kernel` takes what has no adjacency (None: such packets are dropped as "no_route"); `stop_fd`
+    becomes readable or hangs up when the loop must end (-1: only `step` is used). Raises ValueError for more than
+    PORTS_MAX ports or ports of different pools.
+    """
+
+    def __cinit__(self, TablesView view, EngineHandle engine, ports, PortHandle kernel=None, int stop_fd=-1,
+                  uint32_t idle_loops=IDLE_LOOPS):
+        cdef PortHandle handle
+        cdef uint32_t index
+        if not 1 <= len(ports) <= PORTS_MAX:
+            raise ValueError(f"{len(ports)} ports; a worker takes 1 to {PORTS_MAX}")
+        if view.c.worker == NULL:
+            raise ValueError("the tables were opened without a worker index")
+        self.worker = <Worker *>aligned_alloc(64, (sizeof(Worker) + 63) & ~<size_t>63)
+        if self.worker == NULL:
+            raise MemoryError("worker state")
+        memset(self.worker, 0, sizeof(Worker))
+        self.view = view
+        self.keep = (engine, list(ports), kernel)
+        self.worker.tables = &view.c
+        self.worker.engine = &engine.c
+        self.worker.stop_fd = stop_fd
+        self.worker.idle_loops = idle_loops
+        self.worker.port_count = len(ports)
+        for index in range(<uint32_t>len(ports)):
+            handle = ports[index]
+            if handle.pool is not ports[0].pool:
+                raise ValueError(f"port {handle.name} has a frame pool of its own; all ports of a worker share one")
+            handle.c.index = <uint8_t>index
+            handle.c.counters = &view.c.worker.ports[index]
+            self.worker.ports[index] = &handle.c
+        if kernel is not None:
+            kernel.c.counters = &view.c.worker.ports[PORTS_MAX - 1]
+            self.worker.kernel = &kernel.c
+
+    def __dealloc__(self):
+        free(self.worker)
+
+    def run(self) -> None:
+        """Work until stop_fd becomes readable or hangs up. The GIL is free meanwhile."""
+        with nogil:
+            run(self.worker)
+
+    def step(self, uint32_t rounds=1) -> int:
+        """`rounds` rounds without sleep; returns the packets received. For tests, pcap and benches."""
+        cdef uint64_t received = 0
+        cdef uint32_t round_
+        with nogil:
+            tables_enter(self.worker.tables)
+            for round_ in range(rounds):
+                received += step(self.worker)
+            tables_leave(self.worker.tables)
+        return received
