@@ -47,6 +47,7 @@ MODULES = {  # module of ext: libraries it links
     "memory": [],
     "porttool": [],
     "portbench": [],
+    "kernelbench": [],
 }
 if platform.machine() != "x86_64":
     del MODULES["crypto_mb"]  # libipsec-mb is written for x86-64; crypto_evp serves everywhere

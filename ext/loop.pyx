@@ -10,11 +10,11 @@ Nothing is allocated and no Python runs between two sleeps. The loop ends when s
 control writes to it, or dies and closes it.
 """
 
-from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint16_t
-from libc.stdlib cimport aligned_alloc, free
-from libc.string cimport memcpy, memset, strerror
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
 
+from ext.clock cimport now_ns
 from ext.counters cimport (
     BYPASSED, DROP_ICMP_LIMIT, DROP_KERNEL, DROP_NO_ROUTE, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL, ICMP_SENT, PASS,
     SA_VERDICTS, TO_KERNEL, WorkerCounters,
@@ -23,8 +23,11 @@ from ext.esp_in cimport inbound
 from ext.esp_out cimport outbound
 from ext.icmp cimport icmp_answer
 from ext.packet cimport LINK_ETHERNET, NO_INDEX, ROLE_PROTECTED, frame_give
-from ext.sa cimport Adjacency, SaHot, tables_enter, tables_leave, tables_pass
-from ext.wire cimport complete_checksum, load16, store16, strip_link
+from ext.sa cimport Adjacency, tables_enter, tables_leave, tables_pass
+from ext.wire cimport complete_checksum, store16, strip_link
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -34,24 +37,11 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout)
     short POLLIN
 
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec *at)
-    int CLOCK_MONOTONIC
-
 cdef enum:
     IDLE_LOOPS = 8              # empty rounds before sleep: a round costs less than a wake-up
     SLEEP_MS = 1000
     STOP_CHECK = 1023           # rounds between two looks at stop_fd while busy (a power of two less one)
     LINK_HEADER = 14
-
-
-cdef inline uint64_t now_ns() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return <uint64_t>at.tv_sec * 1000000000 + at.tv_nsec
 
 
 cdef uint32_t step(Worker *worker) noexcept nogil:
@@ -139,10 +129,10 @@ cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexce
         verdict = icmp_answer(packet, source, mtu, &worker.limit, now)
         if verdict != ICMP_SENT:
             if verdict == DROP_ICMP_LIMIT:
-                counters.verdicts[DROP_ICMP_LIMIT] += 1
+                counters.verdicts[<int>DROP_ICMP_LIMIT] += 1
             _release(worker, packet)
             continue
-        counters.verdicts[ICMP_SENT] += 1
+        counters.verdicts[<int>ICMP_SENT] += 1
         if port.role == ROLE_PROTECTED:
             if port.link == LINK_ETHERNET:
                 packet.data -= LINK_HEADER
@@ -207,7 +197,7 @@ cdef void _dispatch(Worker *worker, Batch *batch) noexcept nogil:
             packet.verdict = DROP_NO_ROUTE
         _count(worker, packet)
         _release(worker, packet)
-    worker.tables.worker.verdicts[PASS] += passed
+    worker.tables.worker.verdicts[<int>PASS] += passed
     for index in range(worker.port_count):
         if worker.queued[index]:
             _transmit(worker, worker.ports[index], index, DROP_TX_FULL)
@@ -297,7 +287,7 @@ cdef class Loop:
                   uint32_t idle_loops=IDLE_LOOPS):
         cdef PortHandle handle
         cdef uint32_t index
-        if not 1 <= len(ports) <= PORTS_MAX:
+        if not 1 <= len(ports) < PORTS_MAX:
             raise ValueError(f"{len(ports)} ports; a worker takes 1 to {PORTS_MAX}")
         if view.c.worker == NULL:
             raise ValueError("the tables were opened without a worker index")
