@@ -61,7 +61,7 @@ cdef struct SaSequence:         # 64 bytes: written by workers
     uint64_t hard_limit         # exclusive: 2**32, or 2**64 - 1 with ESN; `next == hard_limit`: exhausted
     uint8_t  spare[24]
 
-cdef struct SaHot:              # 64 bytes: read per packet, never written while live except `adjacency`
+cdef struct SaHot:              # 64 bytes: read per packet; while live only `adjacency` and `inner_mtu` change
     uint8_t  header[40]         # outer IP header template (IPv4 in the first 20); length, ID, checksum zero
     uint8_t  encap_ports[4]     # UDP source, destination; network order
     uint32_t spi                # network order

@@ -36,6 +36,8 @@ cdef extern from *:
 
     #define ASSERT_SIZE(size, want) _Static_assert((size) == (want), #size " is not " #want)
 
+    #define STORE16(at, value) __atomic_store_n((at), (value), __ATOMIC_RELEASE)
+
     static long long segment_size(int fd) {
         struct stat status;
         return fstat(fd, &status) == 0 ? (long long)status.st_size : -1;
@@ -46,6 +48,7 @@ cdef extern from *:
         return (int)syscall(SYS_mlock2, at, size, 1);
     }
     """
+    void store16 "STORE16"(uint16_t *at, uint16_t value) noexcept nogil
     void assert_size "ASSERT_SIZE"(size_t size, size_t want) noexcept nogil
     long long segment_size(int fd) noexcept nogil
     int lock_on_fault(const void *at, size_t size) noexcept nogil
@@ -237,6 +240,24 @@ cdef class TablesView:
         cdef uint32_t index = spi_find(&self.c, spi)
         return None if index == <uint32_t>NO_INDEX else index
 
+    def spi_replace(self, uint32_t spi, uint32_t index):
+        """Give `spi` to another SA by one store: no packet finds neither. KeyError when it is not there."""
+        cdef uint32_t mask = self.c.header.spi_mask
+        cdef uint32_t at = spi_slot(&self.c, spi)
+        cdef uint32_t _step
+        cdef uint64_t entry
+        if index >= self.c.header.max_sas:
+            raise IndexError(f"SA index {index}; the table holds {self.c.header.max_sas}")
+        for _step in range(mask + 1):
+            entry = load64(&self.c.spis[at])
+            if entry == 0:
+                break
+            if <uint32_t>(entry >> 32) == spi and spi != 0:
+                store64(&self.c.spis[at], <uint64_t>spi << 32 | (index + 1))
+                return
+            at = (at + 1) & mask
+        raise KeyError(f"SPI 0x{spi:08x}")
+
     # --- single stores ---------------------------------------------------------------------------
 
     cdef Sa *_sa(self, uint32_t index) except NULL:
@@ -250,6 +271,10 @@ cdef class TablesView:
         if adjacency != <uint32_t>NO_INDEX and adjacency >= self.c.header.max_adjacencies:
             raise IndexError(f"adjacency {adjacency}; the table holds {self.c.header.max_adjacencies}")
         store32(&self._sa(sa).hot.adjacency, adjacency)
+
+    def set_inner_mtu(self, uint32_t sa, uint16_t mtu):
+        """SA `sa` takes inner packets of up to `mtu` bytes from now on."""
+        store16(&self._sa(sa).hot.inner_mtu, mtu)
 
     def set_policy_sa(self, uint32_t policy, uint32_t sa):
         """Policy `policy` protects with outbound SA `sa` from now on (NO_INDEX: none)."""
@@ -329,6 +354,8 @@ cdef class TablesView:
             if load32(&replay.lock) != worker_index + 1:
                 continue
             memset(&replay.blocks[0], 0xFF, sizeof(replay.blocks))
+            # Numbers right of the top are still to come, those in its own block too.
+            replay.blocks[(replay.top >> 6) & (REPLAY_BLOCKS - 1)] = (<uint64_t>2 << (replay.top & 63)) - 1
             store32(&replay.lock, 0)
             released += 1
         return released

@@ -1,0 +1,248 @@
+"""From the frozen specifications of dataplane.model to rows of the shared structs.
+
+Pure functions: a spec in, a tuple in the order of the dtype's fields out (dataplane.layout). What a spec may
+not say is refused here, with what was got and what was wanted; `check_sa` first, so that nothing half-made
+ever reaches a table.
+"""
+
+from __future__ import annotations
+
+import os
+
+from dataplane.layout import (
+    NO_INDEX,
+    SA_DF_COPY,
+    SA_DF_SET,
+    SA_DSCP_COPY,
+    SA_ENCAP,
+    SA_ESN,
+    SA_INBOUND,
+    SA_LIVE,
+    SA_MSS_CLAMP,
+)
+from dataplane.model import (
+    Address,
+    AdjacencySpec,
+    Cipher,
+    Df,
+    Direction,
+    EspProposal,
+    Integrity,
+    PolicySpec,
+    SaSpec,
+    SelectorSpec,
+)
+from dataplane.spd import selector_family
+
+PROTOCOL_UDP = 17
+PROTOCOL_ESP = 50
+ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
+#: Past these a number would repeat (RFC 4303 section 3.3.3); exclusive.
+HARD_LIMIT = 2**32
+HARD_LIMIT_ESN = 2**64 - 1
+
+_LOW = 2**64 - 1
+_KEY_BITS = {
+    Cipher.NULL: (0,),
+    Cipher.AES_CBC: (128, 192, 256),
+    Cipher.AES_GCM: (128, 192, 256),
+    Cipher.CHACHA20_POLY1305: (256,),
+}
+
+
+def hard_limit(proposal: EspProposal) -> int:
+    """The first sequence number that must never be sent."""
+    return HARD_LIMIT_ESN if proposal.esn else HARD_LIMIT
+
+
+def check_sa(spec: SaSpec) -> None:
+    """Raise ValueError for an SA that the dataplane cannot be, naming what was got and what was wanted."""
+    _check_proposal(spec)
+    if not 256 <= spec.spi < 2**32:
+        raise ValueError(f"SPI is 0x{spec.spi:x}; RFC 4303 section 2.1 leaves 0x100 to 0xffffffff")
+    if spec.local.version != spec.remote.version:
+        raise ValueError(f"outer addresses {spec.local} and {spec.remote} are of different families")
+    if not 1 <= spec.ttl <= 255:
+        raise ValueError(f"ttl is {spec.ttl}; it is 1 to 255")
+    if spec.dscp is not None and not 0 <= spec.dscp <= 63:
+        raise ValueError(f"dscp is {spec.dscp}; it is 0 to 63, or none to copy the inner one")
+    if spec.encap is not None:
+        for port in (spec.encap.source_port, spec.encap.destination_port):
+            if not 1 <= port <= 65535:
+                raise ValueError(f"encapsulation port is {port}; it is 1 to 65535")
+    end = hard_limit(spec.proposal)
+    if not 1 <= spec.sequence < end:
+        raise ValueError(f"sequence is {spec.sequence}; it is 1 to {end - 1}")
+    if spec.sequence_limit is not None and not 1 <= spec.sequence_limit <= end:
+        raise ValueError(f"sequence_limit is {spec.sequence_limit}; it is 1 to {end}")
+    if spec.iv_mask is not None and len(spec.iv_mask) > 16:
+        raise ValueError(f"iv_mask has {len(spec.iv_mask)} bytes; it has at most 16")
+    if spec.direction is Direction.IN:
+        _check_inbound(spec)
+
+
+def _check_proposal(spec: SaSpec) -> None:
+    """Algorithms that exist, in combinations that protect, with keys of their length."""
+    proposal = spec.proposal
+    if proposal.key_bits not in _KEY_BITS[proposal.cipher]:
+        wanted = " or ".join(map(str, _KEY_BITS[proposal.cipher]))
+        raise ValueError(f"{proposal.cipher.name} has keys of {wanted} bits, not {proposal.key_bits}")
+    if proposal.is_aead and proposal.integrity is not Integrity.NONE:
+        raise ValueError(
+            f"{proposal.cipher.name} brings its own integrity; {proposal.integrity.name} is too much"
+        )
+    if not proposal.is_aead and proposal.integrity is Integrity.NONE:
+        # RFC 4303 section 3.2: encryption without integrity is open to active attack; NULL/NULL is nothing.
+        raise ValueError(f"{proposal.cipher.name} needs an integrity algorithm")
+    got, want = len(spec.encryption_key), proposal.encryption_key_length
+    if got != want:
+        salt = f" ({proposal.salt_length} of them salt)" if proposal.salt_length else ""
+        raise ValueError(f"encryption key has {got} bytes; {proposal.cipher.name} wants {want}{salt}")
+    got, want = len(spec.integrity_key), proposal.integrity_key_length
+    if got != want:
+        raise ValueError(f"integrity key has {got} bytes; {proposal.integrity.name} wants {want}")
+
+
+def _check_inbound(spec: SaSpec) -> None:
+    """Replay window and selectors."""
+    if spec.replay_window != 0 and not 64 <= spec.replay_window <= 4096:
+        raise ValueError(f"replay_window is {spec.replay_window}; it is 0 (off) or 64 to 4096")
+    if spec.replay_window == 0 and spec.proposal.esn:
+        # RFC 4303 appendix A2: the receiver derives the high half from its window.
+        raise ValueError("extended sequence numbers need a replay window; replay_window is 0")
+    if not spec.selectors:
+        raise ValueError(
+            "an inbound SA needs selectors: what decrypted packets may be (RFC 4301 section 5.2)"
+        )
+    for selector in spec.selectors:
+        selector_family(selector)
+
+
+def split_address(address: Address) -> tuple[int, int]:
+    """(high, low) 64-bit halves in host order; IPv4 in the low 32 bits of low."""
+    value = int(address)
+    return value >> 64, value & _LOW
+
+
+def selector_row(selector: SelectorSpec, inbound: bool) -> tuple[int | bytes, ...]:
+    """A Selector as packets see it: inbound, the remote side is the source."""
+    family = selector_family(selector)
+    local = (*split_address(selector.local_first), *split_address(selector.local_last))
+    remote = (*split_address(selector.remote_first), *split_address(selector.remote_last))
+    if inbound:
+        ends = (*remote, *local, *selector.remote_ports, *selector.local_ports)
+    else:
+        ends = (*local, *remote, *selector.local_ports, *selector.remote_ports)
+    return (*ends, family, selector.protocol, b"")
+
+
+def policy_row(policy: PolicySpec, sa: int) -> tuple[object, ...]:
+    """A Policy; `sa` is the outbound SA's index or NO_INDEX."""
+    return (selector_row(policy.selector, inbound=False), sa, int(policy.action), b"")
+
+
+def adjacency_row(
+    spec: AdjacencySpec, family: int, source_mac: bytes, port: int
+) -> tuple[bytes, int, int, int, int, bytes]:
+    """An Adjacency; with a link header when the next hop has a MAC."""
+    header = b""
+    if spec.destination_mac:
+        if len(spec.destination_mac) != 6 or len(source_mac) != 6:
+            raise ValueError(
+                f"adjacency on port {spec.port}: MAC addresses have {len(spec.destination_mac)} and"
+                f" {len(source_mac)} bytes (next hop and port); both want 6"
+            )
+        header = spec.destination_mac + source_mac + ETHERTYPES[family]
+    return header, len(header), 1, port, min(spec.mtu, 65535), b""
+
+
+def outer_header(spec: SaSpec) -> bytes:
+    """The outer IP header template: lengths, ID, checksum, DF and ECN are the packet path's to fill."""
+    protocol = PROTOCOL_UDP if spec.encap is not None else PROTOCOL_ESP
+    traffic_class = (spec.dscp or 0) << 2
+    addresses = spec.local.packed + spec.remote.packed
+    if spec.local.version == 4:
+        return bytes([0x45, traffic_class, 0, 0, 0, 0, 0, 0, spec.ttl, protocol, 0, 0]) + addresses
+    return (
+        (0x60000000 | traffic_class << 20).to_bytes(4, "big") + bytes([0, 0, protocol, spec.ttl]) + addresses
+    )
+
+
+def inner_mtu(spec: SaSpec, mtu: int) -> int:
+    """The largest inner packet whose outer packet fits `mtu` bytes; 0 when none does."""
+    proposal = spec.proposal
+    overhead = (20 if spec.local.version == 4 else 40) + (8 if spec.encap is not None else 0)
+    overhead += 8 + proposal.iv_length + proposal.icv_length
+    room = mtu - overhead
+    return min(max(room - room % proposal.alignment - 2, 0), 65535)
+
+
+def sa_flags(spec: SaSpec) -> int:
+    """ext.sa.SaFlag of a live SA."""
+    flags = SA_LIVE
+    flags |= SA_ESN if spec.proposal.esn else 0
+    flags |= SA_ENCAP if spec.encap is not None else 0
+    flags |= SA_INBOUND if spec.direction is Direction.IN else 0
+    flags |= {Df.COPY: SA_DF_COPY, Df.SET: SA_DF_SET, Df.CLEAR: 0}[spec.df]
+    flags |= SA_DSCP_COPY if spec.dscp is None else 0
+    flags |= SA_MSS_CLAMP if spec.mss_clamp else 0
+    return flags
+
+
+def sequence_row(spec: SaSpec, start: int, limit: int) -> tuple[int | bytes, ...]:
+    """A SaSequence that sends from `start` and below `limit`."""
+    mask = spec.iv_mask
+    if mask is None:
+        # AEAD: the number itself is the IV (RFC 4106 section 3.1). CBC: the enciphered block must not be
+        # guessed.
+        mask = b"" if spec.proposal.is_aead else os.urandom(16)
+    return start, limit, mask, hard_limit(spec.proposal), b""
+
+
+def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | bytes, ...]:
+    """A SaHot for an outer path MTU of `mtu` bytes."""
+    proposal = spec.proposal
+    header = outer_header(spec)
+    ports = b""
+    if spec.encap is not None:
+        ports = spec.encap.source_port.to_bytes(2, "big") + spec.encap.destination_port.to_bytes(2, "big")
+    return (
+        header,
+        ports,
+        spec.spi.to_bytes(4, "big"),
+        spec.encryption_key[len(spec.encryption_key) - proposal.salt_length :],
+        adjacency,
+        inner_mtu(spec, mtu),
+        len(header),
+        sa_flags(spec),
+        int(proposal.cipher),
+        proposal.iv_length,
+        proposal.icv_length,
+        proposal.alignment,
+    )
+
+
+def inbound_row(spec: SaSpec, first_selector: int) -> tuple[int | bytes, ...]:
+    """A SaInbound; all zero for outbound SAs."""
+    if spec.direction is Direction.OUT:
+        return 0, 0, 0, 0, 0, 0, b""
+    return (*split_address(spec.local), *split_address(spec.remote), first_selector, len(spec.selectors), b"")
+
+
+def key_row(spec: SaSpec, index: int, key_id: int) -> tuple[int | bytes, ...]:
+    """A Key as raw as it came; the engine expands it in place afterwards."""
+    proposal = spec.proposal
+    raw = spec.encryption_key[: len(spec.encryption_key) - proposal.salt_length]
+    return (
+        b"",
+        raw,
+        spec.integrity_key,
+        key_id,
+        index,
+        int(proposal.cipher),
+        int(proposal.integrity),
+        len(raw),
+        len(spec.integrity_key),
+        proposal.icv_length,
+        b"",
+    )
