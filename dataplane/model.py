@@ -165,6 +165,7 @@ class SaSpec:
     dscp: int | None = None  # None copies the inner DSCP outward
     ttl: int = 64  # of outer packets
     mss_clamp: bool = False
+    negotiated: bool = False  # keys by IKE, gone with this process; else numbers are reserved on disk
     iv_mask: bytes | None = field(default=None, repr=False)  # None: zero (AEAD), random (CBC)
 
 

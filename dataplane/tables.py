@@ -166,6 +166,10 @@ class Tables:
             replay["blocks"] = 2**64 - 1
             replay["blocks"][(top >> 6) % len(replay["blocks"])] = (2 << (top & 63)) - 1
 
+    def replay_top(self, index: int) -> int:
+        """The highest sequence number that inbound SA `index` has accepted."""
+        return int(self._replays[index]["top"])
+
     def publish_inbound(self, spi: int, index: int) -> None:
         """Packets with `spi` find the SA from now on. ValueError when the SPI is taken."""
         self.view.spi_insert(spi, index)
