@@ -168,6 +168,13 @@ class SaSpec:
     negotiated: bool = False  # keys by IKE, gone with this process; else numbers are reserved on disk
     iv_mask: bytes | None = field(default=None, repr=False)  # None: zero (AEAD), random (CBC)
 
+    def inner_mtu(self, path: int) -> int:
+        """The largest inner packet whose outer packet fits a path MTU, bytes; 0 when none does."""
+        overhead = (20 if self.local.version == 4 else 40) + (8 if self.encap is not None else 0)
+        overhead += 8 + self.proposal.iv_length + self.proposal.icv_length
+        room = path - overhead
+        return min(max(room - room % self.proposal.alignment - 2, 0), 65535)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySpec:

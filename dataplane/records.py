@@ -170,11 +170,7 @@ def outer_header(spec: SaSpec) -> bytes:
 
 def inner_mtu(spec: SaSpec, mtu: int) -> int:
     """The largest inner packet whose outer packet fits `mtu` bytes; 0 when none does."""
-    proposal = spec.proposal
-    overhead = (20 if spec.local.version == 4 else 40) + (8 if spec.encap is not None else 0)
-    overhead += 8 + proposal.iv_length + proposal.icv_length
-    room = mtu - overhead
-    return min(max(room - room % proposal.alignment - 2, 0), 65535)
+    return spec.inner_mtu(mtu)
 
 
 def sa_flags(spec: SaSpec) -> int:

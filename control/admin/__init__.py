@@ -1,0 +1,1 @@
+"""How the outside watches and steers the running gateway: logs, service manager, status socket."""

@@ -1,0 +1,155 @@
+"""What the host offers: kernel, capabilities, CPU, memory limits, devices."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import resource
+import socket
+from pathlib import Path
+
+from control.config import Config
+from control.doctor.findings import Finding, bad, ok, warn
+
+AF_XDP = 44
+KERNEL_LEAST, KERNEL_GOOD = (5, 10), (6, 1)
+# include/uapi/linux/capability.h
+CAPABILITIES = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
+    "CAP_IPC_LOCK": 14,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_BPF": 39,
+}
+MEMLOCK_WANTED = 64 << 20  # bytes: frames and keys of one worker
+
+
+def check_host(config: Config | None) -> list[Finding]:
+    """Findings that do not depend on any one port; `config` narrows them to the drivers in use."""
+    drivers = {port.driver for port in config.ports} if config is not None else {"xdp", "packet", "tun"}
+    findings = [check_kernel(platform.release()), *check_cpu(Path("/proc/cpuinfo"))]
+    findings += check_capabilities(_effective_capabilities(), drivers)
+    if "xdp" in drivers:
+        findings.append(check_af_xdp())
+    if "tun" in drivers:
+        findings.append(check_tun_device(Path("/dev/net/tun")))
+    findings.append(check_memlock(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], _effective_capabilities()))
+    return findings
+
+
+def check_kernel(release: str) -> Finding:
+    """The kernel's version against what AF_XDP and BPF links need."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is None:
+        return warn("kernel", f"release {release!r} is not understood", "uname -r")
+    version = (int(match[1]), int(match[2]))
+    text = f"{release}"
+    if version < KERNEL_LEAST:
+        return bad(
+            "kernel",
+            f"{text}; want 5.10 or newer for AF_XDP with need-wakeup and BPF links",
+            "install a newer kernel, e.g. apt-get install linux-image-amd64",
+        )
+    if version < KERNEL_GOOD:
+        return warn(
+            "kernel",
+            f"{text}; works, and 6.1 or newer is what is tested",
+            "install a newer kernel, e.g. apt-get install linux-image-amd64",
+        )
+    return ok("kernel", text)
+
+
+def check_cpu(cpuinfo: Path) -> list[Finding]:
+    """CPUs we may run on, and the instructions that make ciphers fast."""
+    usable = len(os.sched_getaffinity(0))
+    findings = [ok("cpus", f"{usable} of {os.cpu_count()} may be used")]
+    try:
+        match = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    if match is None:
+        return [
+            *findings,
+            warn(
+                "cpu flags",
+                "unknown: no x86 flags in /proc/cpuinfo; the OpenSSL engine is used",
+                "nothing to do on this architecture",
+            ),
+        ]
+    flags = set(match[1].split())
+    shown = [flag for flag in ("aes", "avx2", "vaes", "avx512f", "sha_ni") if flag in flags]
+    if "aes" not in flags:
+        findings.append(
+            warn(
+                "cpu flags",
+                "no AES instructions: AES costs many times as much",
+                'use proposal = "chacha20poly1305", or let the hypervisor pass the CPU through (-cpu host)',
+            )
+        )
+    else:
+        findings.append(ok("cpu flags", " ".join(shown)))
+    return findings
+
+
+def check_capabilities(effective: int, drivers: set[str]) -> list[Finding]:
+    """The capabilities that opening the ports takes; workers drop all of them afterwards."""
+    wanted = {
+        "CAP_NET_ADMIN": "attach programs, read and set interfaces",
+        "CAP_NET_RAW": "open raw and AF_XDP sockets",
+    }
+    if drivers & {"xdp", "packet"}:
+        wanted["CAP_BPF"] = "load the steering program"
+    missing = [name for name in wanted if not effective >> CAPABILITIES[name] & 1]
+    if "CAP_BPF" in missing and effective >> CAPABILITIES["CAP_SYS_ADMIN"] & 1:
+        missing.remove("CAP_BPF")
+    if missing:
+        why = "; ".join(f"{name} ({wanted[name]})" for name in missing)
+        return [
+            bad(
+                "capabilities",
+                f"missing {why}",
+                "run as root, or give the service AmbientCapabilities=" + " ".join(wanted),
+            )
+        ]
+    return [ok("capabilities", " ".join(wanted))]
+
+
+def check_af_xdp() -> Finding:
+    """Whether the kernel knows AF_XDP at all."""
+    try:
+        socket.socket(AF_XDP, socket.SOCK_RAW).close()
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return bad("af_xdp", "the kernel has no AF_XDP (CONFIG_XDP_SOCKETS)", 'use driver = "packet"')
+        return warn("af_xdp", f"could not be tried: {error.strerror}", "run as root")
+    return ok("af_xdp", "supported")
+
+
+def check_tun_device(device: Path) -> Finding:
+    """Whether TUN devices can be made."""
+    if not device.exists():
+        return bad("tun", f"{device} is missing", f"modprobe tun; in a container: --device {device}")
+    if not os.access(device, os.R_OK | os.W_OK):
+        return bad("tun", f"{device} may not be opened", "run as root")
+    return ok("tun", str(device))
+
+
+def check_memlock(limit: int, effective: int) -> Finding:
+    """Frames and keys stay in memory; CAP_IPC_LOCK lifts the limit."""
+    if effective >> CAPABILITIES["CAP_IPC_LOCK"] & 1:
+        return ok("memlock", "no limit (CAP_IPC_LOCK)")
+    if limit == resource.RLIM_INFINITY or limit >= MEMLOCK_WANTED:
+        return ok("memlock", "no limit" if limit == resource.RLIM_INFINITY else f"{limit >> 20} MiB")
+    return bad(
+        "memlock",
+        f"at most {limit >> 10} KiB may be locked; AF_XDP frames and keys want {MEMLOCK_WANTED >> 20} MiB",
+        "ulimit -l unlimited; for a service: LimitMEMLOCK=infinity",
+    )
+
+
+def _effective_capabilities() -> int:
+    """CapEff of this process."""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(match[1], 16) if match else 0

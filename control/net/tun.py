@@ -1,0 +1,157 @@
+"""The TUN device of a `tun` port: 1 make it 2 give it addresses and MTU 3 bring it up 4 route to it 5 remove it.
+
+The device is persistent while the gateway runs, so it keeps its addresses and routes when a worker dies.
+Workers attach their queues to it (dataplane.ports.tun).
+
+Limit: routes go into the main table. A remote range that holds an SA's own peer would send the tunnel into
+itself, so such a range gets no route and a warning says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from ipaddress import summarize_address_range
+from pathlib import Path
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from control.config import PortConfig
+from dataplane.model import Action, Address, Direction, Network, PolicySpec, SaSpec
+
+log = logging.getLogger("esplanade.tun")
+
+DEVICE = Path("/dev/net/tun")
+# include/uapi/linux/if_tun.h
+TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
+IFF_TUN, IFF_NO_PI, IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x0001, 0x1000, 0x0100, 0x4000
+RTPROT_STATIC = 4
+
+
+class TunError(Exception):
+    """The device cannot be made or set up; the text says why and what to do."""
+
+
+class TunDevice:
+    """One TUN device of ours."""
+
+    def __init__(self, config: PortConfig, mtu: int) -> None:
+        self.name = config.interface
+        self.mtu = mtu
+        self._config = config
+        self._index = 0
+        self._routes: set[Network] = set()
+
+    async def open(self) -> None:
+        """Make the device (or take over one that a killed gateway left), and bring it up. TunError says why not."""
+        make_persistent(self.name, True)
+        try:
+            async with AsyncIPRoute() as netlink:
+                found = await netlink.link_lookup(ifname=self.name)
+                self._index = int(found[0])
+                await netlink.link("set", index=self._index, mtu=self.mtu, state="up")
+                for interface in self._config.addresses:
+                    await netlink.addr(
+                        "replace",
+                        index=self._index,
+                        address=str(interface.ip),
+                        prefixlen=interface.network.prefixlen,
+                    )
+        except (NetlinkError, IndexError) as error:
+            raise TunError(f"{self.name}: the device cannot be set up: {error}") from None
+
+    async def set_routes(self, policies: Iterable[PolicySpec], sas: Iterable[SaSpec]) -> None:
+        """Route what policies protect or discard into the device; routes of earlier calls that are not wanted go."""
+        if not self._config.routes:
+            return
+        wanted = set(routes_for(self.name, policies, sas))
+        async with AsyncIPRoute() as netlink:
+            for network in sorted(wanted - self._routes, key=str):
+                await self._route(netlink, "replace", network)
+            for network in sorted(self._routes - wanted, key=str):
+                await self._route(netlink, "del", network)
+        self._routes = wanted
+
+    async def _route(self, netlink: AsyncIPRoute, verb: str, network: Network) -> None:
+        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+        try:
+            await netlink.route(verb, dst=str(network), oif=self._index, family=family, proto=RTPROT_STATIC)
+        except NetlinkError as error:
+            if verb == "del" and error.code == errno.ESRCH:
+                return  # someone else removed it
+            log.error("%s: cannot %s the route to %s: %s", self.name, verb, network, error)
+
+    def close(self) -> None:
+        """Remove the device, and its addresses and routes with it, once the workers have let go of it."""
+        try:
+            make_persistent(self.name, False)
+        except TunError as error:
+            log.warning("%s", error)
+
+
+def make_persistent(name: str, keep: bool) -> None:
+    """Attach to the device, making it if there is none, and let it outlive this call or not."""
+    try:
+        descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise TunError(
+            f"{DEVICE}: {error.strerror}; run as root, and `modprobe tun` if it is missing"
+        ) from None
+    try:
+        flags = IFF_TUN | IFF_NO_PI | IFF_MULTI_QUEUE | IFF_VNET_HDR
+        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        fcntl.ioctl(descriptor, TUNSETPERSIST, int(keep))
+    except OSError as error:
+        what = {
+            errno.EINVAL: "an interface of that name exists and is no multi-queue TUN device; choose another name",
+            errno.EBUSY: "the device is in use by another program; choose another name",
+            errno.EPERM: "making a device needs CAP_NET_ADMIN; run as root",
+        }.get(error.errno or 0, error.strerror or "unknown error")
+        raise TunError(f"{name}: {what}") from None
+    finally:
+        os.close(descriptor)
+
+
+def routes_for(device: str, policies: Iterable[PolicySpec], sas: Iterable[SaSpec]) -> list[Network]:
+    """The networks that lead into the device: remote ranges of protect and discard policies, each once."""
+    peers = {sa.remote for sa in sas if sa.direction is Direction.OUT}
+    found: dict[Network, None] = {}
+    for policy in policies:
+        if policy.action is Action.BYPASS:
+            continue
+        first, last = policy.selector.remote_first, policy.selector.remote_last
+        inside = [
+            peer
+            for peer in sorted(peers, key=str)
+            if peer.version == first.version and _within(peer, first, last)
+        ]
+        if inside:
+            log.warning(
+                "%s: no route for policy %s (%s-%s), because the peer %s is inside and the tunnel would swallow "
+                "itself; route that peer first (ip route add %s via ...), then the range to dev %s",
+                device,
+                policy.name,
+                first,
+                last,
+                inside[0],
+                inside[0],
+                device,
+            )
+            continue
+        found.update(dict.fromkeys(networks(first, last)))
+    return list(found)
+
+
+def networks(first: Address, last: Address) -> Sequence[Network]:
+    """The fewest prefixes that make up an inclusive range."""
+    return list(summarize_address_range(first, last))
+
+
+def _within(address: Address, first: Address, last: Address) -> bool:
+    return int(first) <= int(address) <= int(last)
