@@ -196,15 +196,23 @@ cdef class Steering:
                 break   # no mode mends that
         raise OSError(error, f"attach to {self.interface}: " + "; ".join(tried))
 
-    def attach_tc(self) -> str:
-        """Attach at tc ingress, where steered frames are shot; returns and keeps the mode: "tcx" or "clsact"."""
+    def attach_tc(self, str mode="auto") -> str:
+        """Attach at tc ingress, where steered frames are shot; returns and keeps the mode: "tcx" or "clsact".
+
+        `mode` is "tcx", "clsact", or "auto": tcx where the kernel has it, else clsact.
+        """
+        if mode not in ("auto", "tcx", "clsact"):
+            raise ValueError(f"tc mode is {mode!r}; it must be auto, tcx or clsact")
         self._refuse_second()
-        cdef int error = self._link(b"steer_tc", BPF_TCX_INGRESS, 0)
-        if error == 0:
-            self.mode = "tcx"
-            return self.mode
-        if error != EINVAL and error != EOPNOTSUPP:     # what a kernel without tcx says
-            raise OSError(error, f"attach to {self.interface}: tcx ingress: {os.strerror(error)}")
+        cdef int error
+        if mode != "clsact":
+            error = self._link(b"steer_tc", BPF_TCX_INGRESS, 0)
+            if error == 0:
+                self.mode = "tcx"
+                return self.mode
+            # EINVAL and EOPNOTSUPP are what a kernel without tcx says.
+            if mode == "tcx" or error != EINVAL and error != EOPNOTSUPP:
+                raise OSError(error, f"attach to {self.interface}: tcx ingress: {os.strerror(error)}")
         self._attach_clsact()
         self.mode = "clsact"
         return self.mode
