@@ -44,6 +44,7 @@ MODULES = {  # module of ext: libraries it links
     "tunio": [],
     "udpio": [],
     "segment": [],
+    "coalesce": [],
     "memory": [],
     "porttool": [],
     "portbench": [],
