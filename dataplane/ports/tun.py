@@ -76,7 +76,7 @@ def create_device(interface: str) -> int:
     return fd
 
 
-def open_port(spec: PortSpec, *, queue: int, workers: int, pool: Pool, fds: Mapping[str, int]) -> TunPort:
+def open_port(spec: PortSpec, queue: int, workers: int, pool: Pool, fds: Mapping[str, int]) -> TunPort:
     """Worker `queue`'s queue; taken from fds["tun"] where control opened it, else opened by name."""
     fd = os.dup(fds["tun"]) if "tun" in fds else open_queue(spec.interface)
     return TunPort(

@@ -89,8 +89,15 @@ def half_made(packet: Packet, start: int, offset: int) -> bytes:
     seed=st.binary(min_size=7, max_size=7),
 )
 def test_tcp_like_a_stack_without_offload(
-    family: int, link: int, length: int, size: int, sequence: int, identification: int, flags: str,
-    options: list[object], seed: bytes,
+    family: int,
+    link: int,
+    length: int,
+    size: int,
+    sequence: int,
+    identification: int,
+    flags: str,
+    options: list[object],
+    seed: bytes,
 ) -> None:
     """Every segment equals, byte for byte, what plain segmentation gives."""
     length = min(length, size * 200)
@@ -99,7 +106,9 @@ def test_tcp_like_a_stack_without_offload(
     tcp = TCP(sport=4660, dport=443, seq=sequence, ack=99, window=501, flags=flags, options=options)
     whole = ip / tcp / payload
     start = 20 if family == 4 else 40
-    ethernet = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", type=0x800 if family == 4 else 0x86DD))
+    ethernet = bytes(
+        Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", type=0x800 if family == 4 else 0x86DD)
+    )
     prefix = ethernet if link == 0 else b""
     kind = (TCPV4 if family == 4 else TCPV6) | (ECN if "C" in flags else 0)
     header = vnet(NEEDS_CSUM, kind, size, start + len(prefix), 16, hdr_len=length % 2000)
@@ -108,7 +117,12 @@ def test_tcp_like_a_stack_without_offload(
 
 
 @settings(max_examples=40, deadline=None)
-@given(family=st.sampled_from([4, 6]), length=st.integers(1, 60000), size=st.integers(500, 1600), checksum=st.booleans())
+@given(
+    family=st.sampled_from([4, 6]),
+    length=st.integers(1, 60000),
+    size=st.integers(500, 1600),
+    checksum=st.booleans(),
+)
 def test_udp_like_a_stack_without_offload(family: int, length: int, size: int, checksum: bool) -> None:
     """UDP datagrams get their own length and checksum; without checksum they stay without."""
     payload = (b"esplanade" * (length // 9 + 1))[:length]
@@ -184,7 +198,9 @@ def test_nonsense_is_delivered_truncated() -> None:
     length=st.integers(1, 65550),
     link=st.sampled_from([0, 1]),
 )
-def test_any_bytes_conserve_frames(header: bytes, kind: int, head: bytes, family: bytes, length: int, link: int) -> None:
+def test_any_bytes_conserve_frames(
+    header: bytes, kind: int, head: bytes, family: bytes, length: int, link: int
+) -> None:
     """Whatever the header says, every frame comes back and no promise of receive is broken (porttool checks)."""
     data = ((bytes(14) if link == 0 else b"") + family + head + bytes(length))[:length]
     porttool.cut(PORTS[link], header[:1] + bytes([kind]) + header[2:], data)
@@ -249,7 +265,9 @@ def tcp4(seq: int, payload: bytes = b"x" * 100, **fields: object) -> bytes:
     ip_fields = {key[3:]: value for key, value in fields.items() if key.startswith("ip_")}
     tcp_fields = {key: value for key, value in fields.items() if not key.startswith("ip_")}
     ip = IP(**{"src": "10.0.0.1", "dst": "10.0.0.2", "flags": "DF", **ip_fields})
-    return bytes(ip / TCP(**{"sport": 1, "dport": 2, "seq": seq, "ack": 1, "flags": "A", **tcp_fields}) / payload)
+    return bytes(
+        ip / TCP(**{"sport": 1, "dport": 2, "seq": seq, "ack": 1, "flags": "A", **tcp_fields}) / payload
+    )
 
 
 def counts(packets: list[bytes]) -> list[int]:

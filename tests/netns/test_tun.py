@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+
 from control.lab.space import Space, free_tag, make_spaces
 from dataplane.model import PortSpec, Role
 from dataplane.ports import tun
 from ext import porttool
 from ext.packet import Pool
 from ext.tunio import TunPort
-from scapy.layers.inet import IP, TCP
-from scapy.layers.inet6 import IPv6
 
 pytestmark = pytest.mark.root
 
@@ -38,10 +39,7 @@ def open_end(space: Space, pool: Pool, host: int, queues: int = 1) -> tuple[int,
     """A TUN device t0 with addresses 10.9.0.`host` and fd09::`host`, and its queues as ports."""
     device = space.call(lambda: tun.create_device("t0"))
     spec = PortSpec(name="t0", role=Role.PROTECTED, driver="tun", interface="t0")
-    ports = [
-        space.call(lambda: tun.open_port(spec, queue=queue, workers=queues, pool=pool, fds={}))
-        for queue in range(queues)
-    ]
+    ports = space.call(lambda: [tun.open_port(spec, queue, queues, pool, {}) for queue in range(queues)])
     space.ip(
         "link set lo up",
         f"addr add 10.9.0.{host}/24 dev t0",
