@@ -33,6 +33,8 @@ MODULES = {  # module of ext: libraries it links
     "crypto": [],
     "crypto_mb": ["IPSec_MB"],
     "crypto_evp": ["crypto"],
+    "bare_mb": ["IPSec_MB"],
+    "bare_evp": ["crypto"],
     "esp_out": [],
     "esp_in": [],
     "icmp": [],
@@ -51,7 +53,8 @@ MODULES = {  # module of ext: libraries it links
     "kernelbench": [],
 }
 if platform.machine() != "x86_64":
-    del MODULES["crypto_mb"]  # libipsec-mb is written for x86-64; crypto_evp serves everywhere
+    # libipsec-mb is written for x86-64; crypto_evp serves everywhere.
+    del MODULES["crypto_mb"], MODULES["bare_mb"]
 
 BPF_SOURCE = Path("ext/bpf/steer.bpf.c")
 BPF_OBJECT = Path("ext/bpf/steer.bpf.o")

@@ -28,6 +28,7 @@ cdef enum:
     EXPANDED_IPAD = 512
     EXPANDED_OPAD = 576
     ICV_MAX = 32                # longest ICV we use, bytes
+    TEXT_MAX = 65000            # bytes of text in a job: libipsec-mb counts lengths in 16 bits
 
 cdef struct Key:                # 1152 bytes
     uint8_t  expanded[KEY_EXPANDED]
@@ -88,6 +89,34 @@ cdef extern from *:
 cdef inline void key_prefetch(const Engine *engine, const Key *key, uint8_t cipher, bint opening) noexcept nogil:
     """Ask the cache for what seal or open will read of this key: about seven lines, so once per run of one SA."""
     prefetch_lines(key, engine.key_lines[opening][cipher & 3])
+
+cdef inline uint8_t icv_length_of(uint32_t integrity) noexcept nogil:
+    """Bytes of ICV by Integrity, RFC 4868 2.1.1 (none for INTEGRITY_NONE)."""
+    return <uint8_t>(8 * integrity + 8) if integrity else 0
+
+cdef inline bint key_valid(const Key *key) noexcept nogil:
+    """The algorithms and lengths of a key are a combination that both engines can do."""
+    cdef uint32_t length = key.encryption_length
+    cdef bint aes = length == 16 or length == 24 or length == 32
+    if key.cipher == CIPHER_AES_GCM:
+        return aes and key.integrity == INTEGRITY_NONE and (
+            key.icv_length == 8 or key.icv_length == 12 or key.icv_length == 16)
+    if key.cipher == CIPHER_CHACHA20_POLY1305:
+        return length == 32 and key.integrity == INTEGRITY_NONE and key.icv_length == 16
+    if not (key.cipher == CIPHER_AES_CBC and aes) and not (key.cipher == CIPHER_NULL and length == 0):
+        return False
+    if key.integrity == INTEGRITY_NONE:
+        return key.integrity_length == 0 and key.icv_length == 0
+    return (key.integrity <= INTEGRITY_HMAC_SHA2_512 and key.icv_length == icv_length_of(key.integrity)
+            and 0 < key.integrity_length <= 64)
+
+cdef inline bint text_fits(const Job *job) noexcept nogil:
+    """The text has a length that its cipher can take; the ESP passes send no other."""
+    if job.text_length > TEXT_MAX:
+        return False
+    if job.key.cipher != CIPHER_AES_CBC:
+        return True
+    return job.text_length >= 16 and job.text_length % 16 == 0
 
 cdef class EngineHandle:
     """Base of both engines: holds the C Engine that the ESP passes call through."""

@@ -13,8 +13,8 @@ class JobSpec:
     text: bytes = b""
     icv: bytes = b""
     icv_length: int | None = None
-    index: int = 0
-    id: int = 0
+    index: int | None = None
+    id: int | None = None
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:

@@ -30,10 +30,8 @@ cdef void _assert_sizes() noexcept nogil:
 
 _assert_sizes()
 
-#: ICV length in bytes by integrity algorithm (RFC 4868 section 2.1.1)
-_ICV_LENGTHS = {
-    INTEGRITY_NONE: 0, INTEGRITY_HMAC_SHA2_256: 16, INTEGRITY_HMAC_SHA2_384: 24, INTEGRITY_HMAC_SHA2_512: 32,
-}
+# Ids of keys that no table holds: far above those that control counts up.
+cdef uint64_t _next_id = <uint64_t>1 << 63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,8 @@ class JobSpec:
 
     `header` is what HMAC covers before the text (the ESP header). `text` of CBC begins with 16 bytes of IV: to seal,
     the block that becomes the IV once enciphered. `aad` is at most 12 bytes; for HMAC it is empty or the 4 bytes of
-    the sequence number's high half. `icv` is what arrived, to open.
+    the sequence number's high half. `icv` is what arrived, to open. `index` and `id` are the SA's (Key); None stands
+    for an SA of its own.
     """
 
     cipher: int
@@ -55,8 +54,8 @@ class JobSpec:
     text: bytes = b""
     icv: bytes = b""
     icv_length: int | None = None
-    index: int = 0
-    id: int = 0
+    index: int | None = None
+    id: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +144,15 @@ cdef list _run_list(EngineHandle engine, bint opening, specs):
     cdef uint32_t count = <uint32_t>len(specs)
     cdef uint32_t index
     cdef uint8_t *buffer
-    if posix_memalign(<void **>&jobs, 64, sizeof(JobList)) or posix_memalign(<void **>&keys, 64, BATCH_MAX * sizeof(Key)):
+    if (posix_memalign(<void **>&jobs, 64, sizeof(JobList))
+            or posix_memalign(<void **>&keys, 64, BATCH_MAX * sizeof(Key))):
         free(jobs)
         raise MemoryError("a list of jobs")
     memset(jobs, 0, sizeof(JobList))
     memset(keys, 0, BATCH_MAX * sizeof(Key))
     try:
         for index in range(count):
-            _fill_key(&keys[index], specs[index])
+            _fill_key(&keys[index], specs[index], index)
             engine.expand_at(<size_t>&keys[index])
             jobs.jobs[index].key = &keys[index]
             _fill_job(&jobs.jobs[index], specs[index], opening)
@@ -164,6 +164,9 @@ cdef list _run_list(EngineHandle engine, bint opening, specs):
                 engine.c.seal(&engine.c, jobs)
         return [_result(&jobs.jobs[index]) for index in range(count)]
     finally:
+        for index in range(count):
+            if specs[index].index is None:
+                engine.forget(index)
         for index in range(<uint32_t>BATCH_MAX):
             buffer = jobs.jobs[index].esp
             free(buffer)
@@ -189,8 +192,9 @@ cdef int _copy(uint8_t *into, size_t room, bytes content, str what) except -1:
     return 0
 
 
-cdef int _fill_key(Key *key, spec) except -1:
+cdef int _fill_key(Key *key, spec, uint32_t position) except -1:
     """Key from a JobSpec, not yet expanded."""
+    global _next_id
     _copy(key.encryption, 32, spec.key, "key")
     _copy(key.integrity_key, 64, spec.integrity_key, "integrity key")
     key.encryption_length = <uint8_t>len(spec.key)
@@ -202,9 +206,13 @@ cdef int _fill_key(Key *key, spec) except -1:
     elif spec.cipher in (CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305):
         key.icv_length = 16
     else:
-        key.icv_length = _ICV_LENGTHS[spec.integrity]
-    key.index = spec.index
-    key.id = spec.id
+        key.icv_length = icv_length_of(<uint32_t>spec.integrity)
+    key.index = position if spec.index is None else spec.index
+    if spec.id is None:
+        key.id = _next_id
+        _next_id += 1
+    else:
+        key.id = spec.id
     return 0
 
 
@@ -251,7 +259,8 @@ cdef int _lay_timed(EngineHandle engine, Timed *timed, spec, bint opening, uint3
     cdef uint32_t slot
     timed.opening = opening
     timed.stride = stride
-    if (posix_memalign(<void **>&timed.key, 64, sizeof(Key)) or posix_memalign(<void **>&timed.jobs, 64, sizeof(JobList))
+    if (posix_memalign(<void **>&timed.key, 64, sizeof(Key))
+            or posix_memalign(<void **>&timed.jobs, 64, sizeof(JobList))
             or posix_memalign(<void **>&timed.buffers, 4096, <size_t>stride * (BATCH_MAX + 1))
             or posix_memalign(<void **>&timed.fresh, 64, stride)):
         raise MemoryError("a list of jobs")
@@ -260,7 +269,7 @@ cdef int _lay_timed(EngineHandle engine, Timed *timed, spec, bint opening, uint3
     if opening:
         sealed = engine.run("seal", [spec])[0]
         spec = replace(spec, text=sealed.text, icv=sealed.icv)
-    _fill_key(timed.key, spec)
+    _fill_key(timed.key, spec, 0)
     engine.expand_at(<size_t>timed.key)
     timed.length = len(spec.header) + len(spec.text) + timed.key.icv_length
     whole = spec.header + spec.text + (spec.icv if opening else bytes(timed.key.icv_length))
@@ -283,8 +292,8 @@ cdef uint64_t _timed(Engine *engine, Timed *timed, uint32_t rounds) noexcept nog
     """Nanoseconds that `rounds` lists took."""
     cdef uint64_t took = 0
     cdef uint64_t started
-    cdef uint32_t turn, slot
-    for turn in range(rounds):
+    cdef uint32_t _turn, slot
+    for _turn in range(rounds):
         for slot in range(<uint32_t>BATCH_MAX):
             memcpy(timed.jobs.jobs[slot].esp, timed.fresh, timed.length)
         started = now_ns()

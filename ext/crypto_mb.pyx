@@ -13,7 +13,7 @@ group; a group is one cipher with one key size and one hash, of whatever SAs.
   hashes faster is measured when the engine is made.
 
 A packet is decrypted only if its ICV matched, except by AEAD calls, which do both at once.
-Limits: text of up to 65,000 bytes (the library counts hash lengths in 16 bits); not thread-safe, one engine per process.
+Limits: text of up to TEXT_MAX bytes; not thread-safe, so one engine per process.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -23,8 +23,8 @@ from libc.string cimport memcpy, memset
 from ext.clock cimport now_ns
 from ext.crypto cimport (
     CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT,
-    EXPANDED_IPAD, EXPANDED_OPAD, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_HMAC_SHA2_512,
-    INTEGRITY_NONE, KEY_EXPANDED, Engine, EngineHandle, Job, JobList, Key,
+    EXPANDED_IPAD, EXPANDED_OPAD, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, KEY_EXPANDED,
+    Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_valid, text_fits,
 )
 from ext.libipsec_mb cimport *
 from ext.packet cimport BATCH_MAX
@@ -40,15 +40,9 @@ cdef extern from *:
 cdef enum:
     GROUP_CHACHA = 16           # below it: Integrity + 4 * (0 NULL, 1 CBC-128, 2 CBC-192, 3 CBC-256)
     GROUP_OPEN = 32             # added to `laid_out` for the direction
-    TEXT_MAX = 65000
     NO_GROUP = 0xFFFFFFFF
 
 cdef const uint8_t *ZERO_IV = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
-
-# Bytes of ICV by Integrity, RFC 4868 2.1.1.
-cdef uint8_t *TAG_LENGTH = [0, 16, 24, 32]
-# Hash block by Integrity, bytes.
-cdef uint8_t *BLOCK_LENGTH = [0, 64, 128, 128]
 
 
 # The list, seal.
@@ -106,13 +100,6 @@ cdef void _do_groups(MbState *state, JobList *list, uint32_t groups, bint openin
             _seal_group(state, list, group)
 
 
-cdef inline bint _fits(const Job *job, bint cbc) noexcept nogil:
-    """The text is of a length that the library can take (the ESP passes send no other)."""
-    if job.text_length > TEXT_MAX:
-        return False
-    return not cbc or (job.text_length >= 16 and job.text_length % 16 == 0)
-
-
 cdef void _lay_out(MbState *state, uint32_t group, bint opening) noexcept nogil:
     """Set the fields of the job structures that are the same for every job of a group."""
     cdef uint32_t slot
@@ -131,7 +118,7 @@ cdef void _lay_out(MbState *state, uint32_t group, bint opening) noexcept nogil:
         mb.iv = ZERO_IV
         mb.iv_len_in_bytes = 16
         mb.hash_start_src_offset_in_bytes = 0
-        mb.auth_tag_output_len_in_bytes = TAG_LENGTH[group & 3]
+        mb.auth_tag_output_len_in_bytes = icv_length_of(group & 3)
 
 
 cdef inline IMB_HASH_ALG _hash_of(uint32_t integrity) noexcept nogil:
@@ -165,7 +152,7 @@ cdef void _seal_group(MbState *state, JobList *list, uint32_t group) noexcept no
     _lay_out(state, group, False)
     for slot in range(state.others):
         job = &list.jobs[state.member[slot]]
-        if state.group[slot] != group or not _fits(job, bits != 0):
+        if state.group[slot] != group or not text_fits(job):
             continue
         mb = &state.jobs[count]
         state.position[count] = state.member[slot]
@@ -220,7 +207,7 @@ cdef void _open_group(MbState *state, JobList *list, uint32_t group) noexcept no
     """Hash, compare, then decipher what matched: CBC and NULL."""
     cdef uint32_t integrity = group & 3
     cdef bint cbc = group >> 2 != 0
-    cdef uint32_t length = TAG_LENGTH[integrity]
+    cdef uint32_t length = icv_length_of(integrity)
     cdef uint32_t count = 0
     cdef uint32_t position, slot
     cdef Job *job
@@ -229,7 +216,7 @@ cdef void _open_group(MbState *state, JobList *list, uint32_t group) noexcept no
     for slot in range(state.others):
         position = state.member[slot]
         job = &list.jobs[position]
-        if state.group[slot] != group or not _fits(job, cbc):
+        if state.group[slot] != group or not text_fits(job):
             continue
         mb = &state.jobs[count]
         state.position[count] = <uint8_t>position
@@ -291,7 +278,7 @@ cdef void _do_chacha(MbState *state, JobList *list, bint opening) noexcept nogil
     cdef uint8_t members[BATCH_MAX]
     for slot in range(state.others):
         position = state.member[slot]
-        if state.group[slot] == GROUP_CHACHA and _fits(&list.jobs[position], False):
+        if state.group[slot] == GROUP_CHACHA and text_fits(&list.jobs[position]):
             members[wanted] = <uint8_t>position
             wanted += 1
     # The ring holds four batches and is always left empty, so it has room; what it had none for would stay not ok.
@@ -351,35 +338,23 @@ cdef void _collect(MbState *state, JobList *list, uint32_t count, bint opening) 
 cdef int _expand(Engine *engine, Key *key) noexcept nogil:
     """Key schedules, GCM hash keys and HMAC's two inner states into key.expanded."""
     cdef MbState *state = <MbState *>engine.state
-    cdef uint32_t length = key.encryption_length
-    cdef bint aes = length == 16 or length == 24 or length == 32
-    if <size_t>key & 63:
+    cdef keyexp_t schedule
+    if <size_t>key & 63 or not key_valid(key):
         return -1
     if key.cipher == CIPHER_AES_GCM:
-        if not aes or key.integrity != INTEGRITY_NONE or key.icv_length not in (8, 12, 16):
-            return -1
-        if length == 16:
+        if key.encryption_length == 16:
             state.manager.gcm128_pre(key.encryption, <gcm_key_data *>key.expanded)
-        elif length == 24:
+        elif key.encryption_length == 24:
             state.manager.gcm192_pre(key.encryption, <gcm_key_data *>key.expanded)
         else:
             state.manager.gcm256_pre(key.encryption, <gcm_key_data *>key.expanded)
-        return 0
-    if key.cipher == CIPHER_CHACHA20_POLY1305:
-        return 0 if length == 32 and key.integrity == INTEGRITY_NONE and key.icv_length == 16 else -1
-    if key.integrity > INTEGRITY_HMAC_SHA2_512 or key.icv_length != TAG_LENGTH[key.integrity]:
-        return -1
-    if key.integrity_length > 64 or (key.integrity == INTEGRITY_NONE) != (key.integrity_length == 0):
-        return -1
-    if key.cipher == CIPHER_AES_CBC and aes:
-        if length == 16:
-            state.manager.keyexp_128(key.encryption, key.expanded + EXPANDED_ENCRYPT, key.expanded + EXPANDED_DECRYPT)
-        elif length == 24:
-            state.manager.keyexp_192(key.encryption, key.expanded + EXPANDED_ENCRYPT, key.expanded + EXPANDED_DECRYPT)
-        else:
-            state.manager.keyexp_256(key.encryption, key.expanded + EXPANDED_ENCRYPT, key.expanded + EXPANDED_DECRYPT)
-    elif key.cipher != CIPHER_NULL or length != 0:
-        return -1
+    elif key.cipher == CIPHER_AES_CBC:
+        schedule = state.manager.keyexp_256
+        if key.encryption_length == 16:
+            schedule = state.manager.keyexp_128
+        elif key.encryption_length == 24:
+            schedule = state.manager.keyexp_192
+        schedule(key.encryption, key.expanded + EXPANDED_ENCRYPT, key.expanded + EXPANDED_DECRYPT)
     if key.integrity != INTEGRITY_NONE:
         _expand_hmac(state.manager, key, 0x36, key.expanded + EXPANDED_IPAD)
         _expand_hmac(state.manager, key, 0x5C, key.expanded + EXPANDED_OPAD)
@@ -458,42 +433,17 @@ cdef class MbEngine(EngineHandle):
             "engine": self.name,
             "library": f"libipsec-mb {_version()}",
             "architecture": _ARCHITECTURES.get(arch, str(arch)),
-            "sha256": "sse, SHA-NI" if self.state.hasher[<int>INTEGRITY_HMAC_SHA2_256] == self.state.sse else "as architecture",
+            "sha256": "sse, SHA-NI" if self.state.hasher[1] != self.state.manager else "as architecture",
             "cpu": [name for name, flag in _FLAGS.items() if flags & flag == flag],
         }
 
     def bare(
-        self, int cipher, int integrity, int key_bits, uint32_t size, uint64_t packets, str direction="seal",
-        int repeats=5, uint32_t stride=2048,
+        self, cipher, integrity, key_bits, size, packets, direction="seal", repeats=5, stride=2048,
     ) -> float:
-        """Nanoseconds per packet of the library's own calls: the best of `repeats` runs of `packets` packets.
+        """Nanoseconds per packet of the library's own calls, without this engine: see ext.bare_mb."""
+        from ext.bare_mb import bare
 
-        No Job, no list, nothing computed per packet: 64 buffers `stride` bytes apart, `size` bytes of text each (CBC:
-        IV included, rounded up to a block), one key, and job structures filled beforehand where the library lets one.
-        HMAC covers 8 bytes before the text as well. Raises ValueError for what the engine cannot do.
-        """
-        cdef Bench bench
-        cdef uint64_t best = 0xFFFFFFFFFFFFFFFF
-        cdef uint64_t took
-        cdef int run
-        cdef uint64_t rounds = packets // BATCH_MAX + 1
-        if direction not in ("seal", "open"):
-            raise ValueError(f"direction is {direction!r}; it is 'seal' or 'open'")
-        if size + 128 > stride or size > TEXT_MAX:
-            raise ValueError(f"{size} bytes of text do not fit buffers {stride} bytes apart")
-        _prepare_bench(self, &bench, cipher, integrity, key_bits, size, direction == "open", stride)
-        try:
-            for run in range(max(1, repeats)):
-                with nogil:
-                    took = _bench(self.state, &bench, rounds)
-                if took < best:
-                    best = took
-        finally:
-            explicit_bzero(bench.key, sizeof(Key))
-            free(bench.key)
-            free(bench.buffers)
-        self.state.laid_out = NO_GROUP
-        return <double>best / <double>(rounds * BATCH_MAX)
+        return bare(self, cipher, integrity, key_bits, size, packets, direction, repeats, stride)
 
 
 _ARCHITECTURES = {IMB_ARCH_SSE: "sse", IMB_ARCH_AVX: "avx", IMB_ARCH_AVX2: "avx2", IMB_ARCH_AVX512: "avx512"}
@@ -514,7 +464,7 @@ def _version() -> str:
 cdef int _choose_hasher(MbState *state) except -1:
     """Give HMAC-SHA2-256 to SHA-NI where that is faster, after a cipher burst as in real work (about 0.3 ms)."""
     cdef uint8_t *scratch = <uint8_t *>calloc(BATCH_MAX, 1024)
-    cdef uint32_t attempt, choice, slot
+    cdef uint32_t _attempt, choice, slot
     cdef uint64_t started, took
     cdef uint64_t best[2]
     cdef IMB_MGR *candidates[2]
@@ -533,7 +483,7 @@ cdef int _choose_hasher(MbState *state) except -1:
     _lay_out(state, 4 + INTEGRITY_HMAC_SHA2_256, False)
     for slot in range(<uint32_t>BATCH_MAX):
         _lay_scratch(&state.jobs[slot], scratch + 1024 * slot, 256, scratch)
-    for attempt in range(5):
+    for _attempt in range(5):
         for choice in range(2):
             started = now_ns()
             IMB_SUBMIT_CIPHER_BURST_NOCHECK(
@@ -603,113 +553,3 @@ cdef int _find_key_lines(Engine *engine) except -1:
                 engine.key_lines[opening][<int>CIPHER_AES_GCM] |= <uint32_t>1 << (line - 1)
     free(key)
     return 0
-
-
-# The bare library call: what our own speed is divided by.
-
-cdef struct Bench:
-    Key *key
-    uint8_t *buffers
-    uint32_t size
-    uint32_t stride
-    bint opening
-    Job job
-
-
-cdef int _prepare_bench(MbEngine engine, Bench *bench, int cipher, int integrity, int key_bits, uint32_t size,
-                        bint opening, uint32_t stride) except -1:
-    """Key, buffers and job structures for `_bench`."""
-    cdef uint32_t slot
-    cdef IMB_JOB *mb
-    memset(bench, 0, sizeof(Bench))
-    if posix_memalign(<void **>&bench.key, 64, sizeof(Key)):
-        raise MemoryError("a key")
-    memset(bench.key, 0, sizeof(Key))
-    bench.size = (size + 15) // 16 * 16 if cipher == CIPHER_AES_CBC else size
-    bench.stride = stride
-    bench.opening = opening
-    bench.key.cipher = <uint8_t>cipher
-    bench.key.integrity = <uint8_t>integrity
-    bench.key.encryption_length = <uint8_t>(key_bits // 8)
-    bench.key.icv_length = 16 if integrity == INTEGRITY_NONE else TAG_LENGTH[integrity & 3]
-    bench.key.integrity_length = 0 if integrity == INTEGRITY_NONE else 2 * bench.key.icv_length
-    try:
-        engine.expand_at(<size_t>bench.key)
-    except ValueError:
-        free(bench.key)
-        raise
-    if posix_memalign(<void **>&bench.buffers, 4096, <size_t>stride * (BATCH_MAX + 1)):
-        free(bench.key)
-        raise MemoryError("buffers")
-    memset(bench.buffers, 0x5A, <size_t>stride * (BATCH_MAX + 1))
-    if cipher == CIPHER_AES_GCM or cipher == CIPHER_CHACHA20_POLY1305:
-        return 0
-    _lay_out(engine.state, <uint32_t>(4 * (key_bits // 64 - 1 if key_bits else 0) + integrity), opening)
-    for slot in range(<uint32_t>BATCH_MAX):
-        mb = &engine.state.jobs[slot]
-        _lay_scratch(mb, bench.buffers + <size_t>stride * slot + 64, bench.size, bench.key.expanded)
-        mb.iv = ZERO_IV
-    return 0
-
-
-cdef uint64_t _bench(MbState *state, Bench *bench, uint64_t rounds) noexcept nogil:
-    """Nanoseconds for rounds * BATCH_MAX packets."""
-    cdef const Key *key = bench.key
-    cdef uint64_t started = now_ns()
-    if key.cipher == CIPHER_AES_GCM:
-        _bench_gcm(state, bench, rounds)
-    elif key.cipher == CIPHER_CHACHA20_POLY1305:
-        _bench_chacha(state, bench, rounds)
-    else:
-        _bench_bursts(state, bench, rounds)
-    return now_ns() - started
-
-
-cdef void _bench_gcm(MbState *state, Bench *bench, uint64_t rounds) noexcept nogil:
-    """The direct call."""
-    cdef const gcm_key_data *expanded = <const gcm_key_data *>bench.key.expanded
-    cdef uint32_t words = bench.key.encryption_length >> 3
-    cdef aes_gcm_enc_dec_t call = state.gcm_open[words] if bench.opening else state.gcm_seal[words]
-    cdef uint8_t *text
-    cdef uint32_t slot
-    cdef uint64_t turn
-    for turn in range(rounds):
-        text = bench.buffers + 64
-        for slot in range(<uint32_t>BATCH_MAX):
-            call(expanded, &state.context, text, text, bench.size, bench.job.nonce, bench.job.aad, 8,
-                 text + bench.size, 16)
-            text += bench.stride
-
-
-cdef void _bench_chacha(MbState *state, Bench *bench, uint64_t rounds) noexcept nogil:
-    """The ring's burst (its structures are the manager's, so they are filled each time)."""
-    cdef IMB_JOB *ring[BATCH_MAX]
-    cdef uint32_t slot
-    cdef uint64_t turn
-    bench.job.key = bench.key
-    bench.job.text_length = bench.size
-    bench.job.aad_length = 8
-    for turn in range(rounds):
-        IMB_GET_NEXT_BURST(state.manager, BATCH_MAX, ring)
-        bench.job.text = bench.buffers + 64
-        for slot in range(<uint32_t>BATCH_MAX):
-            _lay_chacha(ring[slot], &bench.job, bench.opening)
-            ring[slot].auth_tag_output = bench.job.text + bench.size
-            bench.job.text += bench.stride
-        slot = IMB_SUBMIT_BURST_NOCHECK(state.manager, BATCH_MAX, ring)
-        while slot < BATCH_MAX:
-            slot += IMB_FLUSH_BURST(state.manager, BATCH_MAX - slot, ring)
-
-
-cdef void _bench_bursts(MbState *state, Bench *bench, uint64_t rounds) noexcept nogil:
-    """The synchronous bursts, cipher and hash."""
-    cdef uint32_t integrity = bench.key.integrity
-    cdef IMB_CIPHER_DIRECTION direction = IMB_DIR_DECRYPT if bench.opening else IMB_DIR_ENCRYPT
-    cdef uint64_t turn
-    for turn in range(rounds):
-        if bench.key.cipher == CIPHER_AES_CBC:
-            IMB_SUBMIT_CIPHER_BURST_NOCHECK(
-                state.manager, state.jobs, BATCH_MAX, IMB_CIPHER_CBC, direction,
-                <IMB_KEY_SIZE_BYTES>bench.key.encryption_length)
-        if integrity:
-            IMB_SUBMIT_HASH_BURST_NOCHECK(state.hasher[integrity], state.jobs, BATCH_MAX, _hash_of(integrity))

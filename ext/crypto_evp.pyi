@@ -1,0 +1,6 @@
+from ext.crypto import EngineHandle
+
+class EvpEngine(EngineHandle):
+    def __init__(self) -> None: ...
+    @property
+    def contexts_in_use(self) -> int: ...
