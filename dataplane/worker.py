@@ -1,0 +1,147 @@
+"""One worker's life: assigned, pinned, ports open, confined, then the nogil loop until control says stop or is gone.
+
+    1 read the assignment   channel: index, CPU, ports, engine; descriptors of the tables and the ports
+    2 open                  tables, engine, frame pool, queue `index` of every port
+    3 confine               no core dumps, memory locked, every capability dropped
+    4 report "ready"        with what each port's mode really is
+    5 loop                  ext.loop, no Python; the channel is its stop descriptor
+    6 close                 nothing of a worker outlives it
+
+Keys are read from the tables only; nothing is ever received but the assignment and "stop". Imported by the
+nursery, so no asyncio and no numpy here: they would be in every worker's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dataplane import confine
+from dataplane.channel import Channel, ChannelClosedError, Message
+from dataplane.engine import open_engine
+from dataplane.ports import drivers
+from ext.loop import Loop
+from ext.packet import Pool, PortHandle
+from ext.sa import TablesView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a worker is told to be."""
+
+    index: int
+    workers: int
+    cpu: int | None  # None: wherever the scheduler likes
+    engine: str
+    frame_size: int
+    frame_count: int
+    kernel: bool  # open a raw socket for what has no adjacency
+    ports: tuple[drivers.Assigned, ...]
+    tables_fd: int
+
+    def to_message(self) -> tuple[Message, list[int]]:
+        """The message and the descriptors that go with it."""
+        descriptors = [self.tables_fd]
+        ports: list[dict[str, Any]] = []
+        for spec, mode, fds in self.ports:
+            places = {}
+            for name, fd in fds.items():
+                places[name] = len(descriptors)
+                descriptors.append(fd)
+            ports.append({"spec": drivers.port_to_json(spec), "mode": mode, "fds": places})
+        message: Message = {
+            "type": "assign",
+            "index": self.index,
+            "workers": self.workers,
+            "cpu": self.cpu,
+            "engine": self.engine,
+            "frame_size": self.frame_size,
+            "frame_count": self.frame_count,
+            "kernel": self.kernel,
+            "ports": ports,
+        }
+        return message, descriptors
+
+    @classmethod
+    def from_message(cls, message: Message, descriptors: list[int]) -> Assignment:
+        """The reverse of `to_message`, in the worker."""
+        fields = {name: value for name, value in message.items() if name not in ("type", "ports")}
+        ports = tuple(
+            (
+                drivers.port_from_json(port["spec"]),
+                port["mode"],
+                {name: descriptors[place] for name, place in port["fds"].items()},
+            )
+            for port in message["ports"]
+        )
+        return cls(**fields, ports=ports, tables_fd=descriptors[0])
+
+
+def preload() -> None:
+    """What the nursery imports and sets up once for all workers."""
+    drivers.preload()
+
+
+def main(channel: Channel) -> int:
+    """A worker from its assignment to its end; the exit status. Errors before "ready" are told to control."""
+    started = time.monotonic()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        received = channel.receive()
+        if received is None:
+            return 1
+        assignment = Assignment.from_message(*received)
+        try:
+            return _live(channel, assignment, received[1], started)
+        except (OSError, RuntimeError, ValueError, MemoryError) as error:
+            channel.send({"type": "failed", "error": f"{type(error).__name__}: {error}"})
+            return 1
+    except ChannelClosedError:
+        return 0  # control is gone, and so are we
+
+
+def _live(channel: Channel, assignment: Assignment, descriptors: list[int], started: float) -> int:
+    """Steps 2 to 6."""
+    confine.set_name(f"esplanade-w{assignment.index}")
+    if assignment.cpu is not None:
+        os.sched_setaffinity(0, {assignment.cpu})
+    confine.no_core_dumps()
+    view = TablesView(assignment.tables_fd, assignment.index)
+    engine = open_engine(assignment.engine)
+    pool = Pool(assignment.frame_count, assignment.frame_size)
+    ports = drivers.open_ports(assignment.ports, assignment.index, assignment.workers, pool)
+    kernel = drivers.open_kernel(pool) if assignment.kernel else None
+    for fd in descriptors:
+        os.close(fd)
+    lock_error = confine.lock_memory()
+    confine.drop_capabilities()
+    view.worker_enter(os.getpid())
+    loop = Loop(view, engine, ports, kernel, channel.fileno())
+    channel.send(
+        {
+            "type": "ready",
+            "modes": {port.name: port.mode for port in ports},
+            "lock_error": lock_error or view.lock_error,
+            "seconds": time.monotonic() - started,
+        }
+    )
+    try:
+        loop.run()
+    finally:
+        del loop
+        _close(ports, kernel)
+    return 0
+
+
+def _close(ports: list[PortHandle], kernel: PortHandle | None) -> None:
+    """Let sockets and queues go in order; the kernel would do it too, a little later."""
+    for port in [*ports, *([kernel] if kernel is not None else [])]:
+        close = getattr(port, "close", None)
+        if close is not None:
+            with contextlib.suppress(OSError):
+                close()
