@@ -439,15 +439,27 @@ cdef class XskPort(PortHandle):
         if self.umem.ports == 0:
             self.umem._release()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
     @property
     def mode(self) -> str:
         """"native/zero-copy", "native/copy" or "generic/copy"."""
         return f"{self.xdp_mode}/{'zero-copy' if self.state.zero_copy else 'copy'}"
 
     @property
-    def frames_held(self) -> int:
-        """Frames in this port's rings or in the kernel: with the pool's free ones and batches, all there are."""
-        return self.state.filled + self.state.sending
+    def frames_filled(self) -> int:
+        """Frames that wait for a packet, or hold one that waits for `receive`."""
+        return self.state.filled
+
+    @property
+    def frames_sending(self) -> int:
+        """Frames handed to `transmit` and not yet back. With `frames_filled` of all ports, the pool's free frames
+        and those in batches, these are all the frames there are."""
+        return self.state.sending
 
     def statistics(self) -> dict:
         """What the kernel counts per socket (struct xdp_statistics): why packets were not received or sent."""

@@ -24,6 +24,7 @@ NEAR_MAC = "02:00:00:00:00:01"
 FAR_MAC = "02:00:00:00:00:02"
 OBJECT = str(Path(__file__).resolve().parents[2] / "ext" / "bpf" / "steer.bpf.o")
 ETH_P_ALL = 3
+SO_RCVBUFFORCE = 33
 
 
 class Wire:
@@ -32,6 +33,7 @@ class Wire:
     def __init__(self, near: Space, far: Space, queues: int) -> None:
         """Make the pair with `queues` rx and tx queues on either side, both up, silent but for the tests."""
         self.near, self.far = near, far
+        self.opened = contextlib.ExitStack()  # what a failed test leaves open
         count = f"numrxqueues {queues} numtxqueues {queues}"
         near.ip(
             f"link add near0 address {NEAR_MAC} {count} type veth peer far0 address {FAR_MAC} {count} netns {far.name}"
@@ -46,6 +48,7 @@ class Wire:
     def packet_socket(space: Space, interface: str) -> socket.socket:
         """A packet socket bound to an interface: sends frames, and sees those that come in."""
         tap = space.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)))
+        tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         tap.bind((interface, ETH_P_ALL))
         tap.setblocking(False)
         return tap
@@ -56,7 +59,8 @@ class Wire:
             self.sender.send(frame)
 
     def close(self) -> None:
-        """Close the sender; the namespaces go with their maker."""
+        """Close what is open; the namespaces go with their maker."""
+        self.opened.close()
         self.sender.close()
 
 
