@@ -123,3 +123,4 @@ cdef class EngineHandle:
     cdef Engine c
     cdef readonly str name      # "ipsec-mb" or "openssl"
     cdef readonly int number    # TablesHeader.engine: the layout of Key.expanded
+    cdef public str reason      # why this engine: set by whoever chose it

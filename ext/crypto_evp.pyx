@@ -269,6 +269,7 @@ cdef class EvpEngine(EngineHandle):
     def __cinit__(self):
         cdef uint32_t index
         self.name = "openssl"
+        self.reason = ""
         self.number = 1
         self.state.capacity = 64
         self.state.contexts = <SaContexts **>calloc(self.state.capacity, sizeof(SaContexts *))

@@ -390,6 +390,7 @@ cdef class MbEngine(EngineHandle):
         cdef IMB_ARCH arch = IMB_ARCH_NONE
         cdef IMB_MGR *manager
         self.name = "ipsec-mb"
+        self.reason = ""
         self.number = 0
         if posix_memalign(<void **>&self.state, 64, sizeof(MbState)):
             self.state = NULL
