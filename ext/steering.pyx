@@ -165,12 +165,13 @@ cdef class Steering:
 
     @property
     def xsks_fd(self) -> int:
-        """Descriptor of the XSKMAP: workers put their sockets in at their queue."""
+        """Descriptor of the XSKMAP, good until `close`: workers put their sockets in at their queue."""
         return self._map(b"xsks")
 
     def socket_filter_fd(self) -> int:
-        """Descriptor of the program for SO_ATTACH_BPF: a packet socket then sees steered frames only."""
-        return self._program(b"steer_socket")
+        """A new descriptor, the caller's to close, of the program for SO_ATTACH_BPF: a packet socket then sees
+        steered frames only."""
+        return os.dup(self._program(b"steer_socket"))
 
     def attach_xdp(self, str mode="auto") -> str:
         """Attach at XDP; returns and keeps the mode: "native" or "generic".

@@ -275,7 +275,9 @@ def test_packet_socket_sees_what_tc_shoots(pair: Wire, mode: str, role: int) -> 
     wrong = {}
     with make_steering(pair, role) as steering, pair.packet_socket(pair.near, "near0") as filtered:
         assert pair.near.call(lambda: steering.attach_tc(mode)) == mode
-        filtered.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, steering.socket_filter_fd())
+        program = steering.socket_filter_fd()
+        filtered.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, program)
+        os.close(program)
         frames_of(filtered)
         site = Site(pair, steering, Pool(64), filtered)
         for name, (reason, frame) in CASES[role].items():
