@@ -2,9 +2,10 @@
 
     python -m bench.generator INTERFACE SECONDS CPU FRAME_HEX
 
-A four-instruction XDP program redirects each frame to INTERFACE; BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES
-(Linux 5.18) runs it on copies of one frame, in batches, until SECONDS are over. On a veth the peer must have NAPI: an XDP program on it, or GRO switched on. Frames that the
-peer has no room for are dropped there; the receiver's count is what matters.
+A four-instruction XDP program redirects each frame to INTERFACE; BPF_PROG_TEST_RUN with
+BPF_F_TEST_XDP_LIVE_FRAMES (Linux 5.18) runs it on copies of one frame, in batches, until SECONDS are over. On a
+veth the peer must have NAPI: an XDP program on it, or GRO switched on. Frames that the peer has no room for
+are dropped there; the receiver's count is what matters.
 """
 
 from __future__ import annotations
