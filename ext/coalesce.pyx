@@ -24,7 +24,7 @@ from ext.linuxnet cimport iovec
 from ext.packet cimport BATCH_MAX, Packet
 from ext.segment cimport GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VNET_NEEDS_CSUM, partial_checksum, sum_long
 from ext.wire cimport (
-    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, fold, load16, load32, put_raw16, raw16, raw32, raw64, restamp_ipv4, store16,
+    PROTOCOL_TCP, PROTOCOL_UDP, fold, load16, load32, put_raw16, raw16, raw32, raw64, restamp_ipv4, store16,
 )
 
 cdef enum:
@@ -54,7 +54,7 @@ cdef void gather(Runs *runs, Packet **packets, uint32_t count, uint32_t link) no
         slot = 0
         while slot < runs.open_count:
             run = &runs.runs[runs.open[slot]]
-            if run.flow == candidate.flow and _same_flow(run, packets[run.first].data, candidate, packets[index].data, link):
+            if _same_flow(run, packets[run.first].data, candidate, packets[index].data, link):
                 break
             slot += 1
         if slot < runs.open_count:
@@ -152,7 +152,7 @@ cdef inline bint _may_lead(const Run *run) noexcept nogil:
 cdef inline bint _same_flow(const Run *run, const uint8_t *first, const Run *packet, const uint8_t *data,
                             uint32_t link) noexcept nogil:
     """Equal family, protocol, addresses and ports."""
-    if run.family != packet.family or run.protocol != packet.protocol:
+    if run.flow != packet.flow or run.family != packet.family or run.protocol != packet.protocol:
         return False
     if raw32(first + run.transport) != raw32(data + packet.transport):
         return False
@@ -212,12 +212,12 @@ cdef void order(const Runs *runs, Packet **packets, uint32_t count) noexcept nog
     """Rearrange packets[0:count] so that the packets of each run stand together, in the order of the runs."""
     cdef Packet *sorted[BATCH_MAX]
     cdef uint32_t at = 0
-    cdef uint32_t index, member, left
+    cdef uint32_t index, member, _left
     if runs.count == count:
         return
     for index in range(runs.count):
         member = runs.runs[index].first
-        for left in range(runs.runs[index].count):
+        for _left in range(runs.runs[index].count):
             sorted[at] = packets[member]
             at += 1
             member = runs.next[member]

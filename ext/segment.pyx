@@ -108,7 +108,9 @@ cdef inline uint64_t _address_sum(const uint8_t *network, uint8_t family) noexce
     return sum_bytes(network + 8, 32)
 
 
-cdef uint16_t partial_checksum(const uint8_t *network, uint8_t family, uint8_t protocol, uint32_t length) noexcept nogil:
+cdef uint16_t partial_checksum(
+    const uint8_t *network, uint8_t family, uint8_t protocol, uint32_t length
+) noexcept nogil:
     """What a device expects in the field with VNET_NEEDS_CSUM: the folded pseudo-header sum, memory order."""
     return fold(_address_sum(network, family) + bswap16(protocol) + bswap16(<uint16_t>length))
 

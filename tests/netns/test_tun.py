@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
+from wires import MakeSpaces, carry_tcp, relayed
 
-from control.lab.space import Space, free_tag, make_spaces
+from control.lab.space import Space
 from dataplane.model import PortSpec, Role
 from dataplane.ports import tun
 from ext import porttool
@@ -21,18 +18,6 @@ from ext.packet import Pool
 from ext.tunio import TunPort
 
 pytestmark = pytest.mark.root
-
-
-@contextmanager
-def two_spaces(tmp_path: Path) -> Iterator[tuple[Space, Space]]:
-    """Two namespaces without a link between them."""
-    tag = free_tag()
-    spaces = make_spaces([f"esp-{tag}-left", f"esp-{tag}-right"], tmp_path)
-    try:
-        yield spaces[0], spaces[1]
-    finally:
-        for space in spaces:
-            space.close()
 
 
 def open_end(space: Space, pool: Pool, host: int, queues: int = 1) -> tuple[int, list[TunPort]]:
@@ -49,117 +34,86 @@ def open_end(space: Space, pool: Pool, host: int, queues: int = 1) -> tuple[int,
     return device, ports
 
 
-@pytest.mark.parametrize(("family", "target"), [(socket.AF_INET, "10.9.0.2"), (socket.AF_INET6, "fd09::2")])
-def test_tcp_through_two_devices(tmp_path: Path, family: int, target: str) -> None:
-    """TCP between two kernels over two TUN ports joined back to back: what is sent arrives, in few system calls."""
+@pytest.mark.parametrize("target", ["10.9.0.2", "fd09::2"])
+def test_tcp_through_two_devices(spaces: MakeSpaces, target: str) -> None:
+    """TCP between two kernels over two TUN ports joined back to back: all arrives, in few system calls."""
     pool = Pool(1024)
     content = os.urandom(1 << 20) * 16
-    with two_spaces(tmp_path) as (left, right):
-        left_fd, [left_port] = open_end(left, pool, 1)
-        right_fd, [right_port] = open_end(right, pool, 2)
-        assert left_port.mode in ("queue/tso", "queue/tso+uso")
-        done = threading.Event()
-        received = bytearray()
-        listener = right.call(lambda: socket.create_server((target, 5001), family=family))
-        listener.settimeout(20)
-
-        def serve() -> None:
-            peer, _ = listener.accept()
-            peer.settimeout(20)
-            while piece := peer.recv(1 << 20):
-                received.extend(piece)
-            peer.close()
-
-        def send() -> None:
-            sender = left.call(lambda: socket.socket(family))
-            sender.settimeout(20)
-            sender.connect((target, 5001))
-            sender.sendall(content)
-            sender.close()
-
-        def relay() -> None:
-            while not done.is_set():
-                porttool.relay(left_port, right_port, 0.05)
-
-        threads = [threading.Thread(target=function, daemon=True) for function in (relay, serve, send)]
-        for thread in threads:
-            thread.start()
-        threads[2].join(20)
-        threads[1].join(20)
-        done.set()
-        threads[0].join(5)
-        listener.close()
-        assert bytes(received) == content
-        counters = left_port.counters
-        assert counters["rx_packets"] > 10000
-        assert counters["rx_bytes"] > len(content)
-        assert right_port.counters["tx_errors"] == 0
-        assert right_port.counters["tx_syscalls"] < right_port.counters["tx_packets"] / 4
-        for port in (left_port, right_port):
-            port.close()
-        os.close(left_fd)
-        os.close(right_fd)
+    left, right = spaces("left", "right")
+    left_fd, [left_port] = open_end(left, pool, 1)
+    right_fd, [right_port] = open_end(right, pool, 2)
+    assert left_port.mode in ("queue/tso", "queue/tso+uso")
+    with relayed(left_port, right_port):
+        assert carry_tcp(left, right, target, content) == content
+    assert left_port.counters["rx_packets"] > 10000
+    assert left_port.counters["rx_bytes"] > len(content)
+    assert right_port.counters["tx_errors"] == 0
+    assert right_port.counters["tx_syscalls"] < right_port.counters["tx_packets"] / 4
+    for port in (left_port, right_port):
+        port.close()
+    os.close(left_fd)
+    os.close(right_fd)
     assert pool.free_count == 1024
 
 
-def test_kernel_segments_what_we_join(tmp_path: Path) -> None:
+def test_kernel_segments_what_we_join(spaces: MakeSpaces) -> None:
     """A burst that the port joined is cut by the receiving kernel into the same packets (no TSO on a second TUN)."""
     pool = Pool(256)
-    with two_spaces(tmp_path) as (left, _):
-        fd, [port] = open_end(left, pool, 1)
-        plain = left.call(lambda: tun.open_queue("t1"))
-        left.ip(
-            "addr add 10.8.0.1/24 dev t1",
-            "addr add fd08::1/64 dev t1 nodad",
-            "link set t1 txqueuelen 1000 up",
-        )
-        left.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1, ipv4__conf__all__rp_filter=0)
-        sink = TunPort(pool, "t1", plain)
-        for version in (4, 6):
-            packets = []
-            for index in range(40):
-                if version == 4:
-                    ip = IP(src="10.9.0.7", dst="10.8.0.7", id=100 + index, flags="DF", ttl=9)
-                else:
-                    ip = IPv6(src="fd09::7", dst="fd08::7", hlim=9)
-                flags = "PA" if index == 39 else "A"
-                tcp = TCP(sport=1, dport=2, seq=1000 + 1200 * index, ack=5, flags=flags, window=77)
-                packets.append(ip / tcp / bytes([index] * 1200))
-            before = port.counters["tx_syscalls"]
-            assert porttool.transmit(port, [bytes(packet) for packet in packets]) == 40
-            assert port.counters["tx_syscalls"] == before + 1
-            received = [content for content, _ in porttool.receive_all(sink, 5.0, 40)]
-            received = [content for content in received if b"\x00\x01\x00\x02" in content]
-            for packet in packets:
-                if version == 4:
-                    packet.ttl = 8
-                else:
-                    packet.hlim = 8
-            assert received == [bytes(packet) for packet in packets]
-        port.close()
-        sink.close()
-        os.close(fd)
+    [left] = spaces("left")
+    fd, [port] = open_end(left, pool, 1)
+    plain = left.call(lambda: tun.open_queue("t1"))
+    left.ip(
+        "addr add 10.8.0.1/24 dev t1",
+        "addr add fd08::1/64 dev t1 nodad",
+        "link set t1 txqueuelen 1000 up",
+    )
+    left.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1, ipv4__conf__all__rp_filter=0)
+    sink = TunPort(pool, "t1", plain)
+    for version in (4, 6):
+        packets = []
+        for index in range(40):
+            if version == 4:
+                ip = IP(src="10.9.0.7", dst="10.8.0.7", id=100 + index, flags="DF", ttl=9)
+            else:
+                ip = IPv6(src="fd09::7", dst="fd08::7", hlim=9)
+            flags = "PA" if index == 39 else "A"
+            tcp = TCP(sport=1, dport=2, seq=1000 + 1200 * index, ack=5, flags=flags, window=77)
+            packets.append(ip / tcp / bytes([index] * 1200))
+        before = port.counters["tx_syscalls"]
+        assert porttool.transmit(port, [bytes(packet) for packet in packets]) == 40
+        assert port.counters["tx_syscalls"] == before + 1
+        received = [content for content, _ in porttool.receive_all(sink, 5.0, 40)]
+        received = [content for content in received if b"\x00\x01\x00\x02" in content]
+        for packet in packets:
+            if version == 4:
+                packet.ttl = 8
+            else:
+                packet.hlim = 8
+        assert received == [bytes(packet) for packet in packets]
+    port.close()
+    sink.close()
+    os.close(fd)
     assert pool.free_count == 256
 
 
-def test_queues_share_the_flows(tmp_path: Path) -> None:
+def test_queues_share_the_flows(spaces: MakeSpaces) -> None:
     """Two queues: the kernel spreads flows, and the descriptor that keeps the device gets none."""
     pool = Pool(1024)
-    with two_spaces(tmp_path) as (left, _):
-        fd, ports = open_end(left, pool, 1, queues=2)
-        sender = left.call(lambda: [socket.socket(type=socket.SOCK_DGRAM) for _ in range(64)])
-        for each in sender:
-            each.sendto(b"x" * 32, ("10.9.0.9", 9))
-            each.close()
-        counts = []
-        for port in ports:
-            mine = [content for content, _ in porttool.receive_all(port, 1.0, 65)]
-            counts.append(sum(content.endswith(b"x" * 32) for content in mine))
-        assert sum(counts) == 64
-        assert min(counts) > 5
-        for port in ports:
-            port.close()
-        os.close(fd)
+    [left] = spaces("left")
+    fd, ports = open_end(left, pool, 1, queues=2)
+    sender = left.call(lambda: [socket.socket(type=socket.SOCK_DGRAM) for _ in range(64)])
+    for each in sender:
+        each.sendto(b"x" * 32, ("10.9.0.9", 9))
+        each.close()
+    counts = []
+    for port in ports:
+        mine = [content for content, _ in porttool.receive_all(port, 1.0, 65)]
+        counts.append(sum(content.endswith(b"x" * 32) for content in mine))
+    assert sum(counts) == 64
+    assert min(counts) > 5
+    for port in ports:
+        port.close()
+    os.close(fd)
     assert pool.free_count == 1024
 
 
@@ -169,14 +123,14 @@ def test_errors_name_the_device() -> None:
         tun.open_queue("a" * 16)
 
 
-def test_writing_to_a_device_that_is_down(tmp_path: Path) -> None:
+def test_writing_to_a_device_that_is_down(spaces: MakeSpaces) -> None:
     """The kernel refuses (EIO): the packets are counted and their frames come back."""
     pool = Pool(64)
-    with two_spaces(tmp_path) as (left, _):
-        fd, [port] = open_end(left, pool, 1)
-        left.ip("link set t0 down")
-        assert porttool.transmit(port, [bytes(IP(dst="10.9.0.1") / b"x")] * 3) == 3
-        assert port.counters["tx_errors"] == 3
-        port.close()
-        os.close(fd)
+    [left] = spaces("left")
+    fd, [port] = open_end(left, pool, 1)
+    left.ip("link set t0 down")
+    assert porttool.transmit(port, [bytes(IP(dst="10.9.0.1") / b"x")] * 3) == 3
+    assert port.counters["tx_errors"] == 3
+    port.close()
+    os.close(fd)
     assert pool.free_count == 64

@@ -1,0 +1,26 @@
+"""Network namespaces for the tests of this directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from control.lab.space import Space, free_tag, make_spaces
+
+
+@pytest.fixture
+def spaces(tmp_path: Path) -> Iterator[Callable[..., list[Space]]]:
+    """A function that makes namespaces by role; they are gone after the test."""
+    made: list[Space] = []
+
+    def make(*roles: str) -> list[Space]:
+        tag = free_tag()
+        mine = make_spaces([f"esp-{tag}-{role}" for role in roles], tmp_path)
+        made.extend(mine)
+        return mine
+
+    yield make
+    for space in made:
+        space.close()
