@@ -48,9 +48,10 @@ class Grant:
 
 
 class SequenceKeeper:
-    """Grants sequence numbers; `reserve` is None where there is no state directory: manual AEAD SAs are refused."""
+    """Grants sequence numbers. Without `reserve` manual AEAD SAs are refused, and `problem` says why it is not."""
 
-    def __init__(self, tables: Tables, reserve: Reserve | None) -> None:
+    def __init__(self, tables: Tables, reserve: Reserve | None, problem: str = "none is set") -> None:
+        self._problem = problem
         self._tables = tables
         self._reserve = reserve
         self._kept: dict[int, _Kept] = {}
@@ -100,7 +101,7 @@ class SequenceKeeper:
         if spec.direction is Direction.OUT and spec.proposal.is_aead:
             raise ReserveError(
                 f"SA {spec.name!r}: a manually keyed {spec.proposal.cipher.name} SA needs a state directory that"
-                " can be written: without one a restart would repeat nonces (RFC 4106 section 2); none is set"
+                f" can be written: without one a restart would repeat nonces (RFC 4106 section 2); {self._problem}"
             )
         return Grant(start=spec.sequence, limit=spec.sequence_limit or hard_limit(spec.proposal))
 
