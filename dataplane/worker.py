@@ -18,6 +18,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from dataplane import confine
@@ -82,8 +83,11 @@ class Assignment:
 
 
 def preload() -> None:
-    """What the nursery imports and sets up once for all workers."""
+    """What the nursery imports once for all workers."""
     drivers.preload()
+    for engine in ("ext.crypto_mb", "ext.crypto_evp"):
+        with contextlib.suppress(ImportError):  # open_engine says so, if one is asked for
+            import_module(engine)
 
 
 def main(channel: Channel) -> int:
