@@ -22,7 +22,7 @@ from control.lab import Lab, LabError
 from control.lab.gateway import SOURCE_ROOT
 from control.lab.topology import FAR_LAN, SEGMENTS, address
 from dataplane.model import PortSpec, Role
-from dataplane.ports import xdp
+from dataplane.ports import tun, xdp
 from ext import portbench
 from ext.packet import Pool, PortHandle
 
@@ -147,4 +147,37 @@ def open_xdp(lab: Lab, stack: ExitStack) -> Ports:
     return lab.spaces["gwa"].call(make)
 
 
-DRIVERS: dict[str, Callable[[Lab, ExitStack], Ports]] = {"xdp": open_xdp}
+def open_tun(lab: Lab, stack: ExitStack) -> Ports:
+    """Two TUN devices with a queue each; the kernel routes what comes from the client into the first."""
+    space, pool = lab.spaces["gwa"], Pool(FRAMES)
+    names = ("esp0", "esp1")
+
+    def make() -> Ports:
+        for name in names:
+            stack.callback(os.close, tun.create_device(name))
+        first, second = (
+            tun.open_port(
+                PortSpec(name=name, role=Role.PROTECTED, driver="tun", interface=name), 0, 1, pool, {}
+            )
+            for name in names
+        )
+        for port in (first, second):
+            stack.callback(port.close)
+        return first, second
+
+    ports = space.call(make)
+    space.ip(*(f"link set {name} up" for name in names))
+    lab.route_into("gwa", names[0])
+    space.sysctl(
+        ipv4__conf__esp1__forwarding=0
+    )  # what comes out there must not be routed into the first again
+    feed_softly(lab)
+    return ports
+
+
+def feed_softly(lab: Lab) -> None:
+    """Give the gateway's LAN interface NAPI, which the generator needs where no XDP program brings it."""
+    lab.spaces["gwa"].run(["ethtool", "-K", "lan0", "gro", "on"])
+
+
+DRIVERS: dict[str, Callable[[Lab, ExitStack], Ports]] = {"xdp": open_xdp, "tun": open_tun}
