@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from bench.options import Options
 from bench.report import Row
@@ -22,7 +23,7 @@ from control.lab import Lab, LabError
 from control.lab.gateway import SOURCE_ROOT
 from control.lab.topology import FAR_LAN, SEGMENTS, address
 from dataplane.model import PortSpec, Role
-from dataplane.ports import tun, xdp
+from dataplane.ports import drivers
 from ext import portbench
 from ext.packet import Pool, PortHandle
 
@@ -36,8 +37,6 @@ ROUNDS = 3
 FRAMES = 16384
 START_SECONDS = 1.5  # until the generator runs, at most
 
-Ports = tuple[PortHandle, PortHandle]
-
 
 def run(options: Options) -> list[Row]:
     """Rows {driver, mode, test, size, mpps, runs}."""
@@ -45,22 +44,19 @@ def run(options: Options) -> list[Row]:
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
     try:
-        for driver, open_ports in DRIVERS.items():
-            if options.wants(driver):
-                rows += measure_driver(driver, open_ports, cpus[0], options)
+        for driver in filter(options.wants, PORTS):
+            rows += measure_driver(driver, cpus[0], options)
     finally:
         os.sched_setaffinity(0, set(cpus))
     return rows
 
 
-def measure_driver(
-    driver: str, open_ports: Callable[[Lab, ExitStack], Ports], cpu: int, options: Options
-) -> list[Row]:
+def measure_driver(driver: str, cpu: int, options: Options) -> list[Row]:
     """All tests and sizes of one driver, in a lab of its own; the generator runs on `cpu`."""
     rows: list[Row] = []
     seconds = options.seconds or SECONDS
     with Lab(queues=1, static_neighbours=True) as lab, ExitStack() as stack:
-        ports = open_ports(lab, stack)
+        ports = open_ports(driver, lab, stack)
         for test, measure in TESTS.items():
             for size in SIZES:
                 rounds = []
@@ -123,61 +119,41 @@ def checksum(data: bytes) -> int:
     return 0xFFFF - int.from_bytes(data, "big") % 0xFFFF
 
 
-def specs(driver: str) -> tuple[PortSpec, PortSpec]:
-    """The two Ethernet ports of gateway A."""
-    return (
-        PortSpec(name="lan", role=Role.PROTECTED, driver=driver, interface="lan0"),
-        PortSpec(name="wan", role=Role.UNPROTECTED, driver=driver, interface="wan0"),
-    )
+# The two ports of each driver, in gateway A.
+PORTS = {
+    "xdp": ("lan0", "wan0"),
+    "packet": ("lan0", "wan0"),
+    "tun": ("esp0", "esp1"),
+}
 
 
-def open_xdp(lab: Lab, stack: ExitStack) -> Ports:
-    """AF_XDP on both interfaces, one queue, one UMEM."""
-    remotes = SEGMENTS[FAR_LAN["gwa"]]
-    pool = Pool(FRAMES)
+def open_ports(driver: str, lab: Lab, stack: ExitStack) -> tuple[PortHandle, PortHandle]:
+    """Open both ports of a driver as a gateway's only worker would, and lead the client's packets to the first."""
+    space = lab.spaces["gwa"]
+    specs = [
+        PortSpec(name=interface, role=role, driver=driver, interface=interface)
+        for interface, role in zip(PORTS[driver], Role, strict=True)
+    ]
 
-    def make() -> Ports:
-        steering = [stack.enter_context(xdp.attach(spec, remotes=remotes)) for spec in specs("xdp")]
-        attachments = [xdp.Attachment(xsks_fd=each.xsks_fd, mode=each.mode) for each in steering]
-        first, second = xdp.open_ports(list(zip(specs("xdp"), attachments, strict=True)), 0, pool)
-        for port in (first, second):
-            stack.callback(port.close)
-        return first, second
-
-    return lab.spaces["gwa"].call(make)
-
-
-def open_tun(lab: Lab, stack: ExitStack) -> Ports:
-    """Two TUN devices with a queue each; the kernel routes what comes from the client into the first."""
-    space, pool = lab.spaces["gwa"], Pool(FRAMES)
-    names = ("esp0", "esp1")
-
-    def make() -> Ports:
-        for name in names:
-            stack.callback(os.close, tun.create_device(name))
-        first, second = (
-            tun.open_port(
-                PortSpec(name=name, role=Role.PROTECTED, driver="tun", interface=name), 0, 1, pool, {}
-            )
-            for name in names
-        )
-        for port in (first, second):
-            stack.callback(port.close)
-        return first, second
+    def make() -> tuple[PortHandle, PortHandle]:
+        assigned = []
+        for spec in specs:
+            prepared = drivers.prepare(spec, workers=1, remotes=SEGMENTS[FAR_LAN["gwa"]])
+            stack.callback(prepared.close)
+            assigned.append((spec, prepared.mode, prepared.fds))
+        # Any: every driver's port can be closed, and only PortHandle itself cannot.
+        handles: list[Any] = [*drivers.open_ports(assigned, 0, 1, Pool(FRAMES, drivers.frame_size(specs)))]
+        for handle in handles:
+            stack.callback(handle.close)
+        return handles[0], handles[1]
 
     ports = space.call(make)
-    space.ip(*(f"link set {name} up" for name in names))
-    lab.route_into("gwa", names[0])
-    space.sysctl(
-        ipv4__conf__esp1__forwarding=0
-    )  # what comes out there must not be routed into the first again
-    feed_softly(lab)
+    if driver == "tun":
+        space.ip(*(f"link set {name} up" for name in PORTS[driver]))
+        lab.route_into("gwa", PORTS[driver][0])
+        # What comes out of the second must not be routed into the first again.
+        space.sysctl(ipv4__conf__esp1__forwarding=0)
+    if driver != "xdp":
+        # The generator needs NAPI on the interface, which XDP brings, and otherwise GRO.
+        space.run(["ethtool", "-K", "lan0", "gro", "on"])
     return ports
-
-
-def feed_softly(lab: Lab) -> None:
-    """Give the gateway's LAN interface NAPI, which the generator needs where no XDP program brings it."""
-    lab.spaces["gwa"].run(["ethtool", "-K", "lan0", "gro", "on"])
-
-
-DRIVERS: dict[str, Callable[[Lab, ExitStack], Ports]] = {"xdp": open_xdp, "tun": open_tun}
