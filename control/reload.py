@@ -6,10 +6,11 @@ theirs is named, and the rest is applied.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from control.config import Config
-from dataplane.model import SaSpec
+from dataplane.model import Direction, SaSpec
 
 RELOADABLE = ("log_level", "log_json")  # keys of [gateway] that take effect at once
 
@@ -18,34 +19,41 @@ RELOADABLE = ("log_level", "log_json")  # keys of [gateway] that take effect at 
 class Changes:
     """The steps from one configuration to the next, in the order in which they are done."""
 
+    remove_first: tuple[str, ...]  # names of SAs that hold what an added one needs: an SPI or a key
     added: tuple[SaSpec, ...]
     replaced: tuple[SaSpec, ...]
     policies: bool  # the SPD differs
-    removed: tuple[str, ...]  # names of SAs
+    removed: tuple[str, ...]  # the other SAs that go
     restart: tuple[str, ...]  # what only a restart brings into effect
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.replaced or self.policies or self.removed)
+        return bool(self.remove_first or self.added or self.replaced or self.policies or self.removed)
 
     def __str__(self) -> str:
-        parts = [
-            f"{len(entries)} SAs {word}"
-            for word, entries in (
-                ("added", self.added),
-                ("replaced", self.replaced),
-                ("removed", self.removed),
-            )
-            if entries
-        ]
+        removed = len(self.remove_first) + len(self.removed)
+        counts = ((len(self.added), "added"), (len(self.replaced), "replaced"), (removed, "removed"))
+        parts = [f"{count} SA{'s' if count > 1 else ''} {word}" for count, word in counts if count]
         if self.policies:
             parts.append("policies replaced")
         return ", ".join(parts) or "nothing changed"
 
 
-def compare(old: Config, new: Config) -> Changes:
-    """What leads from `old` to `new`. An SA is known by its name; one that changed in any way is replaced."""
-    before = {sa.name: sa for sa in old.sas}
+def compare(old: Config, alive: Mapping[str, SaSpec], new: Config) -> Changes:
+    """What leads from `old`, of whose SAs those in `alive` are in use, to `new`.
+
+    An SA is known by its name; one that changed in any way is replaced, unless it changed direction.
+    """
     after = {sa.name: sa for sa in new.sas}
+    turned = {
+        name for name, sa in after.items() if name in alive and sa.direction is not alive[name].direction
+    }
+    gone = [name for name in alive if name not in after or name in turned]
+    added = [sa for name, sa in after.items() if name not in alive or name in turned]
+    replaced = [
+        sa for name, sa in after.items() if name in alive and name not in turned and sa != alive[name]
+    ]
+    coming = [*added, *replaced]
+    first = [name for name in gone if name in turned or any(_collide(alive[name], sa) for sa in coming)]
     restart = [
         f"gateway.{field.name}"
         for field in fields(old.gateway)
@@ -55,9 +63,18 @@ def compare(old: Config, new: Config) -> Changes:
     if old.ports != new.ports:
         restart.append("port")
     return Changes(
-        added=tuple(sa for name, sa in after.items() if name not in before),
-        replaced=tuple(sa for name, sa in after.items() if name in before and sa != before[name]),
+        remove_first=tuple(first),
+        added=tuple(added),
+        replaced=tuple(replaced),
         policies=old.policies != new.policies,
-        removed=tuple(name for name in before if name not in after),
+        removed=tuple(name for name in gone if name not in first),
         restart=tuple(restart),
     )
+
+
+def _collide(old: SaSpec, new: SaSpec) -> bool:
+    """True when `new` cannot be there together with `old`."""
+    if old.direction is not new.direction:
+        return False
+    same_key = bool(new.encryption_key) and old.encryption_key == new.encryption_key
+    return same_key or (new.direction is Direction.IN and old.spi == new.spi)

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-ROOT = "esplanade"
+ROOTS = ("esplanade", "dataplane")  # the loggers of control, and of what it imports
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -49,10 +49,11 @@ def set_up(*, level: str = "info", as_json: bool = False) -> None:
     handler = logging.StreamHandler(sys.stderr)
     journal = os.environ.get("JOURNAL_STREAM", "") == _stream_identity()
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(journal=journal))
-    root = logging.getLogger(ROOT)
-    root.handlers[:] = [handler]
-    root.setLevel(LEVELS[level])
-    root.propagate = False
+    for name in ROOTS:
+        root = logging.getLogger(name)
+        root.handlers[:] = [handler]
+        root.setLevel(LEVELS[level])
+        root.propagate = False
 
 
 def _stream_identity() -> str:

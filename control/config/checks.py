@@ -9,6 +9,8 @@ from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS, PortConfig
 from control.config.table import Report, Table
 from dataplane.model import Action, Direction, Role, SaSpec
 
+PORTS_MOST = 7  # of one worker, beside its way to the kernel
+
 
 def check_file_mode(report: Report, source: str, mode: int, values: Mapping[str, object]) -> None:
     """Warn when others can read a file that holds keys; `mode` holds its permission bits."""
@@ -105,8 +107,15 @@ def check_ports(
                 report.error(
                     "port", f'no port has role = "{role.value}"; want at least one [[port]] on either side'
                 )
-    if len(ports) > 8:
-        report.error("port", f"got {len(ports)} ports, want at most 8")
+    if len(ports) > PORTS_MOST:
+        report.error("port", f"got {len(ports)} ports, want at most {PORTS_MOST}")
+    zero_copy = {
+        port.zero_copy: table for table, port in ports if port.driver == "xdp" and port.zero_copy != "auto"
+    }
+    if len(zero_copy) > 1:
+        zero_copy["on"].error(
+            "zero_copy", "differs from another port's, and all xdp ports share their frames; want one value"
+        )
     _check_unprotected(report, [entry for entry in ports if entry[1].role is Role.UNPROTECTED], sas)
 
 

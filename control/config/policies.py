@@ -53,7 +53,14 @@ def read_policies(tables: list[Table], sa_names: list[str]) -> list[Policy]:
         if name is None or len(table.report.problems) > before:
             continue
         specs = tuple(
-            PolicySpec(name=name, action=action, selector=selector, sa=outbound) for selector in selectors
+            # Names are unique in the SPD, and "#" is in no name that can be written.
+            PolicySpec(
+                name=name if number == 1 else f"{name}#{number}",
+                action=action,
+                selector=selector,
+                sa=outbound,
+            )
+            for number, selector in enumerate(selectors, start=1)
         )
         found.append(
             Policy(table=table, name=name, action=action, specs=specs, inbound=inbound, outbound=outbound)

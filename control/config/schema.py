@@ -25,7 +25,9 @@ class GatewaySettings:
     """The [gateway] table."""
 
     workers: int  # processes
-    cpus: tuple[int, ...] = ()  # CPU numbers to pin workers to, in turn; () takes those we may run on
+    cpus: tuple[
+        int, ...
+    ] = ()  # CPU numbers that the gateway uses, workers pinned in turn; () takes all we may
     engine: str = "auto"  # auto, ipsec-mb, openssl
     state_dir: Path = Path("/var/lib/esplanade")  # sequence high-water marks; must survive a restart
     run_dir: Path = Path("/run/esplanade")  # status.sock

@@ -7,9 +7,9 @@ import socket
 
 from control.config import Config, PortConfig
 from control.doctor.findings import Finding, bad, ok, warn
-from control.mtu import tunnel_mtu
 from control.net.kernel import Interface, interface, sysctl
 from control.net.xdpinfo import XdpFeatures, xdp_features
+from control.ports import tun_mtu
 from dataplane.model import Action, Address, Direction, Role
 
 XDP_MTU_MAX = 3498  # what fits a 4 KiB AF_XDP frame with headroom, link header and ESP trailer
@@ -52,7 +52,12 @@ def check_port(port: PortConfig, config: Config, features: dict[int, XdpFeatures
                     "choose another name for the device",
                 )
             ]
-        return [ok(subject, f"tun device {port.interface}, MTU {port.mtu or tunnel_mtu(config.sas)}")]
+        return [
+            ok(
+                subject,
+                f"tun device {port.interface}, MTU {port.mtu or tun_mtu(config.sas, lambda _name: None)}",
+            )
+        ]
     if port.driver == "udp":
         return check_udp_port(port, subject)
     if port.driver == "raw":

@@ -38,18 +38,18 @@ NTF_USE = 0x01
 
 
 class Sink(Protocol):
-    """Who is told; every call is quick and must not raise."""
+    """Who is told, one call at a time; calls must not raise."""
 
-    def set_routes(self, routes: Sequence[RouteSpec]) -> None:
+    async def set_routes(self, routes: Sequence[RouteSpec]) -> None:
         """The whole table of routes of decrypted packets."""
 
-    def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
+    async def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
         """How one SA's outer packets leave; `mtu` is that of the path, None while there is no route."""
 
-    def set_locals(self, addresses: Sequence[Address]) -> None:
+    async def set_locals(self, addresses: Sequence[Address]) -> None:
         """The host's own addresses."""
 
-    def port_changed(self, name: str, link: Link | None, addresses: Sequence[Address]) -> None:
+    async def port_changed(self, name: str, link: Link | None, addresses: Sequence[Address]) -> None:
         """A port's interface changed (state, MAC, MTU, name, addresses) or is gone."""
 
 
@@ -72,12 +72,10 @@ class NetlinkMirror:
         self._task: asyncio.Task[None] | None = None
         self._unreachable: set[str] = set()
         self.resyncs = 0  # full dumps so far
+        self.route_count = 0  # told last
 
-    async def start(self, sas: Iterable[SaSpec] = ()) -> None:
-        """Subscribe, dump, tell the sink everything once, and follow from then on.
-
-        OSError when the kernel refuses a netlink socket.
-        """
+    async def open(self, sas: Iterable[SaSpec] = ()) -> None:
+        """Subscribe and dump; from here on `mirror` and `path_mtu` answer. OSError when the kernel refuses."""
         self._sas = {sa.name: sa for sa in sas if sa.direction is Direction.OUT}
         events = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
@@ -94,6 +92,14 @@ class NetlinkMirror:
         await self._requests.bind()
         await self._resync()
         await self._ask_peers()
+
+    def path_mtu(self, sa: str) -> int | None:
+        """The MTU of the path to an SA's peer, bytes of outer packet; None while there is no route."""
+        answer = self._answers.get(sa)
+        return None if answer is None else self.mirror.path_mtu(answer)
+
+    async def follow(self) -> None:
+        """Tell the sink everything once, and what changes from then on."""
         await self._tell()
         self._task = asyncio.create_task(self._follow(), name="netlink mirror")
 
@@ -111,6 +117,11 @@ class NetlinkMirror:
         if self._requests is not None:
             self._requests.close()
             self._requests = None
+
+    @property
+    def alive(self) -> bool:
+        """True while changes of the kernel's tables are followed."""
+        return self._task is not None and not self._task.done()
 
     async def set_sas(self, sas: Iterable[SaSpec]) -> None:
         """Replace the SAs whose way out is followed, and tell the sink about each of them anew."""
@@ -149,9 +160,10 @@ class NetlinkMirror:
                 self._ask = True
             try:
                 await self._apply()
-            except (NetlinkError, OSError) as error:
-                # A question failed half-way: start over, but not in a tight loop.
-                log.error("netlink: %s; asking the kernel for everything again", error)
+            except Exception as error:
+                # A question failed half-way, or there is a bug: start over, but not in a tight loop.
+                known = isinstance(error, NetlinkError | OSError)
+                log.error("netlink: %s; asking the kernel for everything again", error, exc_info=not known)
                 self._overrun = True
                 await asyncio.sleep(1.0)
                 self._wake.set()
@@ -272,19 +284,20 @@ class NetlinkMirror:
             if port.interface:
                 link, addresses = mirror.link_of(port), mirror.addresses_of(port)
                 if self._news(f"port {port.name}", (link, addresses)):
-                    self._sink.port_changed(port.name, link, addresses)
+                    await self._sink.port_changed(port.name, link, addresses)
         addresses = mirror.local_addresses()
         if self._news("locals", addresses):
-            self._sink.set_locals(addresses)
+            await self._sink.set_locals(addresses)
         routes = mirror.routes()
+        self.route_count = len(routes)
         if self._news("routes", routes):
-            self._sink.set_routes(routes)
+            await self._sink.set_routes(routes)
         for name, sa in self._sas.items():
             answer = self._answers.get(name)
             adjacency = mirror.sa_adjacency(answer, encapsulated=sa.encap is not None)
             mtu = mirror.path_mtu(answer) if answer is not None else None
             if self._news(f"sa {name}", (adjacency, mtu)):
-                self._sink.set_sa_adjacency(name, adjacency, mtu)
+                await self._sink.set_sa_adjacency(name, adjacency, mtu)
         await self._refresh_neighbours()
 
     def _news(self, subject: str, value: object) -> bool:

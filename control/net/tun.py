@@ -1,7 +1,7 @@
-"""The TUN device of a `tun` port: 1 make it 2 give it addresses and MTU 3 bring it up 4 route to it 5 remove it.
+"""The TUN device of a `tun` port: 1 give it addresses and MTU 2 bring it up 3 route to it.
 
-The device is persistent while the gateway runs, so it keeps its addresses and routes when a worker dies.
-Workers attach their queues to it (dataplane.ports.tun).
+The dataplane makes the device and keeps it while the gateway runs, so addresses and routes outlive a worker,
+and go with the gateway.
 
 Limit: routes go into the main table. A remote range that holds an SA's own peer would send the tunnel into
 itself, so such a range gets no route and a warning says what to do.
@@ -10,14 +10,10 @@ itself, so such a range gets no route and a warning says what to do.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
-import os
 import socket
-import struct
 from collections.abc import Iterable, Sequence
 from ipaddress import summarize_address_range
-from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -27,10 +23,6 @@ from dataplane.model import Action, Address, Direction, Network, PolicySpec, SaS
 
 log = logging.getLogger("esplanade.tun")
 
-DEVICE = Path("/dev/net/tun")
-# include/uapi/linux/if_tun.h
-TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
-IFF_TUN, IFF_NO_PI, IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x0001, 0x1000, 0x0100, 0x4000
 RTPROT_STATIC = 4
 
 
@@ -49,8 +41,7 @@ class TunDevice:
         self._routes: set[Network] = set()
 
     async def open(self) -> None:
-        """Make the device (or take over one that a killed gateway left), and bring it up. TunError says why not."""
-        make_persistent(self.name, True)
+        """Give the device its addresses and MTU and bring it up. TunError says why that cannot be."""
         try:
             async with AsyncIPRoute() as netlink:
                 found = await netlink.link_lookup(ifname=self.name)
@@ -73,7 +64,7 @@ class TunDevice:
         wanted = set(routes_for(self.name, policies, sas))
         async with AsyncIPRoute() as netlink:
             for network in sorted(wanted - self._routes, key=str):
-                await self._route(netlink, "replace", network)
+                await self._route(netlink, "add", network)
             for network in sorted(self._routes - wanted, key=str):
                 await self._route(netlink, "del", network)
         self._routes = wanted
@@ -85,37 +76,16 @@ class TunDevice:
         except NetlinkError as error:
             if verb == "del" and error.code == errno.ESRCH:
                 return  # someone else removed it
+            if error.code == errno.EEXIST:
+                log.error(
+                    "%s: no route to %s, because there is one already, and it was not made by us; remove it "
+                    "(ip route del %s), or set routes = false on the port",
+                    self.name,
+                    network,
+                    network,
+                )
+                return
             log.error("%s: cannot %s the route to %s: %s", self.name, verb, network, error)
-
-    def close(self) -> None:
-        """Remove the device, and its addresses and routes with it, once the workers have let go of it."""
-        try:
-            make_persistent(self.name, False)
-        except TunError as error:
-            log.warning("%s", error)
-
-
-def make_persistent(name: str, keep: bool) -> None:
-    """Attach to the device, making it if there is none, and let it outlive this call or not."""
-    try:
-        descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise TunError(
-            f"{DEVICE}: {error.strerror}; run as root, and `modprobe tun` if it is missing"
-        ) from None
-    try:
-        flags = IFF_TUN | IFF_NO_PI | IFF_MULTI_QUEUE | IFF_VNET_HDR
-        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-        fcntl.ioctl(descriptor, TUNSETPERSIST, int(keep))
-    except OSError as error:
-        what = {
-            errno.EINVAL: "an interface of that name exists and is no multi-queue TUN device; choose another name",
-            errno.EBUSY: "the device is in use by another program; choose another name",
-            errno.EPERM: "making a device needs CAP_NET_ADMIN; run as root",
-        }.get(error.errno or 0, error.strerror or "unknown error")
-        raise TunError(f"{name}: {what}") from None
-    finally:
-        os.close(descriptor)
 
 
 def routes_for(device: str, policies: Iterable[PolicySpec], sas: Iterable[SaSpec]) -> list[Network]:

@@ -45,17 +45,17 @@ class Recorder:
         self.ports: dict[str, tuple[Link | None, list[Address]]] = {}
         self.tables = 0  # times that routes were told
 
-    def set_routes(self, routes: Sequence[RouteSpec]) -> None:
+    async def set_routes(self, routes: Sequence[RouteSpec]) -> None:
         self.tables += 1
         self.routes = {str(route.prefix): route.adjacency for route in routes}
 
-    def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
+    async def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
         self.adjacencies[name] = (adjacency, mtu)
 
-    def set_locals(self, addresses: Sequence[Address]) -> None:
+    async def set_locals(self, addresses: Sequence[Address]) -> None:
         self.locals = list(addresses)
 
-    def port_changed(self, name: str, link: Link | None, addresses: Sequence[Address]) -> None:
+    async def port_changed(self, name: str, link: Link | None, addresses: Sequence[Address]) -> None:
         self.ports[name] = (link, list(addresses))
 
     def lookup(self, address: str) -> AdjacencySpec | None:
@@ -132,8 +132,9 @@ def mirrored(
     async def main() -> None:
         recorder = Recorder()
         mirror = NetlinkMirror(ports, recorder)
-        await mirror.start(sas)
         try:
+            await mirror.open(sas)
+            await mirror.follow()
             await scenario(mirror, recorder)
         finally:
             await mirror.close()

@@ -1,0 +1,187 @@
+"""The command line: `esplanade run | status | pcap | doctor | demo | bench`.
+
+Exit status: 0 done, 1 failed (the text says why), 2 wrong usage or a configuration with errors.
+Each command's code is imported when it is called, so that `status` does not wait for numpy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from control.config import Config, ConfigError, load
+from control.version import installed_version
+
+DEFAULT_CONFIG = Path("/etc/esplanade/esplanade.toml")
+DEFAULT_RUN_DIR = Path("/run/esplanade")
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, run the command, return the exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["bench"]:
+        # bench has a parser of its own, and is no part of an installed gateway.
+        return _bench(arguments[1:])
+    parser = build_parser()
+    try:
+        chosen = parser.parse_args(arguments)
+    except SystemExit as end:  # --help or wrong usage; argparse has said what it is
+        return int(end.code or 0)
+    try:
+        return int(chosen.command(chosen))
+    except ConfigError as error:
+        for line in error.lines():
+            print(line, file=sys.stderr)
+        return USAGE
+    except BrokenPipeError:
+        # The reader of our output (head, say) has gone; keep the interpreter from complaining at exit.
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+        return DONE
+    except KeyboardInterrupt:
+        return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    parser = argparse.ArgumentParser(
+        prog="esplanade",
+        description="IPsec VPN gateway.",
+        epilog="Exit status: 0 done, 1 failed, 2 wrong usage or configuration.",
+    )
+    parser.add_argument("--version", action="version", version=f"esplanade {installed_version()}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run the gateway in the foreground"))
+    _add_status(
+        commands.add_parser("status", help="show ports, workers, SAs and every drop of the running gateway")
+    )
+    _add_doctor(
+        commands.add_parser(
+            "doctor", help="say what is wrong with this host or configuration, and what mends it"
+        )
+    )
+    _add_demo(
+        commands.add_parser(
+            "demo", help="two gateways in namespaces of this machine: prove and measure a tunnel"
+        )
+    )
+    commands.add_parser("bench", help="measure kernels, tables, ports or a chain of gateways", add_help=False)
+    return parser
+
+
+# ---- run ----------------------------------------------------------------------------------------------------
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        default=DEFAULT_CONFIG,
+        metavar="FILE",
+        help=f"configuration (default: {DEFAULT_CONFIG})",
+    )
+    parser.add_argument("--log-json", action="store_true", help="log lines are JSON objects")
+    parser.add_argument(
+        "--check", action="store_true", help="read the configuration, say what is wrong, and end"
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = load(arguments.config)
+    if arguments.check:
+        for problem in config.warnings:
+            print(f"{config.source}: warning: {problem}", file=sys.stderr)
+        return DONE
+    from control.gateway import run
+
+    return run(config, log_json=arguments.log_json)
+
+
+# ---- status -------------------------------------------------------------------------------------------------
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the whole status as one JSON object")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--socket", type=Path, metavar="PATH", help="the gateway's status socket")
+    where.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="ask the gateway that runs this configuration"
+    )
+    parser.set_defaults(command=_status)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from control.admin.render import render_status
+    from control.admin.server import SOCKET_NAME, StatusError, ask
+
+    path = arguments.socket
+    if path is None:
+        path = (load(arguments.config).gateway.run_dir if arguments.config else DEFAULT_RUN_DIR) / SOCKET_NAME
+    try:
+        status = ask(path, "status")
+    except StatusError as error:
+        print(f"esplanade status: {error}", file=sys.stderr)
+        return FAILED
+    print(json.dumps(status, indent=2) if arguments.json else render_status(status))
+    return DONE
+
+
+# ---- doctor -------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", "-c", type=Path, metavar="FILE", help="look at what this configuration needs, too"
+    )
+    parser.add_argument("--json", action="store_true", help="findings as a JSON list")
+    parser.set_defaults(command=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from control.doctor import Level, examine, format_findings
+
+    config: Config | None = load(arguments.config) if arguments.config else None
+    findings = examine(config)
+    if arguments.json:
+        print(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        print(format_findings(findings))
+    return FAILED if any(finding.level is Level.BAD for finding in findings) else DONE
+
+
+# ---- demo, bench --------------------------------------------------------------------------------------------
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    from control.demo import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(command=run)
+
+
+def _bench(argv: list[str]) -> int:
+    """bench/ lies beside the packages in a source tree; an installed gateway has none."""
+    root = str(Path(__file__).resolve().parents[1])
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    try:
+        module = importlib.import_module("bench.cli")
+    except ModuleNotFoundError as error:
+        if error.name not in ("bench", "bench.cli"):
+            print(
+                f"esplanade bench: {error}; install the extra: pip install 'esplanade[bench]'",
+                file=sys.stderr,
+            )
+        else:
+            print(
+                "esplanade bench: benchmarks are part of the source tree; run ./run bench there",
+                file=sys.stderr,
+            )
+        return FAILED
+    return int(module.main(argv))

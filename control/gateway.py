@@ -1,0 +1,313 @@
+"""The running gateway: everything is wired here, and the order of start and stop lives only here.
+
+    start   run directory, netlink mirror, ports, tables (SAs, then policies), workers, TUN devices, mirror's
+            news, status socket, READY
+    stop    the same backwards; workers have let go of everything before the tables do
+
+A reload changes SAs and policies while traffic flows; a bad file changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+
+from control.admin import logs
+from control.admin.notify import notify, notify_reloading, watchdog_interval
+from control.admin.report import build_status
+from control.admin.server import RunDirectory, StatusError, StatusServer
+from control.config import Config, ConfigError, load
+from control.net.mirror import Link
+from control.net.netlink import NetlinkMirror
+from control.net.tun import TunDevice, TunError
+from control.ports import PortSetupError, mirror_ports, port_specs
+from control.reload import Changes, compare
+from dataplane.api import DataPlane, DataPlaneError
+from dataplane.model import Address, AdjacencySpec, PortSpec, RouteSpec, SaSpec
+
+log = logging.getLogger("esplanade")
+
+DONE, FAILED = 0, 1
+START_ERRORS = (StatusError, PortSetupError, DataPlaneError, TunError, OSError)
+
+
+def run(config: Config, *, log_json: bool = False) -> int:
+    """Run the gateway until SIGTERM or SIGINT; returns the exit status."""
+    logs.set_up(level=config.gateway.log_level, as_json=log_json or config.gateway.log_json)
+    return asyncio.run(_run(config, log_json))
+
+
+async def _run(config: Config, log_json: bool) -> int:
+    gateway = Gateway(config, log_json=log_json)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, gateway.stop_requested.set)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload_requested.set)
+    try:
+        await gateway.start()
+    except START_ERRORS as error:
+        log.error("cannot start: %s", error)
+        notify("STOPPING=1", f"STATUS=cannot start: {error}")
+        await gateway.stop()
+        return FAILED
+    notify("READY=1", f"STATUS={gateway.summary()}")
+    try:
+        await gateway.serve()
+    finally:
+        notify("STOPPING=1")
+        await gateway.stop()
+    return DONE
+
+
+class Gateway:
+    """One gateway from its configuration to its end."""
+
+    def __init__(self, config: Config, *, log_json: bool = False) -> None:
+        self.config = config
+        self.stop_requested = asyncio.Event()
+        self.reload_requested = asyncio.Event()
+        self.started = time.time()
+        self.links: dict[str, Link | None] = {}  # of the ports that have an interface
+        self.paths: dict[str, tuple[AdjacencySpec | None, int | None]] = {}  # of outbound SAs
+        self.reloads = 0
+        self._log_json = log_json
+        self._stack = AsyncExitStack()
+        self._alive: dict[str, SaSpec] = {}  # SAs that the dataplane has
+        self._specs: dict[str, PortSpec] = {}
+        self._tuns: list[TunDevice] = []
+
+    # ---- start and stop
+
+    async def start(self) -> None:
+        """Bring everything up; one of START_ERRORS says why that cannot be. `stop` must follow either way."""
+        config, stack = self.config, self._stack
+        for warning in config.warnings:
+            log.warning("%s: %s", config.source, warning)
+        if config.gateway.cpus:
+            self._pin(config.gateway.cpus)
+        directory = RunDirectory(config.gateway.run_dir)
+        stack.callback(directory.close)
+        self.mirror = NetlinkMirror(mirror_ports(config.ports), self)
+        stack.push_async_callback(self.mirror.close)
+        await self.mirror.open(config.sas)
+        specs = port_specs(config, self.mirror.mirror, self.mirror.path_mtu)
+        self._specs = {spec.name: spec for spec in specs}
+        self.dataplane = DataPlane.create(
+            ports=specs,
+            workers=config.gateway.workers,
+            engine=config.gateway.engine,
+            state_dir=config.gateway.state_dir,
+        )
+        stack.push_async_callback(self.dataplane.stop)
+        self.dataplane.set_local_addresses(self.mirror.mirror.local_addresses())
+        self.dataplane.add_sas(config.sas)
+        self._alive = {sa.name: sa for sa in config.sas}
+        await self.dataplane.set_policies(config.policies)
+        await self.dataplane.start()
+        await self._open_tuns(specs)
+        await self.mirror.follow()
+        status = StatusServer(config.gateway.run_dir, {"status": lambda: build_status(self)})
+        await status.start()
+        stack.push_async_callback(status.close)
+        log.info("%s", self.summary())
+
+    async def stop(self) -> None:
+        """Take everything down that `start` has brought up."""
+        began = time.monotonic()
+        await self._stack.aclose()
+        log.info("stopped in %.2f s", time.monotonic() - began)
+
+    def summary(self) -> str:
+        """What runs, in a line."""
+        ports = ", ".join(
+            f"{port.name} {port.active_mode or port.driver}" for port in self.dataplane.stats(sas=False).ports
+        )
+        return (
+            f"{len(self._alive)} SAs, {len(self.config.policies)} policies, "
+            f"{self.config.gateway.workers} workers, ports: {ports}"
+        )
+
+    def sa(self, name: str) -> SaSpec | None:
+        """An SA that is in use."""
+        return self._alive.get(name)
+
+    @staticmethod
+    def _pin(cpus: Sequence[int]) -> None:
+        """Use these CPUs only; the dataplane pins its workers to those that we may use."""
+        try:
+            os.sched_setaffinity(0, cpus)
+        except OSError as error:
+            raise PortSetupError(
+                f"gateway.cpus = {list(cpus)}: {error.strerror}; CPUs 0 to {(os.cpu_count() or 1) - 1} are there"
+            ) from None
+
+    async def _open_tuns(self, specs: Sequence[PortSpec]) -> None:
+        """Set up the TUN devices, which exist since the dataplane started."""
+        for port, spec in zip(self.config.ports, specs, strict=True):
+            if port.driver == "tun":
+                device = TunDevice(port, spec.mtu)
+                await device.open()
+                await device.set_routes(self.config.policies, self.config.sas)
+                self._tuns.append(device)
+
+    async def serve(self) -> None:
+        """Until a stop is requested: reload when asked to, and show the service manager that we live."""
+        async with asyncio.TaskGroup() as tasks:
+            helpers = [
+                tasks.create_task(self._reload_when_asked(), name="reload"),
+                tasks.create_task(self._feed_watchdog(), name="watchdog"),
+            ]
+            await self.stop_requested.wait()
+            for helper in helpers:
+                helper.cancel()
+
+    async def _feed_watchdog(self) -> None:
+        interval = watchdog_interval()
+        while interval is not None:
+            # The loop is alive if this runs; the mirror must be, too, or the tables grow old.
+            if self.mirror.alive:
+                notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
+
+    # ---- reload
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self.reload_requested.wait()
+            self.reload_requested.clear()
+            notify_reloading()
+            await self.reload()
+            notify("READY=1", f"STATUS={self.summary()}")
+
+    async def reload(self) -> bool:
+        """Read the configuration again and bring what changed into effect; False, all untouched, if it is bad."""
+        try:
+            config = load(self.config.source)
+        except ConfigError as error:
+            for line in error.lines():
+                log.error("%s", line)
+            log.error("%s: not loaded; the gateway goes on as it was", self.config.source)
+            return False
+        for warning in config.warnings:
+            log.warning("%s: %s", config.source, warning)
+        changes = compare(self.config, self._alive, config)
+        if changes.restart:
+            log.warning(
+                "%s: a restart is needed for changes of %s", config.source, ", ".join(changes.restart)
+            )
+        failures = await self._change(config, changes) if changes else 0
+        logs.set_up(level=config.gateway.log_level, as_json=self._log_json or config.gateway.log_json)
+        self.config = config
+        self.reloads += 1
+        log.info("%s reloaded: %s%s", config.source, changes, f", {failures} failures" if failures else "")
+        return failures == 0
+
+    async def _change(self, config: Config, changes: Changes) -> int:
+        """Make the changes; each that the dataplane refuses is logged and counted, and the others go on."""
+        failures = 0
+
+        async def step(what: str, done: Callable[[], object]) -> bool:
+            nonlocal failures
+            try:
+                result = done()
+                if asyncio.iscoroutine(result):
+                    await result
+            except DataPlaneError as error:
+                failures += 1
+                log.error("reload: %s: %s", what, error)
+                return False
+            return True
+
+        dataplane = self.dataplane
+        for name in changes.remove_first:
+            if await step(f"remove sa {name}", lambda name=name: dataplane.remove_sa(name)):  # type: ignore[misc]
+                del self._alive[name]
+        if changes.remove_first:
+            await step("settle", dataplane.settle)
+        for sa in changes.added:
+            if await step(f"add sa {sa.name}", lambda sa=sa: dataplane.add_sa(sa)):  # type: ignore[misc]
+                self._alive[sa.name] = sa
+        for sa in changes.replaced:
+            if await step(f"replace sa {sa.name}", lambda sa=sa: dataplane.replace_sa(sa)):  # type: ignore[misc]
+                self._alive[sa.name] = sa
+        await step("policies", lambda: dataplane.set_policies(config.policies))
+        for name in changes.removed:
+            if await step(f"remove sa {name}", lambda name=name: dataplane.remove_sa(name)):  # type: ignore[misc]
+                del self._alive[name]
+        self.paths = {name: path for name, path in self.paths.items() if name in self._alive}
+        await self.mirror.set_sas(self._alive.values())
+        for device in self._tuns:
+            await device.set_routes(config.policies, config.sas)
+        return failures
+
+    # ---- what the netlink mirror tells
+
+    async def set_routes(self, routes: Sequence[RouteSpec]) -> None:
+        """New routes of decrypted packets."""
+        try:
+            await self.dataplane.set_routes(routes)
+        except DataPlaneError as error:
+            log.error("routes: %s", error)
+
+    async def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
+        """A new way out for an SA's packets."""
+        self.paths[name] = (adjacency, mtu)
+        try:
+            if mtu is None:
+                self.dataplane.set_sa_adjacency(name, adjacency)
+            else:
+                self.dataplane.set_sa_adjacency(name, adjacency, mtu)
+        except DataPlaneError as error:
+            log.error("sa %s: %s", name, error)
+
+    async def set_locals(self, addresses: Sequence[Address]) -> None:
+        """The host's addresses changed."""
+        try:
+            self.dataplane.set_local_addresses(addresses)
+        except DataPlaneError as error:
+            log.error("local addresses: %s", error)
+
+    async def port_changed(self, name: str, link: Link | None, addresses: Sequence[Address]) -> None:
+        """A port's interface changed: say what that means."""
+        before = self.links.get(name)
+        self.links[name] = link
+        spec = self._specs[name]
+        if link is None:
+            log.error(
+                "port %s: interface %s is gone; nothing passes there. Restart the gateway when it is back",
+                name,
+                spec.interface,
+            )
+            return
+        was_up = before is None or before.up
+        if was_up != link.up:
+            log.log(
+                logging.INFO if link.up else logging.WARNING,
+                "port %s: interface %s is %s",
+                name,
+                link.name,
+                "up" if link.up else "down",
+            )
+        if before is not None and before.name != link.name:
+            log.warning("port %s: interface %s is called %s now", name, before.name, link.name)
+        if spec.mac and link.mac != spec.mac:
+            log.error(
+                "port %s: the MAC address of %s is %s now; the workers still send from %s. Restart the gateway",
+                name,
+                link.name,
+                link.mac.hex(":"),
+                spec.mac.hex(":"),
+            )
+        if link.mtu > spec.mtu:
+            log.warning(
+                "port %s: the MTU of %s is %d now; frames are made for %d. Restart the gateway to use it",
+                name,
+                link.name,
+                link.mtu,
+                spec.mtu,
+            )

@@ -1,0 +1,113 @@
+"""From configured ports to the dataplane's: what only the running system knows is added here.
+
+MAC, MTU and addresses of interfaces come from the netlink mirror; a TUN device's MTU from what the tunnels
+leave inside their paths; the addresses of socket ports from the SAs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+from control.config import Config, PortConfig
+from control.net.mirror import Mirror, MirrorPort
+from dataplane.model import Address, Direction, PortSpec, SaSpec
+
+ETHERNET_MTU = 1500
+SOCKET_MTU_MOST = 9216  # a socket port over a loopback path needs no frames of 64 KiB
+IPV6_LEAST = 1280  # RFC 8200 section 5: a link that carries IPv6 has at least this
+
+PathMtu = Callable[[str], int | None]  # by name of an outbound SA
+
+
+class PortSetupError(Exception):
+    """A port cannot be set up as configured; the text says why and what mends it."""
+
+
+def mirror_ports(ports: Sequence[PortConfig]) -> list[MirrorPort]:
+    """The ports as the mirror needs them."""
+    return [
+        MirrorPort(name=port.name, role=port.role, driver=port.driver, interface=port.interface)
+        for port in ports
+    ]
+
+
+def port_specs(config: Config, mirror: Mirror, path_mtu: PathMtu) -> list[PortSpec]:
+    """Every port for the dataplane; PortSetupError names all that cannot be set up."""
+    specs, problems = [], []
+    for port, mirrored in zip(config.ports, mirror.ports, strict=True):
+        try:
+            specs.append(_port_spec(config, port, mirrored, mirror, path_mtu))
+        except PortSetupError as error:
+            problems.append(str(error))
+    if problems:
+        raise PortSetupError("; ".join(problems))
+    return specs
+
+
+def _port_spec(
+    config: Config, port: PortConfig, mirrored: MirrorPort, mirror: Mirror, path_mtu: PathMtu
+) -> PortSpec:
+    mac = b""
+    if mirrored.has_link_header:
+        link = mirror.link_of(mirrored)
+        if link is None:
+            names = ", ".join(sorted(each.name for each in mirror.links.values())) or "none"
+            raise PortSetupError(
+                f"port {port.name}: there is no interface {port.interface}; there are {names}; mend port.interface"
+            )
+        if len(link.mac) != 6:
+            raise PortSetupError(
+                f'port {port.name}: {port.interface} is no Ethernet interface; use driver = "tun", "udp" or "raw"'
+            )
+        mac, mtu, addresses = link.mac, port.mtu or link.mtu, tuple(mirror.addresses_of(mirrored))
+    elif port.driver == "tun":
+        mtu = port.mtu or tun_mtu(config.sas, path_mtu)
+        addresses = tuple(interface.ip for interface in port.addresses) or _inner_addresses(config, mirror)
+    else:
+        mtu = port.mtu or _socket_mtu(config.sas, path_mtu)
+        # Sockets are bound where peers send to, so that nothing else is taken from the host.
+        addresses = port.bind or tuple(dict.fromkeys(sa.local for sa in config.sas))
+    return PortSpec(
+        name=port.name,
+        role=port.role,
+        driver=port.driver,
+        interface=port.interface,
+        mtu=mtu,
+        mac=mac,
+        addresses=addresses,
+        encap_port=port.encap_port,
+        xdp_mode=port.xdp_mode,
+        zero_copy=port.zero_copy,
+    )
+
+
+def tun_mtu(sas: Sequence[SaSpec], path_mtu: PathMtu) -> int:
+    """The room that every outbound SA leaves inside its path; 1500 bytes are assumed where there is none yet."""
+    rooms = [sa.inner_mtu(path_mtu(sa.name) or ETHERNET_MTU) for sa in sas if sa.direction is Direction.OUT]
+    return max(min(rooms, default=ETHERNET_MTU), IPV6_LEAST)
+
+
+def _socket_mtu(sas: Sequence[SaSpec], path_mtu: PathMtu) -> int:
+    """The largest path that outer packets take."""
+    paths = [path_mtu(sa.name) or ETHERNET_MTU for sa in sas if sa.direction is Direction.OUT]
+    return min(max([ETHERNET_MTU, *paths]), SOCKET_MTU_MOST)
+
+
+def _inner_addresses(config: Config, mirror: Mirror) -> tuple[Address, ...]:
+    """Own addresses inside the policies' local ranges: what ICMP errors come from when the device has none."""
+    ranges = [(policy.selector.local_first, policy.selector.local_last) for policy in config.policies]
+    own = [
+        address
+        for address in mirror.local_addresses()
+        if not address.is_loopback and not address.is_link_local
+    ]
+    inside = [
+        address
+        for address in own
+        if any(
+            first.version == address.version and int(first) <= int(address) <= int(last)
+            for first, last in ranges
+        )
+    ]
+    return tuple(dict.fromkeys(chain(inside, own)))
