@@ -14,17 +14,11 @@ Not here: latency, and any look at what the packets are.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from ext.clock cimport now_ns
 from ext.counters cimport PASS
 from ext.packet cimport (
     BATCH_MAX, LINK_ETHERNET, NO_INDEX, Batch, FramePool, Packet, Port, PortHandle, frame_give, frame_take,
 )
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec *now) noexcept
-    int CLOCK_MONOTONIC
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -37,13 +31,6 @@ cdef extern from "<poll.h>" nogil:
 cdef enum:
     IDLE_LOOPS = 64     # empty loops before sleeping
     NUMBER_SIZE = 8     # bytes of the running number at a generated packet's end
-
-
-cdef inline uint64_t now_ns() noexcept nogil:
-    """CLOCK_MONOTONIC in nanoseconds."""
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
 
 
 cdef void doze(Port **ports, uint32_t count) noexcept nogil:
