@@ -192,6 +192,7 @@ HEADER = np.dtype(
         ("workers_offset", "<u8"),
         ("sa_counters_offset", "<u8"),
         ("boot_id", "<u8"),
+        ("spi_moves", "<u8"),
         ("spd", LPM_TABLE),
         ("routes", LPM_TABLE),
     ]

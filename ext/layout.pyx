@@ -206,6 +206,7 @@ cdef tuple tables_header_layout():
         "workers_offset": at(&x, &x.workers_offset, sizeof(x.workers_offset), "u8"),
         "sa_counters_offset": at(&x, &x.sa_counters_offset, sizeof(x.sa_counters_offset), "u8"),
         "boot_id": at(&x, &x.boot_id, sizeof(x.boot_id), "u8"),
+        "spi_moves": at(&x, &x.spi_moves, sizeof(x.spi_moves), "u8"),
         "spd": at(&x, &x.spd, sizeof(x.spd), "LpmTable"),
         "routes": at(&x, &x.routes, sizeof(x.routes), "LpmTable"),
     }

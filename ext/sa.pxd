@@ -6,7 +6,7 @@ tables by a generation (see `LpmTable`), and control frees nothing before every 
 generation in which it was unlinked (`WorkerCounters.seen_generation`).
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.counters cimport SaCounters, WorkerCounters
 from ext.crypto cimport Key
@@ -17,7 +17,6 @@ cdef extern from *:
     #ifndef ESPLANADE_ATOMICS
     #define ESPLANADE_ATOMICS
     #define QUIESCENT UINT64_MAX
-    #define SPI_REMOVED UINT64_C(0xFFFFFFFF)
     #define load32(at) __atomic_load_n((at), __ATOMIC_ACQUIRE)
     #define load64(at) __atomic_load_n((at), __ATOMIC_ACQUIRE)
     #define store32(at, value) __atomic_store_n((at), (value), __ATOMIC_RELEASE)
@@ -28,7 +27,6 @@ cdef extern from *:
     #endif
     """
     const uint64_t QUIESCENT    # WorkerCounters.seen_generation of a worker that holds no reference at all
-    const uint64_t SPI_REMOVED  # an SPI slot that was in use: lookups go on past it
     uint32_t load32(const uint32_t *at) noexcept nogil
     uint64_t load64(const uint64_t *at) noexcept nogil
     void store32(uint32_t *at, uint32_t value) noexcept nogil
@@ -165,13 +163,14 @@ cdef struct TablesHeader:
     uint64_t workers_offset     # WorkerCounters[workers]
     uint64_t sa_counters_offset # SaCounters[workers][max_sas]
     uint64_t boot_id            # random, tells one run from the next
+    uint64_t spi_moves          # bumped between the copy and the end of an SPI entry that moves
     LpmTable spd
     LpmTable routes
 
 cdef struct Tables:             # one process's view: plain pointers into the segment
     TablesHeader *header
     Sa *sas
-    uint64_t *spis              # inbound: SPI (host order) << 32 | SA index + 1; 0: free; SPI_REMOVED
+    uint64_t *spis              # inbound: SPI (host order) << 32 | SA index + 1; 0: free
     Policy *policies
     Selector *selectors
     Adjacency *adjacencies
@@ -191,23 +190,27 @@ cdef inline void spi_prefetch(const Tables *t, uint32_t spi) noexcept nogil:
 cdef inline uint32_t spi_find(const Tables *t, uint32_t spi) noexcept nogil:
     """Index of the inbound SA with this SPI (host order), or NO_INDEX.
 
-    Linear probing at a load of one half or less: one cache line as a rule. The loop ends at a free slot,
-    or at the latest after the whole table, whatever a concurrent insert or removal does.
+    Linear probing at a load of one half or less, without tombstones: one cache line as a rule. Control may
+    move entries towards their home meanwhile (TablesView.spi_remove); whoever misses during a move looks again.
     """
     cdef uint32_t mask = t.header.spi_mask
-    cdef uint32_t at = spi_slot(t, spi)
-    cdef uint32_t _step
+    cdef uint32_t at
     cdef uint64_t entry
-    if spi == 0:                # RFC 4303 2.1: never on the wire; and SPI_REMOVED has a zero upper half
+    cdef uint64_t moves
+    if spi == 0:                # RFC 4303 2.1: never on the wire; and a free slot's upper half is zero
         return NO_INDEX
-    for _step in range(mask + 1):
-        entry = load64(&t.spis[at])
-        if <uint32_t>(entry >> 32) == spi:
-            return <uint32_t>entry - 1
-        if entry == 0:
+    while True:
+        moves = load64(&t.header.spi_moves)
+        at = spi_slot(t, spi)
+        while True:
+            entry = load64(&t.spis[at])
+            if <uint32_t>(entry >> 32) == spi:
+                return <uint32_t>entry - 1
+            if entry == 0:
+                break
+            at = (at + 1) & mask
+        if load64(&t.header.spi_moves) == moves:
             return NO_INDEX
-        at = (at + 1) & mask
-    return NO_INDEX
 
 cdef inline void tables_enter(Tables *t) noexcept nogil:
     """The worker begins, or wakes up: from here on it may hold references.
@@ -230,10 +233,11 @@ cdef class TablesView:
     """One process's mapping of the segment; see ext/sa.pyx."""
     cdef Tables c
     cdef size_t mapped          # bytes at c.header
+    cdef uint32_t spis          # entries of the SPI table (control's view only)
     cdef readonly str lock_error    # why the segment is not locked in memory; "" when it is
     cdef _check(self)
     cdef _check_area(self, str name, uint64_t offset, uint64_t count, size_t size)
     cdef _point(self, worker_index)
-    cdef void _trim(self, uint32_t at) noexcept nogil
+    cdef int64_t _spi_place(self, uint32_t spi) noexcept nogil
     cdef WorkerCounters *_workers(self) noexcept
     cdef Sa *_sa(self, uint32_t index) except NULL

@@ -179,84 +179,81 @@ cdef class TablesView:
 
     # --- SPI table -------------------------------------------------------------------------------
 
+    cdef int64_t _spi_place(self, uint32_t spi) noexcept nogil:
+        """Where `spi` is, or -1 less the free slot where it belongs; the table is never more than half full."""
+        cdef uint32_t mask = self.c.header.spi_mask
+        cdef uint32_t at = spi_slot(&self.c, spi)
+        while self.c.spis[at] != 0:
+            if <uint32_t>(self.c.spis[at] >> 32) == spi:
+                return at
+            at = (at + 1) & mask
+        return -1 - <int64_t>at
+
     def spi_insert(self, uint32_t spi, uint32_t index):
         """Publish inbound SA `index` under `spi` (host order); the slot must be filled already.
 
-        Raises ValueError for SPI 0 or one that is taken, OverflowError for a full table.
+        Raises ValueError for SPI 0 or one that is taken, OverflowError when half of the table is in use.
         """
-        cdef uint32_t mask = self.c.header.spi_mask
-        cdef uint32_t at = spi_slot(&self.c, spi)
-        cdef uint32_t _step
-        cdef int64_t place = -1
-        cdef uint64_t entry
+        cdef int64_t place
         if spi == 0:
             raise ValueError("SPI 0 never goes on the wire (RFC 4303 section 2.1)")
-        if index >= self.c.header.max_sas:
-            raise ValueError(f"SA index {index}; the table holds {self.c.header.max_sas}")
-        for _step in range(mask + 1):
-            entry = load64(&self.c.spis[at])
-            if <uint32_t>(entry >> 32) == spi:
-                raise ValueError(f"SPI 0x{spi:08x} is taken by SA slot {<uint32_t>entry - 1}")
-            if place < 0 and (entry == 0 or entry == SPI_REMOVED):
-                place = at
-            if entry == 0:
-                break
-            at = (at + 1) & mask
-        if place < 0:
-            raise OverflowError(f"SPI table of {mask + 1} slots is full")
+        self._sa(index)
+        place = self._spi_place(spi)
+        if place >= 0:
+            raise ValueError(f"SPI 0x{spi:08x} is taken by SA slot {<uint32_t>self.c.spis[place] - 1}")
+        if self.spis > self.c.header.spi_mask // 2:
+            raise OverflowError(f"SPI table of {self.c.header.spi_mask + 1} slots is half full: that is all it takes")
+        self.spis += 1
+        store64(&self.c.spis[-1 - place], <uint64_t>spi << 32 | (index + 1))
+
+    def spi_replace(self, uint32_t spi, uint32_t index):
+        """Give `spi` to another SA by one store: no packet finds neither. KeyError when it is not there."""
+        cdef int64_t place = self._spi_place(spi)
+        self._sa(index)
+        if spi == 0 or place < 0:
+            raise KeyError(f"SPI 0x{spi:08x}")
         store64(&self.c.spis[place], <uint64_t>spi << 32 | (index + 1))
 
     def spi_remove(self, uint32_t spi):
-        """Unlink `spi`; packets that carry it are unknown from now on. KeyError when it is not there."""
-        cdef uint32_t mask = self.c.header.spi_mask
-        cdef uint32_t at = spi_slot(&self.c, spi)
-        cdef uint32_t _step
-        cdef uint64_t entry
-        for _step in range(mask + 1):
-            entry = load64(&self.c.spis[at])
-            if entry == 0:
-                break
-            if <uint32_t>(entry >> 32) == spi and spi != 0:
-                store64(&self.c.spis[at], SPI_REMOVED)
-                self._trim(at)
-                return
-            at = (at + 1) & mask
-        raise KeyError(f"SPI 0x{spi:08x}")
+        """Unlink `spi`; packets that carry it are unknown from now on. KeyError when it is not there.
 
-    cdef void _trim(self, uint32_t at) noexcept nogil:
-        """Free the removed slots that end a run, so that years of rekeying leave no long runs behind.
-
-        A removed slot before a free one ends no search that the free one would not have ended.
+        Entries behind it that the hole would cut off from their home move up, so years of rekeying leave no
+        tombstones. A reader that passed the hole before the copy and comes to the old place after its end
+        would miss: `spi_moves` is bumped between the two, and tells it to look again.
         """
         cdef uint32_t mask = self.c.header.spi_mask
-        if self.c.spis[(at + 1) & mask] != 0:
-            return
-        while self.c.spis[at] == SPI_REMOVED:
-            store64(&self.c.spis[at], 0)
-            at = (at - 1) & mask
+        cdef int64_t place = self._spi_place(spi)
+        cdef uint32_t hole
+        cdef uint32_t at
+        cdef uint32_t home
+        if spi == 0 or place < 0:
+            raise KeyError(f"SPI 0x{spi:08x}")
+        hole = at = <uint32_t>place
+        while True:
+            at = (at + 1) & mask
+            if self.c.spis[at] == 0:
+                break
+            home = spi_slot(&self.c, <uint32_t>(self.c.spis[at] >> 32))
+            if ((at - home) & mask) >= ((at - hole) & mask):
+                store64(&self.c.spis[hole], self.c.spis[at])
+                store64(&self.c.header.spi_moves, self.c.header.spi_moves + 1)
+                hole = at
+        store64(&self.c.spis[hole], 0)
+        self.spis -= 1
 
     def spi_lookup(self, uint32_t spi):
         """What the packet path would find: an SA index, or None."""
         cdef uint32_t index = spi_find(&self.c, spi)
         return None if index == <uint32_t>NO_INDEX else index
 
-    def spi_replace(self, uint32_t spi, uint32_t index):
-        """Give `spi` to another SA by one store: no packet finds neither. KeyError when it is not there."""
-        cdef uint32_t mask = self.c.header.spi_mask
-        cdef uint32_t at = spi_slot(&self.c, spi)
-        cdef uint32_t _step
-        cdef uint64_t entry
-        if index >= self.c.header.max_sas:
-            raise IndexError(f"SA index {index}; the table holds {self.c.header.max_sas}")
-        for _step in range(mask + 1):
-            entry = load64(&self.c.spis[at])
-            if entry == 0:
-                break
-            if <uint32_t>(entry >> 32) == spi and spi != 0:
-                store64(&self.c.spis[at], <uint64_t>spi << 32 | (index + 1))
-                return
-            at = (at + 1) & mask
-        raise KeyError(f"SPI 0x{spi:08x}")
+    def spi_misses(self, uint32_t spi, uint32_t rounds) -> int:
+        """Of `rounds` look-ups without the GIL, how many did not find `spi`. For the test of concurrent moves."""
+        cdef uint32_t misses = 0
+        cdef uint32_t _round
+        with nogil:
+            for _round in range(rounds):
+                misses += spi_find(&self.c, spi) == <uint32_t>NO_INDEX
+        return misses
 
     # --- single stores ---------------------------------------------------------------------------
 
