@@ -148,11 +148,14 @@ cdef void _kick(Port *port) noexcept nogil:
     if state.zero_copy and not xsk_ring_prod__needs_wakeup(&state.tx):
         return
     port.counters.tx_syscalls += 1
-    state.refused = (
-        sendto(state.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0
-        # These three say that it did or could do a part: what is left in the ring goes with the next kick.
-        and errno != EAGAIN and errno != EBUSY and errno != ENOBUFS and errno != EINTR
-    )
+    state.refused = False
+    if sendto(state.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0 or errno == EAGAIN or errno == ENOBUFS or errno == EINTR:
+        return      # done, or done in part: what is left in the ring goes with the next kick
+    if errno == EBUSY:
+        # Copy mode: the device dropped one packet (no carrier), and its frame completes like any other.
+        port.counters.tx_errors += not state.zero_copy
+        return
+    state.refused = True
 
 
 cdef uint32_t _unsent(XskState *state) noexcept nogil:

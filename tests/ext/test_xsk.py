@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -150,6 +151,21 @@ def test_sending_into_a_full_ring(pair: Wire) -> None:
             pair.near.ip("link set near0 up")
         assert wait_for(lambda: whole(pool, port))
         port.close()
+
+
+def test_without_carrier_packets_are_dropped_and_counted(pair: Wire) -> None:
+    """The device drops what it cannot send; every frame comes back and every packet is counted as an error."""
+    pool = Pool(512)
+    with steered(pair, "native") as steering:
+        port = open_port(pair, steering, Umem(pool))
+        pair.far.ip("link set far0 down")
+        try:
+            assert porttool.transmit(port, [TO_FAR] * 50) == 50
+            assert wait_for(lambda: whole(pool, port))
+            assert port.counters["tx_errors"] == 50
+        finally:
+            pair.far.ip("link set far0 up")
+            pair.sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # "network is down" is told once
 
 
 def test_empty_pool_recovers(pair: Wire) -> None:
