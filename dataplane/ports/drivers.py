@@ -165,13 +165,13 @@ def _open_port(spec: PortSpec, queue: int, workers: int, pool: Pool, fds: Mappin
 
 def open_kernel(pool: Pool) -> PortHandle:
     """The raw socket through which the kernel routes what has no adjacency yet."""
-    handle: PortHandle = import_module("ext.rawsock").KernelPort(pool)
+    handle: PortHandle = import_module("dataplane.ports.kernel").open_port(pool)
     return handle
 
 
 def preload(drivers: Iterable[str] = DRIVERS) -> None:
     """Import what workers will need, so that each of them does not."""
-    for driver in drivers:
+    for driver in (*drivers, "kernel"):
         with suppress(ImportError):  # a library that is not there matters only to whoever opens such a port
             import_module("ext.memory" if driver == "memory" else f"dataplane.ports.{driver}")
 

@@ -13,13 +13,13 @@ Limits: as many frames as the socket buffer holds wait (RECEIVE_BUFFER); what co
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 from collections.abc import Mapping
 
 from dataplane.model import PortSpec, Role
 from dataplane.ports.errors import PortError
+from dataplane.ports.sockets import set_buffers
 from ext.packet import Pool
 from ext.packetsock import PacketPort
 
@@ -30,8 +30,6 @@ PACKET_FANOUT = 18
 PACKET_QDISC_BYPASS = 20
 PACKET_IGNORE_OUTGOING = 23
 SO_ATTACH_BPF = 50
-SO_RCVBUFFORCE = 33
-SO_SNDBUFFORCE = 32
 
 FANOUT = {"hash": 0, "lb": 1}  # PACKET_FANOUT_HASH, PACKET_FANOUT_LB
 RECEIVE_BUFFER = 16 << 20  # bytes, as the kernel counts them: about 16,000 small packets
@@ -70,19 +68,6 @@ def open_socket(
             return sock.detach()
     except OSError as error:
         raise OSError(error.errno, f"{interface}: {step}: {error.strerror}") from None
-
-
-def set_buffers(sock: socket.socket, receive: int, send: int) -> None:
-    """Ask for socket buffers beyond the system's limits; without CAP_NET_ADMIN the limits stand."""
-    for force, plain, size in (
-        (SO_RCVBUFFORCE, socket.SO_RCVBUF, receive),
-        (SO_SNDBUFFORCE, socket.SO_SNDBUF, send),
-    ):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, force, size)
-        except PermissionError:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
 def open_port(spec: PortSpec, queue: int, workers: int, pool: Pool, fds: Mapping[str, int]) -> PacketPort:
