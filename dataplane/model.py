@@ -109,7 +109,7 @@ class EspProposal:
     @property
     def alignment(self) -> int:
         """What payload and trailer are padded to, bytes."""
-        return 16 if self.cipher is Cipher.AES_CBC else 4
+        return 16 if self.cipher == Cipher.AES_CBC else 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,11 +87,11 @@ def _check_proposal(spec: SaSpec) -> None:
     if proposal.key_bits not in _KEY_BITS[proposal.cipher]:
         wanted = " or ".join(map(str, _KEY_BITS[proposal.cipher]))
         raise ValueError(f"{proposal.cipher.name} has keys of {wanted} bits, not {proposal.key_bits}")
-    if proposal.is_aead and proposal.integrity is not Integrity.NONE:
+    if proposal.is_aead and proposal.integrity != Integrity.NONE:
         raise ValueError(
             f"{proposal.cipher.name} brings its own integrity; {proposal.integrity.name} is too much"
         )
-    if not proposal.is_aead and proposal.integrity is Integrity.NONE:
+    if not proposal.is_aead and proposal.integrity == Integrity.NONE:
         # RFC 4303 section 3.2: encryption without integrity is open to active attack; NULL/NULL is nothing.
         raise ValueError(f"{proposal.cipher.name} needs an integrity algorithm")
     got, want = len(spec.encryption_key), proposal.encryption_key_length

@@ -1,0 +1,336 @@
+"""DataPlane: what it refuses and how it says so, and changes that take effect while packets pass (real kernels)."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from dataplane.api import DataPlane, DataPlaneError
+from dataplane.layout import NO_INDEX
+from dataplane.model import Action, AdjacencySpec, Direction, PortSpec, Role, RouteSpec, SelectorSpec
+from ext.loop import Loop
+from ext.memory import MemoryPort
+from ext.packet import Pool
+from ext.sa import TablesView
+from tests.dataplane.conftest import SMALL
+from tests.dataplane.make import GCM, make_inbound, make_policy, make_sa, memory_ports
+
+HERE, THERE = IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16")
+WAN = AdjacencySpec(port="wan")
+LAN = AdjacencySpec(port="lan")
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[DataPlane]:
+    made = DataPlane.create(ports=memory_ports(), limits=SMALL, state_dir=tmp_path / "state")
+    yield made
+    made.close()
+
+
+class Gateway:
+    """One worker's loop in this process, over a DataPlane's tables."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self.plane = plane
+        pool = Pool(256)
+        self.lan = MemoryPort(pool, "lan", role=0)
+        self.wan = MemoryPort(pool, "wan", role=1)
+        self.view = TablesView(plane.tables.fd, 0)
+        self.loop = Loop(self.view, plane.tables.engine, [self.lan, self.wan])
+
+    def out(self, packet: bytes) -> list[bytes]:
+        """What leaves towards the peer for a packet from the protected side."""
+        self.lan.inject([packet])
+        self.loop.step(2)
+        return self.wan.collect()
+
+    def back(self, packet: bytes) -> list[bytes]:
+        """What reaches the protected side for a packet from the peer."""
+        self.wan.inject([packet])
+        self.loop.step(2)
+        return self.lan.collect()
+
+    def drops(self) -> dict[str, int]:
+        return {name: count for name, count in self.plane.stats().drops.items() if count}
+
+
+def udp(source: str, destination: str, body: bytes = b"hello") -> bytes:
+    """An IPv4 UDP packet without UDP checksum."""
+    datagram = struct.pack("!HHHH", 1000, 2000, 8 + len(body), 0) + body
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, 0, 64, 17, 0)
+    header += IPv4Address(source).packed + IPv4Address(destination).packed
+    total = sum(struct.unpack("!10H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    return header[:10] + struct.pack("!H", ~total & 0xFFFF) + header[12:] + datagram
+
+
+def tunnel(plane: DataPlane, suffix: str = "", spi: int = 0xC0000001) -> None:
+    """An SA out and its mirror image in, so that the gateway can be its own peer."""
+    out = make_sa(f"out{suffix}", spi=spi)
+    back = SelectorSpec.from_networks(THERE, HERE)
+    mirrored = make_inbound(
+        f"in{suffix}",
+        spi=spi,
+        local=out.remote,
+        remote=out.local,
+        encryption_key=out.encryption_key,
+        selectors=(back,),
+    )
+    plane.add_sas([out, mirrored])
+    plane.set_sa_adjacency(f"out{suffix}", WAN, 1500)
+
+
+POLICY = make_policy("to-branch", selector=SelectorSpec.from_networks(HERE, THERE))
+
+
+def test_packets_follow_every_change(plane: DataPlane) -> None:
+    async def scenario() -> None:
+        gateway = Gateway(plane)
+        packet = udp("10.1.0.5", "10.2.0.9")
+        assert gateway.out(packet) == []
+        assert gateway.drops() == {"no_policy": 1}
+        await plane.set_policies([POLICY])
+        assert gateway.out(packet) == []
+        assert gateway.drops()["policy_no_sa"] == 1
+        tunnel(plane)
+        await plane.set_routes([RouteSpec(prefix=THERE, adjacency=LAN)])
+        plane.set_policy_sa("to-branch", "out")
+        (esp,) = gateway.out(packet)
+        assert esp[9] == 50
+        assert packet[20:] not in esp
+        assert gateway.back(esp) == [packet]
+        assert gateway.back(esp) == []
+        assert gateway.drops()["replay"] == 1
+
+        # Rekey: another SA by one store, then the old one goes.
+        tunnel(plane, "2", 0xC0000002)
+        plane.set_policy_sa("to-branch", "out2")
+        plane.remove_sa("out")
+        (second,) = gateway.out(packet)
+        assert second[20:24].hex() == "c0000002"
+        assert gateway.back(second) == [packet]
+        plane.remove_sa("in")
+        assert gateway.back(esp) == []
+        assert gateway.drops()["no_sa"] == 1
+
+        # A new SPD in which something narrower is discarded first.
+        narrow = replace(
+            POLICY,
+            name="not-there",
+            action=Action.DISCARD,
+            selector=SelectorSpec.from_networks(HERE, IPv4Network("10.2.0.9/32")),
+        )
+        await plane.set_policies([narrow, replace(POLICY, sa="out2")])
+        assert gateway.out(packet) == []
+        assert gateway.drops()["policy_discard"] == 1
+        assert len(gateway.out(udp("10.1.0.5", "10.2.0.10"))) == 1
+        plane.remove_sa("out2")
+        assert gateway.out(udp("10.1.0.5", "10.2.0.10")) == []
+        assert gateway.drops()["policy_no_sa"] == 2
+        await plane.settle()
+        assert not any(plane.tables.sas[0].tobytes())
+
+    asyncio.run(scenario())
+
+
+def test_stats_count_per_sa(plane: DataPlane) -> None:
+    async def scenario() -> None:
+        gateway = Gateway(plane)
+        tunnel(plane)
+        await plane.set_policies([replace(POLICY, sa="out")])
+        await plane.set_routes([RouteSpec(prefix=THERE, adjacency=LAN)])
+        for number in range(5):
+            (esp,) = gateway.out(udp("10.1.0.5", "10.2.0.9", bytes(100 + number)))
+            gateway.back(esp)
+        gateway.back(esp)
+        stats = plane.stats()
+        out, into = stats.sas
+        assert (out.name, out.packets, out.bytes, out.sequence) == ("out", 5, 5 * 128 + 10, 6)
+        assert (into.packets, into.bytes, into.sequence, into.replay_window) == (5, 5 * 128 + 10, 5, 1024)
+        assert into.drops["replay"] == 1
+        assert stats.drops["replay"] == 1
+        assert stats.verdicts["pass"] == 10
+        assert out.inner_mtu == 1500 - 20 - 8 - 8 - 16 - 2
+        assert [port.rx_packets for port in stats.ports] == [5, 6]
+        assert stats.engine == plane.tables.engine.name
+        assert plane.stats(sas=False).sas == ()
+
+    asyncio.run(scenario())
+
+
+def test_replace_keeps_policies_and_adjacency(plane: DataPlane) -> None:
+    async def scenario() -> None:
+        gateway = Gateway(plane)
+        tunnel(plane)
+        await plane.set_policies([replace(POLICY, sa="out")])
+        packet = udp("10.1.0.5", "10.2.0.9")
+        (first,) = gateway.out(packet)
+        await plane.replace_sa(make_sa("out", spi=0xC0000009))
+        (second,) = gateway.out(packet)
+        assert (first[20:24].hex(), second[20:24].hex()) == ("c0000001", "c0000009")
+        await plane.settle()
+        assert plane.stats().sas[-1].name == "out"
+        assert plane.stats().sas[-1].packets == 1
+
+    asyncio.run(scenario())
+
+
+def test_replacing_an_inbound_sa_accepts_nothing_twice(plane: DataPlane) -> None:
+    async def scenario() -> None:
+        gateway = Gateway(plane)
+        tunnel(plane)
+        await plane.set_policies([replace(POLICY, sa="out")])
+        await plane.set_routes([RouteSpec(prefix=THERE, adjacency=LAN)])
+        (esp,) = gateway.out(udp("10.1.0.5", "10.2.0.9"))
+        key = plane.tables.sas["key"]["encryption"][1].tobytes()[:16]
+        salt = plane.tables.sas["hot"]["salt"][1].tobytes()
+        mirrored = make_inbound(
+            "in",
+            local=IPv4Address("192.0.2.2"),
+            remote=IPv4Address("192.0.2.1"),
+            encryption_key=key + salt,
+            selectors=(SelectorSpec.from_networks(THERE, HERE),),
+        )
+        assert len(gateway.back(esp)) == 1
+        await plane.replace_sa(replace(mirrored, replay_window=256))
+        assert gateway.back(esp) == []
+        assert plane.stats().sas[-1].replay_window == 256
+        (following,) = gateway.out(udp("10.1.0.5", "10.2.0.9"))
+        assert len(gateway.back(following)) == 1
+        # Another key under the same SPI: by one store.
+        await plane.replace_sa(replace(mirrored, encryption_key=bytes(20)))
+        (following,) = gateway.out(udp("10.1.0.5", "10.2.0.9"))
+        assert gateway.back(following) == []
+        assert gateway.drops()["integrity"] == 1
+
+    asyncio.run(scenario())
+
+
+def test_duplicates_and_strangers_are_named(plane: DataPlane) -> None:
+    plane.add_sa(make_sa("a"))
+    plane.add_sa(make_inbound("b"))
+    for spec, message in (
+        (make_sa("a"), "SA 'a': there is one of that name already"),
+        (make_inbound("c"), "SA 'c': SPI 0xc0000001 belongs to SA 'b'"),
+        (make_sa("d", encryption_key=b"1"), "SA 'd': encryption key has 1 bytes"),
+    ):
+        with pytest.raises(DataPlaneError, match=message):
+            plane.add_sa(spec)
+    with pytest.raises(DataPlaneError, match="there is no SA 'x'"):
+        plane.remove_sa("x")
+    with pytest.raises(DataPlaneError, match="SA 'b' is inbound; wanted an outbound one"):
+        plane.set_sa_adjacency("b", WAN)
+    with pytest.raises(DataPlaneError, match="adjacency on port 'moon'; there are lan, wan"):
+        plane.set_sa_adjacency("a", AdjacencySpec(port="moon"))
+    with pytest.raises(DataPlaneError, match=r"MAC 02:.*; a memory port has no link header"):
+        plane.set_sa_adjacency("a", AdjacencySpec(port="wan", destination_mac=b"\2\0\0\0\0\1"))
+    with pytest.raises(DataPlaneError, match="there is no policy 'p'"):
+        plane.set_policy_sa("p", "a")
+
+
+def test_policies_that_cannot_be_leave_the_old_ones(plane: DataPlane) -> None:
+    async def scenario() -> None:
+        await plane.set_policies([POLICY])
+        for policies, message in (
+            ([POLICY, POLICY], "policy 'to-branch' is given twice"),
+            ([replace(POLICY, sa="ghost")], "policy 'to-branch': there is no SA 'ghost'"),
+            ([replace(POLICY, action=Action.BYPASS, sa="x")], "BYPASS takes no SA"),
+            ([replace(POLICY, name=str(i)) for i in range(33)], "33 policies; the table holds 32"),
+        ):
+            with pytest.raises(DataPlaneError, match=message):
+                await plane.set_policies(policies)
+        assert plane.stats().policies == 1
+        with pytest.raises(DataPlaneError, match=r"route 10\.2\.0\.0/16 is given twice"):
+            await plane.set_routes([RouteSpec(prefix=THERE, adjacency=None)] * 2)
+
+    asyncio.run(scenario())
+
+
+def test_bulk_is_all_or_none(plane: DataPlane) -> None:
+    specs = [make_inbound(f"s{i}", spi=0x1000 + i) for i in range(65)]
+    with pytest.raises(DataPlaneError, match="table of SAs is full"):
+        plane.add_sas(specs)
+    assert plane.stats().sas == ()
+    plane.add_sas(specs[:64])
+    assert len(plane.stats().sas) == 64
+
+
+def test_manual_keys_need_state(tmp_path: Path) -> None:
+    plane = DataPlane.create(ports=memory_ports(), limits=SMALL)
+    with pytest.raises(DataPlaneError, match=r"SA 'm'.*state directory.*RFC 4106 section 2\); none is set"):
+        plane.add_sa(make_sa("m", negotiated=False))
+    plane.close()
+    (tmp_path / "file").write_text("")
+    plane = DataPlane.create(ports=memory_ports(), limits=SMALL, state_dir=tmp_path / "file" / "x")
+    with pytest.raises(DataPlaneError, match="Not a directory"):
+        plane.add_sa(make_sa("m", negotiated=False))
+    plane.close()
+
+
+def test_manual_sa_goes_on_where_it_stood(tmp_path: Path) -> None:
+    spec = make_sa("m", negotiated=False)
+
+    def run(packets: int) -> list[int]:
+        plane = DataPlane.create(ports=memory_ports(), limits=SMALL, state_dir=tmp_path)
+        plane.add_sa(spec)
+        plane.set_sa_adjacency("m", WAN)
+        asyncio.run(plane.set_policies([replace(POLICY, sa="m")]))
+        gateway = Gateway(plane)
+        sent = [gateway.out(udp("10.1.0.5", "10.2.0.9"))[0] for _ in range(packets)]
+        plane.close()
+        return [int.from_bytes(esp[24:28], "big") for esp in sent]
+
+    assert run(3) == [1, 2, 3]
+    assert run(2) == [4, 5]
+
+
+def test_no_key_is_left_when_it_closes(tmp_path: Path) -> None:
+    plane = DataPlane.create(ports=memory_ports(), limits=SMALL, state_dir=tmp_path)
+    spec = make_sa("a")
+    plane.add_sa(spec)
+    view = plane.tables.view
+    assert spec.encryption_key[:16] in bytes(memoryview(view))
+    plane.close()
+    assert spec.encryption_key[:16] not in bytes(memoryview(view))
+    assert spec.encryption_key.hex() not in repr(plane.__dict__)
+
+
+@pytest.mark.parametrize(
+    ("ports", "message"),
+    [
+        (memory_ports() * 2, "port 'lan' is given twice"),
+        (
+            [PortSpec(name=str(i), role=Role.PROTECTED, driver="memory", interface="") for i in range(8)],
+            "8 ports",
+        ),
+        (
+            [PortSpec(name="x", role=Role.PROTECTED, driver="carrier-pigeon", interface="")],
+            "driver 'carrier-pigeon'",
+        ),
+        ([PortSpec(name="x", role=Role.PROTECTED, driver="xdp", interface="eth0")], "MAC of 0 bytes"),
+    ],
+)
+def test_ports_that_cannot_be(ports: list[PortSpec], message: str) -> None:
+    with pytest.raises(DataPlaneError, match=message):
+        DataPlane.create(ports=ports)
+
+
+def test_other_arguments_that_cannot_be() -> None:
+    with pytest.raises(DataPlaneError, match="0 workers"):
+        DataPlane.create(workers=0)
+    with pytest.raises(DataPlaneError, match="abacus"):
+        DataPlane.create(engine="abacus")
+
+
+def test_removed_adjacencies_ask_the_kernel(plane: DataPlane) -> None:
+    tunnel(plane)
+    plane.set_sa_adjacency("out", None)
+    assert plane.tables.sas["hot"]["adjacency"][0] == NO_INDEX
+    assert make_sa(proposal=GCM).direction is Direction.OUT
