@@ -164,9 +164,10 @@ def _open_port(spec: PortSpec, queue: int, workers: int, pool: Pool, fds: Mappin
 
 
 def open_kernel(pool: Pool) -> PortHandle:
-    """The raw socket through which the kernel routes what has no adjacency yet."""
-    handle: PortHandle = import_module("dataplane.ports.kernel").open_port(pool)
-    return handle
+    """The raw sockets through which the kernel routes what has no adjacency yet."""
+    from dataplane.ports import kernel
+
+    return kernel.open_port(pool)
 
 
 def preload(drivers: Iterable[str] = DRIVERS) -> None:
