@@ -1,0 +1,45 @@
+"""The command line: exit statuses and what goes where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from control import cli
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "site-to-site.toml"
+
+
+def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in ("run", "status", "pcap", "doctor", "demo", "bench"):
+        assert f"\n    {command} " in shown
+    assert cli.main([]) == 2
+    assert cli.main(["nonsense"]) == 2
+    assert cli.main(["status", "--nonsense"]) == 2
+    assert cli.main(["--version"]) == 0
+
+
+def test_config_errors_are_all_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(EXAMPLE.read_text().replace("0x1001", "1").replace('driver = "xdp"', 'driver = "xpd"'))
+    for command in (["run", "-c"], ["run", "--check", "-c"], ["doctor", "-c"], ["status", "-c"]):
+        assert cli.main([*command, str(path)]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 3 and all(line.startswith(f"{path}: ") for line in lines), lines
+    assert cli.main(["run", "-c", str(tmp_path / "none.toml")]) == 2
+
+
+def test_check_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "good.toml"
+    path.write_text(EXAMPLE.read_text())
+    path.chmod(0o644)
+    assert cli.main(["run", "--check", "-c", str(path)]) == 0
+    assert "chmod 600" in capsys.readouterr().err
+
+
+def test_status_without_gateway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "--socket", str(tmp_path / "none")]) == 1
+    assert "is the gateway running" in capsys.readouterr().err
