@@ -1,0 +1,66 @@
+"""The documents name every key, every drop and every status field that there is, and none that is not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from control.config import ConfigError, parse
+from control.config.table import Table
+from ext.counters import DROP_NAMES
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def section(path: Path, heading: str) -> str:
+    """The text of one section of a document."""
+    match = re.search(
+        rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", path.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert match, f"{path.name} has no section {heading}"
+    return match[1]
+
+
+def first_column(text: str, heading: str) -> list[str]:
+    """The names in the first column of the table whose heading begins with `heading`."""
+    names, inside = [], False
+    for line in text.splitlines():
+        if line.startswith(f"| {heading} |"):
+            inside = True
+        elif inside and not line.startswith("|"):
+            break
+        elif inside and (match := re.match(r"\| `([a-z_]+)` \|", line)):
+            names.append(match[1])
+    return names
+
+
+def test_every_drop_is_described() -> None:
+    documented = first_column(section(DOCS / "operations.md", "Drops"), "name")
+    assert documented == [name for _, name in sorted(DROP_NAMES.items())]
+
+
+@pytest.mark.parametrize(
+    ("heading", "values"),
+    [
+        ("`[gateway]`", {"gateway": {}}),
+        ("`[[port]]`", {"port": [{"driver": driver} for driver in ("xdp", "tun", "udp")]}),
+        ("`[[sa]]`", {"sa": [{}]}),
+        ("`[[policy]]`", {"policy": [{}]}),
+    ],
+)
+def test_every_key_is_described(
+    heading: str, values: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read empty tables and see which keys the reader asks for."""
+    asked: dict[str, set[str]] = {}
+
+    def finish(table: Table) -> None:
+        asked.setdefault(table.path.partition("[")[0], set()).update(table._known)
+
+    monkeypatch.setattr(Table, "finish", finish)
+    with pytest.raises(ConfigError):
+        parse({"port": 3, **values})
+    known = asked[next(iter(values))]
+    assert set(first_column(section(DOCS / "configuration.md", heading), "key")) == known
