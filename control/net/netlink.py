@@ -100,7 +100,9 @@ class NetlinkMirror:
 
     async def follow(self) -> None:
         """Tell the sink everything once, and what changes from then on."""
-        await self._tell()
+        self._readable()  # what happened since `open`: devices that we made, say
+        self._wake.clear()
+        await self._apply()
         self._task = asyncio.create_task(self._follow(), name="netlink mirror")
 
     async def close(self) -> None:

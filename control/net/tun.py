@@ -14,6 +14,7 @@ import logging
 import socket
 from collections.abc import Iterable, Sequence
 from ipaddress import summarize_address_range
+from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -46,6 +47,7 @@ class TunDevice:
             async with AsyncIPRoute() as netlink:
                 found = await netlink.link_lookup(ifname=self.name)
                 self._index = int(found[0])
+                self._quieten()
                 await netlink.link("set", index=self._index, mtu=self.mtu, state="up")
                 for interface in self._config.addresses:
                     await netlink.addr(
@@ -56,6 +58,14 @@ class TunDevice:
                     )
         except (NetlinkError, IndexError) as error:
             raise TunError(f"{self.name}: the device cannot be set up: {error}") from None
+
+    def _quieten(self) -> None:
+        """No link-local address: the host's own multicast would come out of the device and match no policy."""
+        path = Path(f"/proc/sys/net/ipv6/conf/{self.name}/addr_gen_mode")
+        try:
+            path.write_text("1\n")  # IN6_ADDR_GEN_MODE_NONE
+        except OSError:
+            pass  # no IPv6, or /proc/sys is read-only: the drops are harmless
 
     async def set_routes(self, policies: Iterable[PolicySpec], sas: Iterable[SaSpec]) -> None:
         """Route what policies protect or discard into the device; routes of earlier calls that are not wanted go."""
