@@ -114,6 +114,11 @@ cdef class PortHandle:
         return self.c.fd
 
     @property
+    def link(self) -> int:
+        """0 Ethernet, 1 bare IP."""
+        return self.c.link
+
+    @property
     def counters(self) -> dict:
         """The port's counters by name, as far as this process sees them."""
         return {
