@@ -27,12 +27,12 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
-from veth_wire import FAR_MAC, NEAR_MAC, OBJECT, Wire, frames_of, process, wait_for, wire
 
 from ext import porttool
 from ext.packet import Pool
 from ext.steering import REASONS, Steering
 from ext.xsk import Umem, XskPort
+from tests.ext.veth_wire import FAR_MAC, NEAR_MAC, OBJECT, Wire, frames_of, process, wait_for, wire
 
 pytestmark = pytest.mark.root
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
-from veth_wire import FAR_MAC, NEAR_MAC, OBJECT, Wire, frames_of, process, wait_for, wire
 
 from ext import portbench, porttool
 from ext.packet import Pool
 from ext.steering import Steering
 from ext.xsk import Umem, XskPort
+from tests.ext.veth_wire import FAR_MAC, NEAR_MAC, OBJECT, Wire, frames_of, process, wait_for, wire
 
 pytestmark = pytest.mark.root
 

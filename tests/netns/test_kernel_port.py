@@ -8,11 +8,11 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from test_udp import PEERS, connect
-from wires import MakeSpaces
 
 from dataplane.ports import kernel
 from ext import porttool
 from ext.packet import Pool
+from tests.netns.wires import MakeSpaces
 
 pytestmark = pytest.mark.root
 

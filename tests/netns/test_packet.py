@@ -11,7 +11,6 @@ import time
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
-from wires import MakeSpaces, carry_tcp, relayed
 
 from control.lab.space import Space
 from dataplane.model import PortSpec, Role
@@ -22,6 +21,7 @@ from ext import porttool
 from ext.packet import Pool
 from ext.packetsock import PacketPort
 from ext.steering import Steering
+from tests.netns.wires import MakeSpaces, carry_tcp, relayed
 
 pytestmark = pytest.mark.root
 

@@ -8,7 +8,6 @@ import socket
 import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
-from wires import MakeSpaces, carry_tcp, relayed
 
 from control.lab.space import Space
 from dataplane.model import PortSpec, Role
@@ -16,6 +15,7 @@ from dataplane.ports import tun
 from ext import porttool
 from ext.packet import Pool
 from ext.tunio import TunPort
+from tests.netns.wires import MakeSpaces, carry_tcp, relayed
 
 pytestmark = pytest.mark.root
 

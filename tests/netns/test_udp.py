@@ -10,7 +10,6 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
-from wires import MakeSpaces
 
 from control.lab.space import Space
 from dataplane.model import PortSpec, Role
@@ -19,6 +18,7 @@ from dataplane.ports.errors import PortError
 from ext import porttool
 from ext.packet import Pool, PortHandle
 from ext.udpio import RawPort, UdpPort
+from tests.netns.wires import MakeSpaces
 
 pytestmark = pytest.mark.root
 

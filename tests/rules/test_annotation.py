@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 import pytest
-from cython_source import ROOT, SOURCES, functions
+
+from tests.rules.cython_source import ROOT, SOURCES, functions
 
 GENERATED = ROOT / "build" / "cython" / "ext"
 SCORED_LINE = re.compile(

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cython_source import ROOT
-from cython_source import imports as cython_imports
+
+from tests.rules.cython_source import ROOT
+from tests.rules.cython_source import imports as cython_imports
 
 OURS = ("control", "dataplane", "ext", "bench", "tests")
 

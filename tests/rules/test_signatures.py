@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cython_source import ROOT, SOURCES, functions
+
+from tests.rules.cython_source import ROOT, SOURCES, functions
 
 EXAMPLE = '''
 cdef extern from "a.h":
