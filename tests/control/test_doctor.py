@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from test_config import changed
 
 from control import cli
 from control.config import PortConfig, parse
@@ -16,6 +15,7 @@ from control.doctor.findings import bad, ok
 from control.net.kernel import Interface
 from control.net.xdpinfo import XdpFeatures
 from dataplane.model import Role
+from tests.control.test_config import changed
 
 ETH = Interface(name="eth0", index=7, mtu=1500, up=True, ethernet=True, driver="ixgbe", receive_queues=2)
 NATIVE = {7: XdpFeatures(native=True, zero_copy=True)}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from test_config import GOOD, changed
-
 from control.config import parse
 from control.reload import compare
 from dataplane.model import Direction
+from tests.control.test_config import GOOD, changed
 
 OLD = parse(GOOD)
 ALIVE = {sa.name: sa for sa in OLD.sas}

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from crypto_jobs import ENGINES, SUITES, expected, payload, random_job, sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.model import Cipher, Integrity
 from ext.crypto import EngineHandle, JobSpec
+from tests.ext.crypto_jobs import ENGINES, SUITES, expected, payload, random_job, sealed
 
 BATCH = 64
 SEEDS = st.integers(0, 2**32 - 1)

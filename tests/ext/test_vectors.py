@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from crypto_jobs import ENGINES, ICV_LENGTHS, vectors
 from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from dataplane.model import Cipher, Integrity
 from ext.crypto import EngineHandle, JobSpec
+from tests.ext.crypto_jobs import ENGINES, ICV_LENGTHS, vectors
 
 AEADS = {"aes-gcm": Cipher.AES_GCM, "chacha20-poly1305": Cipher.CHACHA20_POLY1305}
 HMACS = {256: Integrity.HMAC_SHA2_256, 384: Integrity.HMAC_SHA2_384, 512: Integrity.HMAC_SHA2_512}

@@ -7,11 +7,11 @@ import socket
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
-from test_udp import PEERS, connect
 
 from dataplane.ports import kernel
 from ext import porttool
 from ext.packet import Pool
+from tests.netns.test_udp import PEERS, connect
 from tests.netns.wires import MakeSpaces
 
 pytestmark = pytest.mark.root
