@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, plain, results)
     failures += [f"{driver}: {verdict(result)}" for driver, result in results.items() if not result.passed]
     for failure in failures:
-        say(f"FAILED {failure}")
+        say(f"FAILED {failure.splitlines()[0]}")
     if arguments.keep and not failures:
         keep(drivers[-1])
     return 1 if failures else 0
