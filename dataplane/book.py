@@ -1,0 +1,327 @@
+"""What control has put into the tables, by name: SAs, policies, routes, and what belongs together.
+
+    names -> checks -> sequence.admit -> tables: fill, publish | unlink, wait, free
+
+Every change is all or nothing; whatever is refused is a DataPlaneError that names what was got and wanted. The
+tables below know indices only; ports and workers are dataplane/api.py's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network
+
+from dataplane.layout import NO_INDEX
+from dataplane.model import (
+    Action,
+    AdjacencySpec,
+    Direction,
+    Network,
+    PolicySpec,
+    PortSpec,
+    RouteSpec,
+    SaSpec,
+)
+from dataplane.ports.errors import PortError
+from dataplane.records import check_sa
+from dataplane.reserve import ReserveError, fingerprint
+from dataplane.sequence import Grant, SequenceKeeper
+from dataplane.slots import TableFullError
+from dataplane.spd import cover
+from dataplane.tables import Tables
+
+#: The longest that any change waits for the workers: each passes within a round, or sleeps.
+SETTLE_SECONDS = 5.0
+ETHERNET_DRIVERS = ("xdp", "packet")
+
+
+class DataPlaneError(Exception):
+    """The dataplane cannot do what was asked; says what was got, what was wanted and where."""
+
+
+@dataclass(kw_only=True)
+class _Sa:
+    """An SA that is alive; its specification without keys."""
+
+    spec: SaSpec
+    index: int
+    key: str  # fingerprint
+    mtu: int = 1500
+    adjacency: AdjacencySpec | None = None
+    policies: set[str] = field(default_factory=set)
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Errors of the parts below, as DataPlaneErrors that say what they are about."""
+    try:
+        yield
+    except (ValueError, OverflowError, TableFullError, ReserveError, PortError, OSError) as error:
+        raise DataPlaneError(f"{what}: {error}") from error
+
+
+class Book:
+    """The names of everything in the tables; `ports` are those that adjacencies may lead to."""
+
+    def __init__(self, *, tables: Tables, keeper: SequenceKeeper, ports: Sequence[PortSpec]) -> None:
+        self.tables = tables
+        self._keeper = keeper
+        self._specs = tuple(ports)
+        self._port_indices = {spec.name: index for index, spec in enumerate(ports)}
+        self._sas: dict[str, _Sa] = {}
+        self._spis: dict[int, str] = {}
+        self._policies: dict[str, tuple[int, PolicySpec]] = {}
+        self._remotes: list[Network] = []
+        self._steers = any(spec.driver in ETHERNET_DRIVERS for spec in ports)
+        self._changing = asyncio.Lock()
+
+    def _steer(self, remotes: Iterable[Network]) -> None:
+        """Tell the steering programs which destinations are ours; whoever has ports does."""
+
+    async def settle(self) -> None:
+        """Wait until everything that was replaced or removed so far is freed and its keys are zeroed."""
+        end = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        while self.tables.later.run():
+            if asyncio.get_running_loop().time() > end:
+                raise DataPlaneError(f"workers have not gone past a change within {SETTLE_SECONDS} s")
+            await asyncio.sleep(0.001)
+
+    # --- SAs -----------------------------------------------------------------------------------------
+
+    def add_sa(self, spec: SaSpec, *, mtu: int = 1500) -> None:
+        """Add one SA; inbound packets find it when this returns. `mtu` is that of the outer path."""
+        self.add_sas([spec], mtu=mtu)
+
+    def add_sas(self, specs: Sequence[SaSpec], *, mtu: int = 1500) -> None:
+        """Add many SAs, all or none."""
+        self._check_new(specs)
+        self.tables.later.run()  # slots of SAs that went lately
+        with named("adding SAs" if len(specs) != 1 else f"SA {specs[0].name!r}"):
+            grants = self._keeper.admit(specs)
+        added: list[str] = []
+        try:
+            for spec, grant in zip(specs, grants, strict=True):
+                with named(f"SA {spec.name!r}"):
+                    self._add(spec, grant, mtu)
+                added.append(spec.name)
+        except BaseException:
+            for name in added:
+                self.remove_sa(name)
+            raise
+
+    def _check_new(self, specs: Sequence[SaSpec]) -> None:
+        """Names and inbound SPIs that nobody has; values that an SA can have."""
+        names: set[str] = set()
+        spis: set[int] = set()
+        for spec in specs:
+            with named(f"SA {spec.name!r}"):
+                check_sa(spec)
+            if spec.name in names or spec.name in self._sas:
+                raise DataPlaneError(f"SA {spec.name!r}: there is one of that name already")
+            names.add(spec.name)
+            if spec.direction is Direction.IN:
+                if spec.spi in spis or spec.spi in self._spis:
+                    other = self._spis.get(spec.spi, "another of the same list")
+                    raise DataPlaneError(f"SA {spec.name!r}: SPI 0x{spec.spi:08x} belongs to SA {other!r}")
+                spis.add(spec.spi)
+
+    def _add(self, spec: SaSpec, grant: Grant, mtu: int) -> _Sa:
+        """Fill a slot and make it known; outbound SAs are found through policies only."""
+        index = self.tables.add_sa(spec, start=grant.start, limit=grant.limit, mtu=mtu)
+        bare = replace(spec, encryption_key=b"", integrity_key=b"", iv_mask=None)
+        sa = _Sa(spec=bare, index=index, key=fingerprint(spec), mtu=mtu)
+        self._keeper.attach(index, spec, grant)
+        if spec.direction is Direction.IN and self._spis.get(spec.spi) is None:
+            self.tables.publish_inbound(spec.spi, index)
+            self._spis[spec.spi] = spec.name
+        self._sas[spec.name] = sa
+        return sa
+
+    def _sa(self, name: str, direction: Direction | None = None) -> _Sa:
+        sa = self._sas.get(name)
+        if sa is None:
+            raise DataPlaneError(f"there is no SA {name!r}")
+        if direction is not None and sa.spec.direction is not direction:
+            raise DataPlaneError(
+                f"SA {name!r} is {sa.spec.direction.value}bound; wanted an {direction.value}bound one"
+            )
+        return sa
+
+    async def replace_sa(self, spec: SaSpec) -> None:
+        """Another SA under the same name: no packet falls between, policies and adjacency follow.
+
+        An inbound SA that keeps its key is the exception: the old one goes first, so that its window's last
+        state enters the new one and nothing is accepted twice; for that moment its packets are dropped.
+        """
+        old = self._sa(spec.name, spec.direction)
+        with named(f"SA {spec.name!r}"):
+            check_sa(spec)
+        owner = self._spis.get(spec.spi)
+        if spec.direction is Direction.IN and owner not in (None, spec.name):
+            raise DataPlaneError(f"SA {spec.name!r}: SPI 0x{spec.spi:08x} belongs to SA {owner!r}")
+        if spec.direction is Direction.IN and fingerprint(spec) == old.key:
+            self._unlink(old)
+            await self.settle_sa(old)
+            top = self.tables.replay_top(old.index)
+            self._drop(old)
+            self.add_sa(replace(spec, sequence=max(spec.sequence, top + 1)), mtu=old.mtu)
+            return
+        with named(f"SA {spec.name!r}"):
+            grant = self._keeper.admit([spec], frozenset({old.index}))[0]
+            del self._sas[spec.name]
+            try:
+                new = self._add(spec, grant, old.mtu)
+            except BaseException:
+                self._sas[spec.name] = old
+                raise
+        if spec.direction is Direction.IN:
+            if spec.spi == old.spec.spi:
+                self.tables.view.spi_replace(spec.spi, new.index)
+            else:
+                self.tables.view.spi_remove(old.spec.spi)
+                del self._spis[old.spec.spi]
+        else:
+            if old.adjacency is not None:
+                self.set_sa_adjacency(spec.name, old.adjacency, old.mtu)
+            new.policies = old.policies
+            for policy in new.policies:
+                self.tables.view.set_policy_sa(self._policies[policy][0], new.index)
+        self._drop(old)
+
+    def remove_sa(self, name: str) -> None:
+        """Remove an SA: nothing finds it when this returns; its keys are zeroed as soon as no worker holds it."""
+        sa = self._sa(name)
+        self._unlink(sa)
+        self._drop(sa)
+
+    def _unlink(self, sa: _Sa) -> None:
+        """No packet finds the SA from now on."""
+        if sa.spec.direction is Direction.IN:
+            self.tables.view.spi_remove(sa.spec.spi)
+            del self._spis[sa.spec.spi]
+        for policy in sa.policies:
+            self.tables.view.set_policy_sa(self._policies[policy][0], NO_INDEX)
+        sa.policies = set()
+        del self._sas[sa.spec.name]
+
+    def _drop(self, sa: _Sa) -> None:
+        """Free an unlinked SA once nobody holds it; what it did not use of its numbers is given back first."""
+        with self.tables.later.batch():
+            self.tables.later.add(lambda: self._keeper.release(sa.index))
+            self.tables.drop_sa(sa.index)
+
+    async def settle_sa(self, sa: _Sa) -> None:
+        """Wait until no worker can hold an SA that was just unlinked."""
+        self.tables.later.add(lambda: None)
+        await self.settle()
+
+    def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int = 1500) -> None:
+        """Where an outbound SA's packets leave, and the MTU of the path to its peer; None asks the kernel."""
+        sa = self._sa(name, Direction.OUT)
+        if not 68 <= mtu <= 65535:
+            raise DataPlaneError(f"SA {name!r}: path MTU {mtu}; it is 68 to 65535")
+        port, mac = 0, b""
+        with named(f"SA {name!r}"):
+            if adjacency is not None:
+                port, mac = self._next_hop_port(adjacency)
+            self.tables.set_sa_adjacency(sa.index, sa.spec, adjacency, source_mac=mac, port=port, mtu=mtu)
+        sa.adjacency, sa.mtu = adjacency, mtu
+
+    def _next_hop_port(self, adjacency: AdjacencySpec) -> tuple[int, bytes]:
+        """The adjacency's port: its index and MAC."""
+        index = self._port_indices.get(adjacency.port)
+        if index is None:
+            raise DataPlaneError(
+                f"adjacency on port {adjacency.port!r}; there are {', '.join(self._port_indices) or 'none'}"
+            )
+        spec = self._specs[index]
+        if (spec.driver in ETHERNET_DRIVERS) != bool(adjacency.destination_mac):
+            wanted = "wants a destination MAC" if spec.driver in ETHERNET_DRIVERS else "has no link header"
+            raise DataPlaneError(
+                f"adjacency on port {adjacency.port!r} with MAC {adjacency.destination_mac.hex(':') or 'none'};"
+                f" a {spec.driver} port {wanted}"
+            )
+        return index, spec.mac
+
+    # --- policies and routes ---------------------------------------------------------------------------
+
+    async def set_policies(self, policies: Sequence[PolicySpec]) -> None:
+        """Replace the whole ordered SPD; every packet sees either the old one or the new one."""
+        names = [policy.name for policy in policies]
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataPlaneError(f"policy {twice!r} is given twice")
+        async with self._changing:
+            await self.settle()
+            sas = [self._policy_sa(policy) for policy in policies]
+            remotes = list(_protected(policies)) if self._steers else []
+            # Steering covers both while they change places: nothing goes round us in clear.
+            self._steer([*self._remotes, *remotes])
+            try:
+                with named(f"SPD of {len(policies)} policies"):
+                    indices = self.tables.set_policies(policies, [sa.index if sa else NO_INDEX for sa in sas])
+            except BaseException:
+                self._steer(self._remotes)
+                raise
+            for sa in self._sas.values():
+                sa.policies = set()
+            for policy, used in zip(policies, sas, strict=True):
+                if used is not None:
+                    used.policies.add(policy.name)
+            self._policies = {
+                policy.name: (index, policy) for policy, index in zip(policies, indices, strict=True)
+            }
+            self._steer(remotes)
+            self._remotes = remotes
+
+    def _policy_sa(self, policy: PolicySpec) -> _Sa | None:
+        if policy.sa is None:
+            return None
+        if policy.action is not Action.PROTECT:
+            raise DataPlaneError(
+                f"policy {policy.name!r}: {policy.action.name} takes no SA, got {policy.sa!r}"
+            )
+        try:
+            return self._sa(policy.sa, Direction.OUT)
+        except DataPlaneError as error:
+            raise DataPlaneError(f"policy {policy.name!r}: {error}") from error
+
+    def set_policy_sa(self, policy: str, sa: str | None) -> None:
+        """The policy's packets use another outbound SA from now on, by one store; None: none."""
+        if policy not in self._policies:
+            raise DataPlaneError(f"there is no policy {policy!r}")
+        index, spec = self._policies[policy]
+        if spec.action is not Action.PROTECT:
+            raise DataPlaneError(f"policy {policy!r} is {spec.action.name}: it takes no SA")
+        new = self._sa(sa, Direction.OUT) if sa is not None else None
+        if spec.sa is not None and spec.sa in self._sas:
+            self._sas[spec.sa].policies.discard(policy)
+        self.tables.view.set_policy_sa(index, new.index if new else NO_INDEX)
+        if new is not None:
+            new.policies.add(policy)
+        self._policies[policy] = index, replace(spec, sa=sa)
+
+    async def set_routes(self, routes: Sequence[RouteSpec]) -> None:
+        """Replace the whole table by which decrypted packets leave."""
+        async with self._changing:
+            await self.settle()
+            with named(f"{len(routes)} routes"):
+                ports = {
+                    route.adjacency.port: self._next_hop_port(route.adjacency)
+                    for route in routes
+                    if route.adjacency is not None
+                }
+                self.tables.set_routes(routes, ports)
+
+
+def _protected(policies: Iterable[PolicySpec]) -> Iterator[Network]:
+    """The remote networks that packets may not go to round the dataplane: protected or discarded ones."""
+    for policy in policies:
+        if policy.action is not Action.BYPASS:
+            selector = policy.selector
+            kind, bits = (IPv4Network, 32) if selector.remote_first.version == 4 else (IPv6Network, 128)
+            for first, length in cover(int(selector.remote_first), int(selector.remote_last), bits):
+                yield kind((first, length))
