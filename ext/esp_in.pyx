@@ -20,7 +20,7 @@ from ext.counters cimport (
 )
 from ext.crypto cimport Job
 from ext.packet cimport (
-    NO_INDEX, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_PARTIAL_CHECKSUM, PACKET_UDP_ENCAP, PACKET_WHOLE_CHECKSUM,
+    NO_INDEX, PACKET_FRAGMENT, PACKET_UDP_ENCAP,
     Packet,
 )
 from ext.policy cimport (
@@ -28,7 +28,7 @@ from ext.policy cimport (
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
-    REPLAY_BLOCKS, SA_ENCAP, SA_ESN, SA_INBOUND, SA_MSS_CLAMP, Sa, SaHot, SaInbound, Selector, spi_find,
+    REPLAY_BLOCKS, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaInbound, spi_find,
     spi_prefetch,
 )
 from ext.wire cimport (

@@ -8,10 +8,10 @@ RFC 4443 2.4 e), and more than BURST + RATE per second (RFC 4443 2.4 f).
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
-from ext.counters cimport DROP_ICMP_LIMIT, DROP_TOO_BIG, DROP_TTL, ICMP_SENT, PASS
+from ext.counters cimport DROP_ICMP_LIMIT, DROP_TOO_BIG, DROP_TTL, ICMP_SENT
 from ext.packet cimport NO_INDEX, PACKET_NO_PORTS, PACKET_FRAGMENT, PACKET_WHOLE_CHECKSUM
 from ext.wire cimport (
-    PROTOCOL_ICMP, PROTOCOL_ICMPV6, bswap16, fold, load16, parse_ip, put_raw16, restamp_ipv4, store16, store32,
+    PROTOCOL_ICMP, PROTOCOL_ICMPV6, bswap16, fold, parse_ip, put_raw16, restamp_ipv4, store16, store32,
     sum_bytes,
 )
 

@@ -97,7 +97,7 @@ def measure(TablesView view, EngineHandle engine, bytes packet, uint32_t batches
     cdef uint64_t started
     cdef uint64_t out_ns = 0
     cdef uint64_t in_ns = 0
-    cdef uint32_t round_
+    cdef uint32_t _round
     cdef int bad = -1
     cdef str where = "outbound"
     if length + LEAD + 128 > FRAME:
@@ -112,7 +112,7 @@ def measure(TablesView view, EngineHandle engine, bytes packet, uint32_t batches
     bench.port.link = LINK_IP
     with nogil:
         tables_enter(tables)
-        for round_ in range(batches):
+        for _round in range(batches):
             _lay(bench, template, length, flows, base)
             started = now_ns()
             strip_link(&bench.batch, &bench.port)

@@ -324,10 +324,10 @@ cdef class Loop:
     def step(self, uint32_t rounds=1) -> int:
         """`rounds` rounds without sleep; returns the packets received. For tests, pcap and benches."""
         cdef uint64_t received = 0
-        cdef uint32_t round_
+        cdef uint32_t _round
         with nogil:
             tables_enter(self.worker.tables)
-            for round_ in range(rounds):
+            for _round in range(rounds):
                 received += step(self.worker)
             tables_leave(self.worker.tables)
         return received

@@ -13,13 +13,11 @@ order, so the longest prefix's list alone decides and the answer equals a scan o
 A table has two halves. Control fills the idle one and flips `active`; a batch reads `active` once.
 """
 
-from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from ext.counters cimport DROP_NO_POLICY, DROP_POLICY_DISCARD, DROP_POLICY_NO_SA, BYPASSED, PASS
-from ext.packet cimport PACKET_FRAGMENT, PACKET_NO_PORTS
-from ext.sa cimport ACTION_BYPASS, ACTION_PROTECT, Policy, Sa, TablesView, VALUE_DIRECT
-from ext.wire cimport prefetch, prefetch_write, raw32, raw64
+from ext.sa cimport ACTION_BYPASS, ACTION_PROTECT, Policy, TablesView, VALUE_DIRECT
+from ext.wire cimport prefetch, raw64
 
 import secrets
 

@@ -298,7 +298,8 @@ cdef inline bint _sendable(const UdpState *state, const Packet *packet) noexcept
     """An outer header without options, UDP, of a family that has a socket."""
     if packet.data[0] == 0x45:
         return state.sockets.ipv4.fd >= 0 and packet.length > 28 and packet.data[9] == PROTOCOL_UDP
-    return state.sockets.ipv6.fd >= 0 and packet.length > 48 and packet.data[0] >> 4 == 6 and packet.data[6] == PROTOCOL_UDP
+    return (state.sockets.ipv6.fd >= 0 and packet.length > 48 and packet.data[0] >> 4 == 6
+            and packet.data[6] == PROTOCOL_UDP)
 
 
 cdef uint32_t _run_length(const UdpState *state, Packet **packets, uint32_t count, uint32_t outer) noexcept nogil:

@@ -113,7 +113,8 @@ cdef inline void _read_ports(Packet *packet) noexcept nogil:
     cdef const uint8_t *transport = packet.data + packet.transport
     cdef uint32_t rest = packet.length - packet.transport
     cdef uint8_t protocol = packet.protocol
-    if protocol == PROTOCOL_TCP or protocol == PROTOCOL_UDP or protocol == PROTOCOL_SCTP or protocol == PROTOCOL_UDPLITE:
+    if (protocol == PROTOCOL_TCP or protocol == PROTOCOL_UDP or protocol == PROTOCOL_SCTP
+            or protocol == PROTOCOL_UDPLITE):
         if rest >= 4:
             packet.source_port = load16(transport)
             packet.destination_port = load16(transport + 2)
@@ -134,8 +135,8 @@ cdef uint8_t _walk_extension_headers(Packet *packet) noexcept nogil:
     cdef uint8_t next_header = packet.data[6]
     cdef uint32_t offset = 40
     cdef uint32_t size
-    cdef int seen
-    for seen in range(EXTENSION_HEADERS_MAX + 1):
+    cdef int _seen
+    for _seen in range(EXTENSION_HEADERS_MAX + 1):
         if next_header == 0 or next_header == 43 or next_header == 60 or next_header == 44:
             if offset + 8 > packet.length:
                 return DROP_EXTENSION_HEADER
