@@ -204,7 +204,9 @@ class Gateway:
         logs.set_up(level=config.gateway.log_level, as_json=self._log_json or config.gateway.log_json)
         self.config = config
         self.reloads += 1
-        log.info("%s reloaded: %s%s", config.source, changes, f", {failures} failures" if failures else "")
+        log.info(
+            "%s reloaded: %s%s", config.source, changes, f"; {failures} of these failed" if failures else ""
+        )
         return failures == 0
 
     async def _change(self, config: Config, changes: Changes) -> int:

@@ -8,13 +8,16 @@ import time
 
 
 def notify(*lines: str) -> bool:
-    """Tell the service manager, e.g. `notify("READY=1", "STATUS=up")`; False where none listens."""
+    """Tell the service manager, e.g. `notify("READY=1", "STATUS=up")`; False where none listens.
+
+    Never waits: a manager that does not read its socket must not hold up the gateway.
+    """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path or path[0] not in "/@":
         return False
     address = "\0" + path[1:] if path[0] == "@" else path
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
             sock.sendto("\n".join(lines).encode(), address)
     except OSError:
         return False

@@ -150,13 +150,9 @@ def _check_unprotected(
             )
 
 
-def check_policies(report: Report, policies: list[Policy], sas: dict[str, SaSpec]) -> None:
-    """Directions fit, and no inbound SA is left without selectors."""
-    used: set[str] = set()
+def check_policies(policies: list[Policy], sas: dict[str, SaSpec]) -> None:
+    """What a policy names has the direction that it is named for."""
     for policy in policies:
-        used.update(policy.inbound)
-        if policy.outbound is not None:
-            used.add(policy.outbound)
         for key, names, direction in (
             ("out", (policy.outbound,) if policy.outbound else (), Direction.OUT),
             ("in", policy.inbound, Direction.IN),
@@ -172,13 +168,21 @@ def check_policies(report: Report, policies: list[Policy], sas: dict[str, SaSpec
             policy.table.warn(
                 "in", "is missing, so nothing that answers this traffic is accepted by this policy"
             )
-    if report.problems:
-        return
-    for name, sa in sas.items():
-        if name not in used:
-            effect = (
-                "its packets are all dropped (inner_selectors)"
-                if sa.direction is Direction.IN
-                else "nothing goes out by it"
+
+
+def check_use(sas: list[tuple[Table, SaSpec]], policies: list[Table]) -> None:
+    """Every SA is named by a policy, be that policy right or wrong in other ways."""
+    named: set[object] = set()
+    for policy in policies:
+        for value in (policy.values.get("out"), policy.values.get("in")):
+            named.update(
+                entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str)
             )
-            report.warn("sa", f"is named by no policy: {effect}", name)
+    for table, sa in sas:
+        if sa.name in named:
+            continue
+        if sa.direction is Direction.IN:
+            # RFC 4301 section 5.2: what comes by it is held against its selectors, and it would have none.
+            table.error("name", 'is in the "in" of no [[policy]], so nothing may come by it; want it in one')
+        else:
+            table.warn("name", 'is the "out" of no [[policy]], so nothing goes out by it')

@@ -15,7 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from control.config.checks import check_file_mode, check_names, check_policies, check_ports, check_sas
+from control.config.checks import (
+    check_file_mode,
+    check_names,
+    check_policies,
+    check_ports,
+    check_sas,
+    check_use,
+)
 from control.config.policies import Policy, read_policies
 from control.config.problems import ConfigError, Problem, kind, show
 from control.config.proposal import EXAMPLES, format_proposal, parse_proposal
@@ -64,7 +71,8 @@ def parse(
         check_names(tables)
     check_sas(report, sas)
     check_ports(report, ports, sas)
-    check_policies(report, policies, {sa.name: sa for _, sa in sas})
+    check_policies(policies, {sa.name: sa for _, sa in sas})
+    check_use(sas, policy_tables)
     if report.problems:
         raise ConfigError(source, report.problems)
     return Config(

@@ -443,7 +443,8 @@ def _hops(message: Message) -> tuple[Hop, ...]:
 
 
 def _mac(text: object) -> bytes:
-    """An Ethernet address in bytes; empty when there is none or it is no Ethernet address."""
+    """An Ethernet address in bytes; empty when there is none or it is no Ethernet address (loopback's is zero)."""
     if not isinstance(text, str) or text.count(":") != 5:
         return b""
-    return bytes.fromhex(text.replace(":", ""))
+    mac = bytes.fromhex(text.replace(":", ""))
+    return mac if any(mac) else b""

@@ -369,6 +369,7 @@ def test_one_aead_key_for_two_senders() -> None:
     values["sa"].append({**values["sa"][0], "name": "other", "spi": 0x3001})
     assert any("two senders under one AEAD key repeat nonces" in line for line in problems(values))
     values["sa"][2]["direction"] = "in"
+    values["policy"][0]["in"] = ["ba", "other"]
     assert any("both directions under one AEAD key" in str(warning) for warning in parse(values).warnings)
 
 
@@ -402,10 +403,19 @@ def test_warnings(tmp_path: Path) -> None:
     assert load(path).warnings == ()
     values = tomllib.loads(text)
     del values["policy"][0]["in"]
+    del values["sa"][1]
+    values["sa"].append({**values["sa"][0], "name": "idle", "spi": 0x1009, "encryption_key": "77" * 20})
     warned = [str(warning) for warning in parse(values).warnings]
-    assert any("nothing that answers" in line for line in warned) and any(
-        "inner_selectors" in line for line in warned
-    )
+    assert any("nothing that answers" in line for line in warned)
+    assert 'sa[1].name ("idle"): is the "out" of no [[policy]], so nothing goes out by it' in warned
+
+
+def test_an_inbound_sa_needs_a_policy() -> None:
+    values = copy.deepcopy(GOOD)
+    values["policy"][0]["in"] = []
+    assert problems(values) == [
+        'x.toml: sa[1].name ("ba"): is in the "in" of no [[policy]], so nothing may come by it; want it in one'
+    ]
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)

@@ -1,0 +1,196 @@
+"""The whole gateway, as `esplanade run` starts it, between namespaces with real traffic."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from control.lab.gateway import Gateway, Gateways, Tunnel, make_lab
+from control.lab.space import wait_until
+from control.lab.topology import Lab
+
+pytestmark = pytest.mark.root
+
+SERVER = ("10.2.0.2", "2001:db8:b::2")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with make_lab("xdp") as built:
+        yield built
+
+
+@pytest.fixture
+def gateways(lab: Lab) -> Iterator[Gateways]:
+    with Gateways(lab, "xdp") as running:
+        yield running
+
+
+def ping(lab: Lab, target: str, count: int = 3) -> None:
+    """Fails unless every ping is answered."""
+    lab.client.run(["ping", "-c", str(count), "-i", "0.05", "-W", "2", target])
+
+
+def log_has(gateway: Gateway, pattern: str) -> bool:
+    return re.search(pattern, gateway.log(1000)) is not None
+
+
+def reload(gateway: Gateway, text: str, expected: str) -> None:
+    """Write a new configuration, send SIGHUP, and wait for a line of the log."""
+    assert gateway.program is not None
+    before = gateway.log(10000).count("\n")
+    gateway.config_path.write_text(text)
+    os.kill(gateway.program.pid, signal.SIGHUP)
+    wait_until(
+        lambda: re.search(expected, "\n".join(gateway.log(10000).split("\n")[before:])) is not None,
+        timeout=5,
+        what=f"log line {expected!r}; it says:\n{gateway.log(20)}",
+    )
+
+
+def test_traffic_status_and_clean_stop(lab: Lab, gateways: Gateways) -> None:
+    for target in SERVER:
+        ping(lab, target)
+    status = gateways.a.status()
+    assert set(status) == {"gateway", "ports", "workers", "sas", "drops", "events"}
+    assert [(port["name"], port["mode"], port["link"]) for port in status["ports"]] == [
+        ("lan", "native/copy", "up"),
+        ("wan", "native/copy", "up"),
+    ]
+    assert all(port["rx_packets"] > 0 and port["tx_packets"] > 0 for port in status["ports"])
+    assert [worker["state"] for worker in status["workers"]] == ["ready", "ready"]
+    out, inbound = status["sas"]
+    assert out["packets"] >= 6 and inbound["packets"] >= 6 and out["sequence"] == out["packets"] + 1
+    assert inbound["sequence"] >= 6 and inbound["replay_window"] == 1024 and out["path"].startswith("wan ")
+    assert out["inner_mtu"] == 1446 and out["path_mtu"] == 1500 and not sum(out["drops"].values())
+    assert set(inbound["drops"]) < set(status["drops"])
+    table = lab.spaces["gwa"].run(gateways.a.status_command()).output()
+    assert "from-gwb" in table and "native/copy" in table and "0x00001001" in table
+    # Nobody else may read or ask.
+    run = gateways.a.directory / "run"
+    assert (run / "status.sock").stat().st_mode & 0o777 == 0o600
+    started = time.monotonic()
+    assert gateways.a.stop() == 0
+    assert time.monotonic() - started < 4
+    assert not (run / "status.sock").exists()
+    secrets = gateways.a.config_path.read_text()
+    for key in re.findall(r'encryption_key = "([0-9a-f]+)"', secrets):
+        assert key not in gateways.a.log(10000) and key not in json.dumps(status)
+
+
+def test_kernel_is_asked_first_and_then_left_alone(lab: Lab, gateways: Gateways) -> None:
+    """A packet to a host without neighbour entry goes to the kernel, which resolves it, and we learn."""
+    ping(lab, SERVER[0])
+    lab.spaces["gwb"].ip("neigh flush dev lan0")
+    time.sleep(0.2)
+    before = gateways.b.status()["events"]
+    ping(lab, SERVER[0], 10)
+    events = gateways.b.status()["events"]
+    assert 0 < events["to_kernel"] - before["to_kernel"] < 5 and events["pass"] - before["pass"] >= 15
+
+
+def test_neighbour_changes_its_mac(lab: Lab, gateways: Gateways) -> None:
+    ping(lab, SERVER[0])
+    lab.server.ip(
+        "link set eth0 down",
+        "link set eth0 address 02:00:00:00:77:77",
+        "link set eth0 up",
+        "address add 2001:db8:b::2/64 dev eth0",
+        "route replace default via 10.2.0.1",
+        "route replace default via 2001:db8:b::1",
+    )
+    lab.server.run(["ping", "-c", "1", "-W", "2", "10.2.0.1"])
+    began = time.monotonic()
+    wait_until(
+        lambda: lab.client.run(["ping", "-c", "1", "-W", "1", SERVER[0]], check=False).wait(0) == 0,
+        timeout=10,
+        what="traffic to the new MAC",
+    )
+    assert time.monotonic() - began < 3
+
+
+def test_reload(lab: Lab, gateways: Gateways) -> None:
+    a = gateways.a
+    text = a.config_path.read_text()
+    ping(lab, SERVER[0])
+    before = {sa["name"]: sa for sa in a.status()["sas"]}
+    reload(a, text, r"reloaded: nothing changed")
+    # A file with errors: all are named, nothing changes.
+    reload(
+        a,
+        text.replace("spi = 4097", "spi = 1").replace('proposal = "aes', 'proposal = "aess'),
+        r"not loaded; the gateway goes on as it was",
+    )
+    assert log_has(a, r"sa\[0\]\.spi") and log_has(a, r"sa\[1\]\.proposal")
+    reload(a, "[[[", r"is no valid TOML")
+    ping(lab, SERVER[0])
+    # One more SA, one changed, policies narrowed; the tunnel's numbers go on.
+    extra = (
+        text + '\n[[sa]]\nname = "spare"\ndirection = "in"\nspi = 0x2002\nlocal = "198.51.100.1"\n'
+        f'remote = "198.51.100.2"\nproposal = "chacha20poly1305"\nencryption_key = "{os.urandom(36).hex()}"\n'
+        '[[policy]]\nname = "more"\naction = "protect"\nremote = "10.77.0.0/16"\nout = "from-gwa"\nin = "spare"\n'
+    )
+    extra = extra.replace("workers = 2", "workers = 1").replace(
+        'direction = "out"', 'direction = "out"\nttl = 33'
+    )
+    reload(a, extra, r"reloaded: 1 SA added, 1 SA replaced, policies replaced$")
+    assert log_has(a, r"a restart is needed for changes of gateway\.workers")
+    ping(lab, SERVER[0])
+    after = {sa["name"]: sa for sa in a.status()["sas"]}
+    assert set(after) == {"from-gwa", "from-gwb", "spare"}, a.log(20)
+    assert after["from-gwa"]["sequence"] > before["from-gwa"]["sequence"]
+    assert after["from-gwb"]["sequence"] > before["from-gwb"]["sequence"]
+    narrowed = extra.replace('"10.2.0.0/24"', '"10.2.0.0/31"')
+    reload(a, narrowed, r"reloaded: 1 SA replaced, policies replaced")
+    refused = a.status()["sas"]
+    assert lab.client.run(["ping", "-c", "1", "-W", "1", SERVER[0]], check=False).wait(0) != 0
+    reload(a, text, r"reloaded: 2 SAs replaced, 1 SA removed, policies replaced")
+    ping(lab, SERVER[0])
+    assert "spare" in {sa["name"] for sa in refused}
+    assert "spare" not in {sa["name"] for sa in a.status()["sas"]}
+
+
+def test_two_gateways_cannot_share_a_directory(lab: Lab, gateways: Gateways) -> None:
+    a = gateways.a
+    other = lab.spaces["gwa"].run([*a._command("run", "-c", str(a.config_path))], check=False, timeout=20)
+    assert other.wait(0) == 1 and "belongs to a gateway that runs" in other.log()
+    ping(lab, SERVER[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            ('interface = "lan0"', 'interface = "lan7"'),
+            r"port lan: there is no interface lan7; there are .*lan0.*mend port\.interface",
+        ),
+        (
+            ('interface = "lan0"', 'interface = "lo"'),
+            r"port lan: lo is no Ethernet interface; use driver = \"tun\", \"udp\" or \"raw\"",
+        ),
+        (("workers = 2", "workers = 3"), r"lan0 has 2 receive queues for 3 workers.*(ethtool|set workers)"),
+        (('/state"', '/notify/x"'), r"state directory|notify/x"),
+    ],
+)
+def test_what_cannot_start_says_why(
+    lab: Lab, tmp_path: Path, change: tuple[str, str], complaint: str
+) -> None:
+    gateway = Gateway(lab, "gwa", "xdp", Tunnel())
+    text = gateway.config_path.read_text()
+    assert change[0] in text
+    (gateway.directory / "notify").unlink(missing_ok=True)
+    (gateway.directory / "notify").write_text("")
+    gateway.config_path.write_text(text.replace(*change))
+    program = lab.spaces["gwa"].run(
+        gateway._command("run", "-c", str(gateway.config_path)), check=False, timeout=30
+    )
+    assert program.wait(0) == 1 and re.search(complaint, program.log()), program.log()
+    assert "Traceback" not in program.log()
+    (gateway.directory / "notify").unlink()
