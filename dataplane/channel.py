@@ -8,6 +8,7 @@ the shared tables.
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -65,6 +66,10 @@ class Channel:
             self._socket.sendmsg([body], ancillary, socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosedError from error
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            raise ChannelClosedError from error  # this end was closed
 
     def receive(self) -> tuple[Message, list[int]] | None:
         """The next message and its descriptors (now ours, close-on-exec); None when there is none yet.

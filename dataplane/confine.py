@@ -1,13 +1,15 @@
-"""What a process that holds keys and packets gives up: core dumps, swap, capabilities, new privileges.
+"""What a process that holds keys and packets gives up: core dumps, swap, its user, capabilities, new privileges.
 
-Through libc by ctypes: each is one call, made once per process, before its first packet.
+Through libc by ctypes where Python has no call: each is made once per process, before its first packet.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import pwd
 import resource
 from pathlib import Path
 
@@ -23,6 +25,8 @@ CAPABILITY_VERSION_3 = 0x20080522
 MCL_CURRENT = 1
 MCL_ONFAULT = 4
 CAP_LAST = 63
+USER = "esplanade"
+NOBODY = 65534
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -63,8 +67,33 @@ def lock_memory() -> str:
     return ""
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, for good: bounding and ambient sets too, and no program can bring one back.
+def unprivileged_user() -> tuple[int, int]:
+    """(uid, gid) for workers: the system user "esplanade" where there is one, else nobody's."""
+    with contextlib.suppress(KeyError):
+        entry = pwd.getpwnam(USER)
+        return entry.pw_uid, entry.pw_gid
+    return NOBODY, NOBODY
+
+
+def drop_user(uid: int, gid: int) -> None:
+    """Stop being root: without capabilities root still owns root's files. Nothing to do for anyone else.
+
+    A user that this user namespace does not map (EINVAL) leaves us root of the namespace alone.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EPERM):
+            raise
+    no_core_dumps()  # a change of user makes a process dumpable again
+
+
+def drop_privileges(uid: int, gid: int) -> None:
+    """Give up root and every capability, for good: bounding and ambient sets too, and no program brings one back.
 
     OSError when the kernel does not do it: a worker must not go on then.
     """
@@ -75,6 +104,7 @@ def drop_capabilities() -> None:
         # Fails without CAP_SETPCAP; then there is no bounding set of ours to shrink.
         _prctl(PR_CAPBSET_DROP, capability)
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    drop_user(uid, gid)
     header = _CapabilityHeader(CAPABILITY_VERSION_3, 0)
     if _LIBC.capset(ctypes.byref(header), ctypes.byref((_CapabilityData * 2)())) != 0:
         error = ctypes.get_errno()

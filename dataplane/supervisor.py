@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from dataplane.channel import Channel, ChannelClosedError, Message
-from dataplane.ports.drivers import PreparedPort, frame_count, frame_size
+from dataplane.confine import unprivileged_user
+from dataplane.ports.drivers import Assigned, PreparedPort, frame_count, frame_size
 from dataplane.tables import Tables
 from dataplane.worker import Assignment
 
@@ -83,10 +84,12 @@ class Supervisor:
         self._stopping = False
         self._nursery: subprocess.Popen[bytes] | None = None
         self._nursery_channel: Channel | None = None
+        self._nursery_up = False
         self._requests = 0
         self._ready: asyncio.Event = asyncio.Event()
         self._failure: str | None = None
         specs = [port.spec for port in ports]
+        uid, gid = unprivileged_user()
         self._assignment = Assignment(
             index=0,
             workers=workers,
@@ -94,6 +97,8 @@ class Supervisor:
             engine=engine,
             frame_size=frame_size(specs),
             frame_count=frame_count(specs),
+            uid=uid,
+            gid=gid,
             kernel=kernel,
             ports=tuple((port.spec, port.mode, port.fds) for port in ports),
             tables_fd=tables.fd,
@@ -124,6 +129,9 @@ class Supervisor:
 
     def _start_nursery(self) -> None:
         """A fresh interpreter, so that no key or socket of control's is in any worker."""
+        if self._stopping:
+            return
+        self._nursery_up = False
         mine, theirs = Channel.pair()
         code = (
             f"import sys; sys.path[:] = {json.dumps(sys.path)}; "
@@ -143,7 +151,10 @@ class Supervisor:
         worker.restart = None
         self._requests += 1
         mine, theirs = Channel.pair()
-        message, descriptors = replace(self._assignment, index=worker.index, cpu=worker.cpu).to_message()
+        assignment = replace(
+            self._assignment, index=worker.index, cpu=worker.cpu, ports=self._known_modes(worker)
+        )
+        message, descriptors = assignment.to_message()
         mine.send(message, descriptors)
         with contextlib.suppress(
             ChannelClosedError
@@ -156,6 +167,19 @@ class Supervisor:
         worker.state = "starting"
         asyncio.get_running_loop().add_reader(mine.fileno(), self._on_worker, worker)
 
+    def _known_modes(self, worker: WorkerState) -> tuple[Assigned, ...]:
+        """The ports, without trying zero-copy again where this index's last process could not have it."""
+        return tuple(
+            (
+                replace(spec, zero_copy="off")
+                if spec.zero_copy == "auto" and worker.modes.get(spec.name, "").endswith("/copy")
+                else spec,
+                mode,
+                fds,
+            )
+            for spec, mode, fds in self._assignment.ports
+        )
+
     # --- watch ---------------------------------------------------------------------------------------
 
     def _on_nursery(self) -> None:
@@ -164,7 +188,9 @@ class Supervisor:
         try:
             while (received := self._nursery_channel.receive()) is not None:
                 message, descriptors = received
-                if message["type"] == "spawned":
+                if message["type"] == "nursery":
+                    self._nursery_up = True
+                elif message["type"] == "spawned":
                     self._on_spawned(message, descriptors[0])
                 elif message["type"] == "exited":
                     self._on_exited(int(message["pid"]), int(message["status"]))
@@ -178,10 +204,16 @@ class Supervisor:
         self._nursery_channel.close()
         assert self._nursery is not None
         self._nursery.kill()
-        status = self._nursery.wait()
-        if not self._stopping:
-            log.error("the process that forks workers ended (%s); starting another", _ending(status))
-            self._start_nursery()
+        how = _ending(self._nursery.wait())
+        if self._stopping:
+            return
+        if not self._nursery_up and not self._ready.is_set():
+            self._failure = f"the process that forks workers {how} before it was ready; its output says why"
+            self._ready.set()
+            return
+        log.error("the process that forks workers %s; starting another", how)
+        delay = 0.0 if self._nursery_up else LONGEST_DELAY
+        asyncio.get_running_loop().call_later(delay, self._start_nursery)
 
     def _on_spawned(self, message: Message, pidfd: int) -> None:
         for worker in self.workers:

@@ -2,7 +2,7 @@
 
     1 read the assignment   channel: index, CPU, ports, engine; descriptors of the tables and the ports
     2 open                  tables, engine, frame pool, queue `index` of every port
-    3 confine               no core dumps, memory locked, every capability dropped
+    3 confine               no core dumps, memory locked, no longer root, every capability dropped
     4 report "ready"        with what each port's mode really is
     5 loop                  ext.loop, no Python; the channel is its stop descriptor
     6 close                 nothing of a worker outlives it
@@ -40,6 +40,8 @@ class Assignment:
     engine: str
     frame_size: int
     frame_count: int
+    uid: int  # what the worker becomes once everything is open
+    gid: int
     kernel: bool  # open a raw socket for what has no adjacency
     ports: tuple[drivers.Assigned, ...]
     tables_fd: int
@@ -62,6 +64,8 @@ class Assignment:
             "engine": self.engine,
             "frame_size": self.frame_size,
             "frame_count": self.frame_count,
+            "uid": self.uid,
+            "gid": self.gid,
             "kernel": self.kernel,
             "ports": ports,
         }
@@ -123,7 +127,7 @@ def _live(channel: Channel, assignment: Assignment, descriptors: list[int], star
     for fd in descriptors:
         os.close(fd)
     lock_error = confine.lock_memory()
-    confine.drop_capabilities()
+    confine.drop_privileges(assignment.uid, assignment.gid)
     view.worker_enter(os.getpid())
     loop = Loop(view, engine, ports, kernel, channel.fileno())
     channel.send(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -62,6 +61,11 @@ def status(pid: int, field: str) -> str:
     return Path(f"/proc/{pid}/status").read_text().split(f"{field}:")[1].split("\n")[0].strip()
 
 
+def core_limits(pid: int) -> list[str]:
+    """Soft and hard limit of a core file's size."""
+    return Path(f"/proc/{pid}/limits").read_text().split("Max core file size")[1].split()[:2]
+
+
 def supervisor(plane: DataPlane) -> Supervisor:
     assert plane._supervisor is not None
     return plane._supervisor
@@ -77,10 +81,12 @@ def test_workers_are_confined_pinned_and_small() -> None:
             for field in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
                 assert int(status(worker.pid, field), 16) == 0, field
             assert status(worker.pid, "NoNewPrivs") == "1"
+            assert "0" not in status(worker.pid, "Uid").split() + status(worker.pid, "Gid").split()
+            assert status(worker.pid, "Groups") == ""
             assert status(worker.pid, "Name") == f"esplanade-w{worker.index}"
             assert os.sched_getaffinity(worker.pid) == {cpus[worker.index % len(cpus)]}
             assert int(status(worker.pid, "VmRSS").split()[0]) <= 120 * 1024
-            assert resource.prlimit(worker.pid, resource.RLIMIT_CORE) == (0, 0)
+            assert core_limits(worker.pid) == ["0", "0"]
             assert worker.state == "ready"
             assert worker.lock_error == ""
         assert {port.active_mode for port in plane.stats().ports} == {"memory"}
@@ -158,6 +164,17 @@ def test_both_workers_and_the_nursery_may_die() -> None:
         )
 
     run(scenario)
+
+
+def test_a_nursery_that_cannot_start_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        plane = DataPlane.create(ports=memory_ports(), workers=1, kernel=False)
+        with pytest.raises(DataPlaneError, match="exited with status 1 before it was ready"):
+            await plane.start()
+        await plane.stop()
+
+    monkeypatch.setattr(sys, "path", ["/nowhere"])
+    asyncio.run(scenario())
 
 
 def test_quick_deaths_slow_down_and_never_end() -> None:
