@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_status(
         commands.add_parser("status", help="show ports, workers, SAs and every drop of the running gateway")
     )
+    _add_pcap(commands.add_parser("pcap", help="encrypt or decrypt a capture file offline; needs no root"))
     _add_doctor(
         commands.add_parser(
             "doctor", help="say what is wrong with this host or configuration, and what mends it"
@@ -129,6 +130,36 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"esplanade status: {error}", file=sys.stderr)
         return FAILED
     print(json.dumps(status, indent=2) if arguments.json else render_status(status))
+    return DONE
+
+
+# ---- pcap ---------------------------------------------------------------------------------------------------
+
+
+def _add_pcap(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", "-c", type=Path, required=True, metavar="FILE", help="SAs and policies to use"
+    )
+    parser.add_argument(
+        "--direction",
+        choices=("auto", "in", "out"),
+        default="auto",
+        help="out: encrypt, in: decrypt, auto: decrypt what is ESP to us (default: auto)",
+    )
+    parser.add_argument("input", type=Path, metavar="IN", help="capture to read (pcap)")
+    parser.add_argument("output", type=Path, metavar="OUT", help="capture to write")
+    parser.set_defaults(command=_pcap)
+
+
+def _pcap(arguments: argparse.Namespace) -> int:
+    from control.offline import OfflineError, transform
+
+    try:
+        summary = transform(load(arguments.config), arguments.input, arguments.output, arguments.direction)
+    except OfflineError as error:
+        print(f"esplanade pcap: {error}", file=sys.stderr)
+        return FAILED
+    print(summary)
     return DONE
 
 

@@ -1,24 +1,28 @@
-"""The real kernels over packets in memory: encrypt or decrypt a capture without root, workers or interfaces.
+"""The real kernels over a capture file: encrypt or decrypt without root, workers or interfaces.
 
-    Offline(sas, policies) -> transform(packet, direction) per packet -> Outcome: what came out, or the drop's name
+    Offline(sas, policies) -> transform(packet, ...) one by one -> Outcome: what came out, or the drop's name
+    transform_capture      the same over capture files, with a summary
 
 One worker's loop runs in this process over memory ports, a packet at a time, so that every verdict can be told
-apart. Paths are as wide as IP allows: no packet is too big here.
+apart. Paths are as wide as IP allows: no packet is too big here. What comes out is bare IP.
 
-Limits: bare IP packets in and out (dataplane.ports.pcap takes link headers off). Inbound SAs with extended sequence
-numbers begin at SaSpec.sequence: a capture from later than 2**31 packets into the SA needs that set.
-Numbers given out here are nobody's: what is encrypted offline must never be sent under a key that is in use.
+Limits: an inbound SA with extended sequence numbers begins at SaSpec.sequence: a capture from more than 2**31 packets
+into the SA needs that set. Numbers given out here are nobody's: what is encrypted offline must never be
+sent under a key that is in use.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import BinaryIO
 
 from dataplane.api import DataPlane
 from dataplane.model import Address, AdjacencySpec, Direction, PolicySpec, PortSpec, Role, RouteSpec, SaSpec
+from dataplane.ports.pcap import ETHERNET, RAW, CaptureError, CaptureWriter, read_capture
 from dataplane.tables import Limits
 from ext.counters import VERDICT_NAMES
 from ext.loop import Loop
@@ -26,11 +30,18 @@ from ext.memory import MemoryPort
 from ext.packet import Pool
 from ext.sa import TablesView
 
+__all__ = ["CaptureError", "CaptureSummary", "Offline", "Outcome", "transform_capture"]
+
 PATH_MTU = 65535
 FRAME_SIZE = 131072  # bytes: the largest IP packet, and what ESP adds on both sides
 FRAMES = 64
+CUT_SHORT = (
+    "cut_short"  # the only reason that is not a counter's name: the capture holds a part of the packet
+)
 _SMALL = Limits(max_sas=4096, max_policies=8192, max_selectors=16384, max_adjacencies=16, max_routes=16)
+_LINK_HEADER = 14
 _IPPROTO_ESP, _IPPROTO_UDP = 50, 17
+_ANY = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +52,45 @@ class Outcome:
     packets: tuple[bytes, ...]  # what came out, IP header first; empty for a drop
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaptureSummary:
+    """What became of a capture's packets."""
+
+    read: int
+    written: int
+    verdicts: dict[tuple[Direction, str], int] = field(
+        default_factory=dict
+    )  # by direction and counter's name
+
+
 class Offline:
     """SAs and policies, ready to take packets. DataPlaneError when they cannot be had."""
 
     def __init__(
         self, sas: Sequence[SaSpec], policies: Sequence[PolicySpec], *, engine: str = "auto"
     ) -> None:
-        ports = [
-            PortSpec(name=role.value, role=role, driver="memory", interface="", mtu=PATH_MTU) for role in Role
-        ]
         self._ours = {sa.local for sa in sas}
         self._encap_ports = {sa.encap.source_port for sa in sas if sa.encap is not None}
-        self._dataplane = DataPlane.create(ports=ports, workers=1, engine=engine, limits=_SMALL)
+        # One port per side and link type; what comes out always leaves by the bare IP ones.
+        sides = [(role, link) for link in (RAW, ETHERNET) for role in Role]
+        specs = [
+            PortSpec(name=f"{role.value}-{link}", role=role, driver="memory", interface="", mtu=PATH_MTU)
+            for role, link in sides
+        ]
+        self._dataplane = DataPlane.create(ports=specs, workers=1, engine=engine, limits=_SMALL)
         try:
             asyncio.run(self._fill(sas, policies))
-            tables = self._dataplane.tables
             pool = Pool(FRAMES, FRAME_SIZE)
-            self._clear = MemoryPort(pool, Role.PROTECTED.value, 0, mtu=PATH_MTU)
-            self._esp = MemoryPort(pool, Role.UNPROTECTED.value, 1, mtu=PATH_MTU)
-            self._kernel = MemoryPort(pool, "kernel", 0, mtu=PATH_MTU)
-            self._loop = Loop(TablesView(tables.fd, 0), tables.engine, [self._clear, self._esp], self._kernel)
+            self._ports = {
+                (role, link): MemoryPort(
+                    pool, spec.name, int(role is Role.UNPROTECTED), int(link != ETHERNET), PATH_MTU
+                )
+                for (role, link), spec in zip(sides, specs, strict=True)
+            }
+            self._kernel = MemoryPort(pool, "kernel", 0, 1, PATH_MTU)
+            tables = self._dataplane.tables
+            view = TablesView(tables.fd, 0)
+            self._loop: Loop | None = Loop(view, tables.engine, list(self._ports.values()), self._kernel)
             self._verdicts = tables.workers[0]["verdicts"]
         except BaseException:
             self._dataplane.close()
@@ -69,21 +99,17 @@ class Offline:
     async def _fill(self, sas: Sequence[SaSpec], policies: Sequence[PolicySpec]) -> None:
         # Nothing is reserved on disk: these numbers never go on a wire.
         self._dataplane.add_sas([replace(sa, negotiated=True) for sa in sas], mtu=PATH_MTU)
+        outside = AdjacencySpec(port=f"{Role.UNPROTECTED.value}-{RAW}", mtu=PATH_MTU)
+        inside = AdjacencySpec(port=f"{Role.PROTECTED.value}-{RAW}", mtu=PATH_MTU)
         for sa in sas:
             if sa.direction is Direction.OUT:
-                adjacency = AdjacencySpec(port=Role.UNPROTECTED.value, mtu=PATH_MTU)
-                self._dataplane.set_sa_adjacency(sa.name, adjacency, PATH_MTU)
-        inside = AdjacencySpec(port=Role.PROTECTED.value, mtu=PATH_MTU)
-        await self._dataplane.set_routes(
-            [
-                RouteSpec(prefix=prefix, adjacency=inside)
-                for prefix in (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
-            ]
-        )
+                self._dataplane.set_sa_adjacency(sa.name, outside, PATH_MTU)
+        await self._dataplane.set_routes([RouteSpec(prefix=prefix, adjacency=inside) for prefix in _ANY])
         await self._dataplane.set_policies(policies)
 
-    def direction_of(self, packet: bytes) -> Direction:
+    def direction_of(self, packet: bytes, link: int = RAW) -> Direction:
         """IN for ESP, bare or in UDP, that one of our SAs' local addresses is to receive; else OUT."""
+        packet = packet[_LINK_HEADER:] if link == ETHERNET else packet
         destination, protocol, offset = _outline(packet)
         if destination not in self._ours:
             return Direction.OUT
@@ -91,28 +117,56 @@ class Offline:
             return Direction.IN
         port = int.from_bytes(packet[offset + 2 : offset + 4], "big")
         marked = packet[offset + 8 : offset + 12] != bytes(4)  # RFC 3948 2.2: zeros would be IKE
-        return (
-            Direction.IN
-            if protocol == _IPPROTO_UDP and port in self._encap_ports and marked
-            else Direction.OUT
-        )
+        if protocol == _IPPROTO_UDP and port in self._encap_ports and marked:
+            return Direction.IN
+        return Direction.OUT
 
-    def transform(self, packet: bytes, direction: Direction) -> Outcome:
-        """Pass one IP packet through the outbound or inbound walk."""
+    def transform(self, packet: bytes, direction: Direction, link: int = RAW) -> Outcome:
+        """Pass one packet, with or without Ethernet header, through the outbound or inbound walk.
+
+        ValueError for a packet that no frame holds.
+        """
+        assert self._loop is not None, "closed"
         before = self._verdicts.copy()
-        entry, exit_ = (self._clear, self._esp) if direction is Direction.OUT else (self._esp, self._clear)
-        entry.inject([packet])
+        sides = [Role.PROTECTED, Role.UNPROTECTED]
+        entry, exit_ = sides if direction is Direction.OUT else reversed(sides)
+        self._ports[entry, link].inject([packet])
         self._loop.step()
-        out = tuple(exit_.collect()) + tuple(self._kernel.collect())
-        entry.collect()  # ICMP errors: answers to a sender who is not there
+        out = (*self._ports[exit_, RAW].collect(), *self._kernel.collect())
+        for port in self._ports.values():
+            port.collect()  # ICMP errors: answers to a sender who is not there
         changed = (self._verdicts - before).nonzero()[0]
         verdict = VERDICT_NAMES.get(int(changed[0]), "") if len(changed) else ""
         return Outcome(verdict=verdict, packets=out)
 
     def close(self) -> None:
         """Zero the keys and let everything go."""
-        del self._loop
+        self._loop = None
         self._dataplane.close()
+
+
+def transform_capture(
+    offline: Offline, source: BinaryIO, sink: BinaryIO, direction: Direction | None = None
+) -> CaptureSummary:
+    """Pass a capture through, in order, keeping times; `direction` None tells each packet's by its looks.
+
+    CaptureError for a file that cannot be read, ValueError for a packet that no frame holds.
+    """
+    verdicts: Counter[tuple[Direction, str]] = Counter()
+    read = written = 0
+    writer = CaptureWriter(sink, RAW)
+    for record in read_capture(source):
+        read += 1
+        way = direction or offline.direction_of(record.data, record.link)
+        if record.length > len(record.data):
+            verdicts[way, CUT_SHORT] += 1
+            continue
+        outcome = offline.transform(record.data, way, record.link)
+        verdicts[way, outcome.verdict] += 1
+        for packet in outcome.packets:
+            writer.write(packet, record.time)
+            written += 1
+    return CaptureSummary(read=read, written=written, verdicts=dict(verdicts))
 
 
 def _outline(packet: bytes) -> tuple[Address | None, int, int]:

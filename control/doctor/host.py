@@ -8,10 +8,12 @@ import platform
 import re
 import resource
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from control.config import Config
 from control.doctor.findings import Finding, bad, ok, warn
+from dataplane import probe
 
 AF_XDP = 44
 KERNEL_LEAST, KERNEL_GOOD = (5, 10), (6, 1)
@@ -30,6 +32,8 @@ def check_host(config: Config | None) -> list[Finding]:
     """Findings that do not depend on any one port; `config` narrows them to the drivers in use."""
     drivers = {port.driver for port in config.ports} if config is not None else {"xdp", "packet", "tun"}
     findings = [check_kernel(platform.release()), *check_cpu(Path("/proc/cpuinfo"))]
+    findings += check_libraries(probe.modules(), probe.libbpf_version(), drivers)
+    findings.append(check_engine(probe.engine(config.gateway.engine if config is not None else "auto")))
     findings += check_capabilities(_effective_capabilities(), drivers)
     if "xdp" in drivers:
         findings.append(check_af_xdp())
@@ -91,6 +95,36 @@ def check_cpu(cpuinfo: Path) -> list[Finding]:
     else:
         findings.append(ok("cpu flags", " ".join(shown)))
     return findings
+
+
+def check_libraries(modules: Sequence[probe.ModuleState], libbpf: str, drivers: set[str]) -> list[Finding]:
+    """The compiled parts load, and with them the libraries that they need."""
+    findings = []
+    for module in modules:
+        if not module.error:
+            continue
+        text = f"{module.name} cannot be loaded: {module.error}"
+        mend = (
+            f"./run build; apt-get install {module.packages}"
+            if module.packages != "nothing"
+            else "./run build"
+        )
+        optional = module.name.startswith("ext.crypto_") or not drivers & {"xdp", "packet"}
+        needed = module.name == "ext.loop" or not optional
+        findings.append((bad if needed else warn)("libraries", text, mend))
+    if not findings:
+        findings.append(ok("libraries", f"all load; libbpf {libbpf.removeprefix('v') or 'unknown'}"))
+    return findings
+
+
+def check_engine(engine: probe.EngineState) -> Finding:
+    """The crypto engine that the gateway would take."""
+    if not engine.name:
+        return bad(
+            "engine", engine.reason, 'set gateway.engine = "auto", or apt-get install libipsec-mb1 libssl3'
+        )
+    text = f"{engine.name} ({engine.library}): {engine.reason}"
+    return ok("engine", f"{text}; {engine.details}" if engine.details else text)
 
 
 def check_capabilities(effective: int, drivers: set[str]) -> list[Finding]:

@@ -67,11 +67,13 @@ def test_notify_without_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert not notify("READY=1")
 
 
-def test_a_manager_that_does_not_read_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manager_that_does_not_read_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        assert not all([notify("WATCHDOG=1") for _ in range(5000)])
+        assert not all(notify("WATCHDOG=1") for _ in range(5000))
 
 
 def test_watchdog_interval(monkeypatch: pytest.MonkeyPatch) -> None:
