@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from ext.packet cimport Batch, FramePool, Packet, Port
+from ext.packet cimport BATCH_MAX, Batch, FramePool, Packet, Port
 
 cdef enum:
     VNET_NEEDS_CSUM = 1         # VIRTIO_NET_HDR_F_NEEDS_CSUM: the field holds the pseudo-header sum only
@@ -13,6 +13,7 @@ cdef enum:
     GSO_UDP_L4 = 5
     GSO_ECN = 0x80              # or-ed to a TCP type: CWR is set in the first segment
     SUPER_MAX = 65536 + 18      # bytes: the longest packet a kernel hands over, with its link header
+    BATCH_WORTHWHILE = 16       # packets with which a batch goes on its way rather than begin what it cannot hold whole
     SUPER_HEAD = 4096           # bytes kept free before an overflow buffer: as long as a frame
 
 cdef struct VnetHeader:         # struct virtio_net_hdr, 10 bytes, host order (asserted in segment.pyx)
@@ -38,6 +39,13 @@ cdef struct Super:              # one packet to be cut
     uint8_t   protocol          # 6 or 17
     uint8_t   tcp_flags         # as they came
     uint8_t   checksummed       # 0: UDP without checksum stays without
+
+cdef inline bint splits(const Batch *batch, uint32_t length, uint32_t size) noexcept nogil:
+    """Whether `length` bytes cut into pieces of `size` bytes should wait for the next batch.
+
+    A super-packet that goes through in one batch leaves as one super-packet on the other side.
+    """
+    return batch.count >= BATCH_WORTHWHILE and (length + size - 1) // size > BATCH_MAX - batch.count
 
 cdef bint super_begin(Super *whole, const FramePool *pool, const VnetHeader *about, uint8_t *data, uint32_t length,
                       uint8_t link) noexcept nogil

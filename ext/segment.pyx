@@ -281,7 +281,8 @@ cdef void arrive(Port *port, Batch *batch, Super *whole, const VnetHeader *about
         memcpy(overflow - head, data, head)
         if super_begin(whole, pool, about, overflow - head, length, port.link):
             frame_give(pool, frame)
-            segment(whole, port, batch)
+            if not splits(batch, whole.payload, whole.segment_size):
+                segment(whole, port, batch)
             return
     # Longer than a frame (or a super-frame that makes no sense): the parser drops the truncated head as "length".
     finish_checksum(about, data, head)

@@ -32,7 +32,7 @@ from ext.packet cimport (
 )
 from ext.packetsock cimport NO_FRAME
 from ext.rawsock cimport put_name, send_whole, sender_init, settle
-from ext.segment cimport SUPER_HEAD, SUPER_MAX, describe
+from ext.segment cimport SUPER_HEAD, SUPER_MAX, describe, splits
 from ext.wire cimport PROTOCOL_ESP, PROTOCOL_UDP, raw32, restamp_ipv4, store16, store32
 
 cdef enum:
@@ -127,7 +127,8 @@ cdef void _accept(Port *port, Intake *intake, Batch *batch, uint32_t index) noex
         intake.whole_length = length
         intake.whole_done = 0
         intake.whole_size = size
-        _cut(port, intake, batch)
+        if not splits(batch, length, size):
+            _cut(port, intake, batch)
         return
     if intake.outer:
         _stamp(intake, payload - intake.outer, length)
