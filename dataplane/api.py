@@ -154,18 +154,26 @@ class DataPlane(Book):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tick
             self._tick = None
+        workers_gone = True
         if self._supervisor is not None:
-            await self._supervisor.stop()
+            workers_gone = await self._supervisor.stop()
             self._supervisor = None
-        self.close()
+        self._close(workers_gone)
 
     def close(self) -> None:
         """As `stop`, where no worker was ever started."""
+        self._close(workers_gone=True)
+
+    def _close(self, workers_gone: bool) -> None:
         self._close_ports()
-        if self.tables.fd >= 0:
+        if self.tables.fd < 0:
+            return
+        if workers_gone:
             self.tables.later.run()
-            self._keeper.close()
-            self.tables.close()
+        else:
+            log.error("a worker cannot be ended: its numbers stay reserved and its keys stay in memory")
+        self._keeper.close(workers_gone)
+        self.tables.close(wipe=workers_gone)
 
     def _close_ports(self) -> None:
         for port in self._prepared:

@@ -183,10 +183,11 @@ class SequenceKeeper:
             # What is on disk is the old, higher mark: numbers are lost, none is repeated.
             log.error("SA %s: %s", kept.spec.name, error)
 
-    def close(self) -> None:
-        """Every worker is gone: keep where each SA stands."""
-        for index in list(self._kept):
-            self.release(index)
+    def close(self, workers_gone: bool = True) -> None:
+        """Keep where each SA stands; while a worker may still send, the marks stay ahead of it."""
+        if workers_gone:
+            for index in list(self._kept):
+                self.release(index)
         if self._reserve is not None:
             self._reserve.close()
 

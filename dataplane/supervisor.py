@@ -304,8 +304,11 @@ class Supervisor:
 
     # --- stop ----------------------------------------------------------------------------------------
 
-    async def stop(self, seconds: float = STOP_TIMEOUT) -> None:
-        """End every worker within `seconds`, killing who does not go; nothing of ours is left."""
+    async def stop(self, seconds: float = STOP_TIMEOUT) -> bool:
+        """End every worker within `seconds`, killing who does not go; nothing of ours is left.
+
+        False when the kernel could not end one even then: it may still run, and may still use its numbers.
+        """
         self._stopping = True
         for worker in self.workers:
             if worker.restart is not None:
@@ -320,10 +323,12 @@ class Supervisor:
                     with contextlib.suppress(ProcessLookupError):
                         signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
             await self._gone(seconds)
+        all_gone = all(worker.pidfd < 0 for worker in self.workers)
         for worker in self.workers:
             if worker.channel is not None:
                 self._on_death(worker)
         await self._stop_nursery(seconds)
+        return all_gone
 
     async def _gone(self, seconds: float) -> bool:
         """Whether every worker ends within `seconds`."""

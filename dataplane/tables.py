@@ -112,9 +112,9 @@ class Tables:
         self._replays = self.sas["replay"]
         self._keys_address = int(self._keys.ctypes.data)
 
-    def close(self) -> None:
-        """Zero every key and let the segment go; workers must be gone (or keep their own mapping of zeros)."""
-        for index in range(self._sa_slots.used):
+    def close(self, *, wipe: bool = True) -> None:
+        """Zero every key and let the segment go. Only without workers: one that runs on would use the zeros."""
+        for index in range(self._sa_slots.used if wipe else 0):
             self.view.wipe(index)
         os.close(self.fd)
         self.fd = -1

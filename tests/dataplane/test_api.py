@@ -291,6 +291,20 @@ def test_manual_sa_goes_on_where_it_stood(tmp_path: Path) -> None:
     assert run(2) == [4, 5]
 
 
+def test_a_worker_that_cannot_be_ended_keeps_its_numbers(tmp_path: Path) -> None:
+    spec = make_sa("m", negotiated=False)
+    plane = DataPlane.create(ports=memory_ports(), limits=SMALL, state_dir=tmp_path)
+    plane.add_sa(spec)
+    end = plane.tables.view.sequence(0)[1]
+    view = plane.tables.view
+    plane._close(workers_gone=False)
+    assert spec.encryption_key[:16] in bytes(memoryview(view))  # it may still send with it
+    plane = DataPlane.create(ports=memory_ports(), limits=SMALL, state_dir=tmp_path)
+    plane.add_sa(spec)
+    assert plane.tables.view.sequence(0)[0] == end
+    plane.close()
+
+
 def test_no_key_is_left_when_it_closes(tmp_path: Path) -> None:
     plane = DataPlane.create(ports=memory_ports(), limits=SMALL, state_dir=tmp_path)
     spec = make_sa("a")
