@@ -8,9 +8,7 @@ every tunnel stands on. `tun` is fed by the kernel's forwarding, and passes pack
 from __future__ import annotations
 
 import os
-import socket
 import statistics
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from bench.options import Options
+from bench.packets import udp_packet
 from bench.report import Row
 from control.lab import Lab, LabError
 from control.lab.gateway import SOURCE_ROOT
@@ -100,23 +99,12 @@ def wait_for_packets(port: PortHandle) -> None:
 
 
 def frame(lab: Lab, size: int) -> bytes:
-    """An Ethernet frame with a UDP packet of `size` bytes from client to server, all checksums right."""
-    source, destination = address("client", "eth0"), address("server", "eth0")
-    addresses = source.packed + destination.packed
-    header = struct.pack("!BBHHHBBH", 0x45, 0, size, 0, 0, 64, socket.IPPROTO_UDP, 0)
-    header = header[:10] + struct.pack("!H", checksum(header + addresses)) + addresses
-    # A UDP checksum of zero is none (RFC 768).
-    datagram = struct.pack("!HHHH", 9, 9, size - len(header), 0) + bytes(size - len(header) - 8)
+    """An Ethernet frame with a UDP packet of `size` bytes from client to server."""
     macs = [
         bytes.fromhex(lab.mac(*where).replace(":", "")) for where in (("gwa", "lan0"), ("client", "eth0"))
     ]
-    return macs[0] + macs[1] + b"\x08\x00" + header + datagram
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum of an even number of bytes (RFC 1071)."""
-    # One's complement addition is addition modulo 0xFFFF.
-    return 0xFFFF - int.from_bytes(data, "big") % 0xFFFF
+    source, destination = address("client", "eth0"), address("server", "eth0")
+    return macs[0] + macs[1] + b"\x08\x00" + udp_packet(source, destination, size)
 
 
 # The two ports of each driver, in gateway A.

@@ -1,0 +1,95 @@
+"""Encapsulate and decapsulate, per algorithm, direction and size, beside the bare cipher call in the same run.
+
+bench/test_kernels.py measures, under pytest-benchmark; here its record becomes rows. A figure has many short slices,
+ours and bare in turn, so that what disturbs the machine disturbs both. Of each the shortest slice counts as `ns` and
+`bare_ns`; `ratio` is the median of the slices' own ratios, which one lucky slice cannot move.
+
+`profile` prints the stages of the walk instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.options import Options
+from bench.quiet import undisturbed
+from bench.report import Row
+from bench.test_kernels import ALGORITHMS, DIRECTIONS, SIZES
+from bench.tunnels import inner_packet, tunnels
+from control.config.proposal import parse_proposal
+from ext.kernelbench import STAGES
+from ext.kernelbench import profile as profile_walk
+
+ROOT = Path(__file__).resolve().parents[1]
+SLICES = 60
+BATCHES = 30
+PROFILE_SLICES = 40
+
+
+def run(options: Options) -> list[Row]:
+    """Rows {algorithm, direction, size, ns, bare_ns, ratio, gbps, ...}; `rounds` is the number of slices.
+
+    ns, bare_ns: nanoseconds per packet, shortest slice; ns_with_parse: with link and IP header parsed; ratio: median
+    of ns / bare_ns by slice; ratio_of_minima: ns / bare_ns; gbps: 10^9 bits of inner packet per second, from ns.
+    """
+    tests = [
+        f"bench/test_kernels.py::test_kernel[{algorithm}-{direction}-{size}]"
+        for algorithm in filter(options.wants, ALGORITHMS)
+        for direction in DIRECTIONS
+        for size in SIZES
+    ]
+    if not tests:
+        raise SystemExit(f"--only names no algorithm; there are {', '.join(ALGORITHMS)}")
+    batches = BATCHES if options.seconds is None else max(1, round(options.seconds * 1e9 / SLICES / 64 / 1000))
+    with tempfile.TemporaryDirectory() as directory, undisturbed():
+        record = Path(directory) / "record.json"
+        command = [
+            *(sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"),
+            *(f"--slices={options.rounds or SLICES}", f"--batches={batches}"),
+            *(f"--benchmark-json={record}", "--benchmark-group-by=group", "--benchmark-columns=min,median,rounds"),
+            *tests,
+        ]
+        done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"bench/test_kernels.py failed with exit status {done.returncode}")
+        return [row(each["extra_info"]) for each in json.loads(record.read_text())["benchmarks"]]
+
+
+def row(info: dict[str, Any]) -> Row:
+    """One figure from its slices."""
+    walk, parse, bare = info["walk"], info["parse"], info["bare"]
+    return {
+        **{name: info[name] for name in ("algorithm", "direction", "size")},
+        "ns": min(walk),
+        "bare_ns": min(bare),
+        "ratio": statistics.median(ours / theirs for ours, theirs in zip(walk, bare, strict=True)),
+        "ratio_of_minima": min(walk) / min(bare),
+        "gbps": 8 * info["size"] / min(walk),
+        "ns_with_parse": min(ours + before for ours, before in zip(walk, parse, strict=True)),
+        "engine": info["engine"],
+    }
+
+
+def profile(options: Options) -> list[Row]:
+    """Rows {algorithm, size, stage, ns}: the shortest slice of each stage of the walks."""
+    rows: list[Row] = []
+    with undisturbed():
+        for algorithm in filter(options.wants, ALGORITHMS):
+            with tunnels(parse_proposal(algorithm)) as tunnel:
+                for size in (SIZES[0], SIZES[-1]):
+                    slices = [
+                        profile_walk(tunnel.view, tunnel.engine, inner_packet(size), BATCHES)
+                        for _ in range(options.rounds or PROFILE_SLICES)
+                    ]
+                    rows += [
+                        {"algorithm": algorithm, "size": size, "stage": stage, "ns": min(s[stage] for s in slices)}
+                        for stage in STAGES
+                    ]
+    return rows

@@ -1,0 +1,34 @@
+"""Types of ext.kernelbench; what each does is said there."""
+
+from dataclasses import dataclass
+
+from ext.crypto import EngineHandle
+from ext.sa import TablesView
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    out_parse: float
+    out: float
+    in_parse: float
+    into: float
+
+STAGES: tuple[str, ...]
+
+def measure(
+    view: TablesView,
+    engine: EngineHandle,
+    packet: bytes,
+    batches: int,
+    flows: int = 1,
+    base: int = 0,
+    seed: int = 1,
+) -> Timing: ...
+def profile(
+    view: TablesView,
+    engine: EngineHandle,
+    packet: bytes,
+    batches: int,
+    flows: int = 1,
+    base: int = 0,
+    seed: int = 1,
+) -> dict[str, float]: ...
