@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["bench"]:
         # bench has a parser of its own, and is no part of an installed gateway.
         return _bench(arguments[1:])
-    parser = build_parser()
+    parser = build_parser(arguments[:1])
     try:
         chosen = parser.parse_args(arguments)
     except SystemExit as end:  # --help or wrong usage; argparse has said what it is
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every command and option."""
+def build_parser(wanted: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Every command, with its options; those of `demo` only where `wanted`, because it imports a laboratory."""
     parser = argparse.ArgumentParser(
         prog="esplanade",
         description="IPsec VPN gateway.",
@@ -65,11 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
             "doctor", help="say what is wrong with this host or configuration, and what mends it"
         )
     )
-    _add_demo(
-        commands.add_parser(
-            "demo", help="two gateways in namespaces of this machine: prove and measure a tunnel"
-        )
+    demo = commands.add_parser(
+        "demo", help="two gateways in namespaces of this machine: prove and measure a tunnel"
     )
+    if list(wanted) == ["demo"]:
+        _add_demo(demo)
     commands.add_parser("bench", help="measure kernels, tables, ports or a chain of gateways", add_help=False)
     return parser
 

@@ -79,6 +79,7 @@ class Gateway:
         self._stack = AsyncExitStack()
         self._alive: dict[str, SaSpec] = {}  # SAs that the dataplane has
         self._specs: dict[str, PortSpec] = {}
+        self._macs: dict[str, bytes] = {}  # of ports whose MAC changed since the start
         self._tuns: list[TunDevice] = []
 
     # ---- start and stop
@@ -297,14 +298,8 @@ class Gateway:
             )
         if before is not None and before.name != link.name:
             log.warning("port %s: interface %s is called %s now", name, before.name, link.name)
-        if spec.mac and link.mac != spec.mac:
-            log.error(
-                "port %s: the MAC address of %s is %s now; the workers still send from %s. Restart the gateway",
-                name,
-                link.name,
-                link.mac.hex(":"),
-                spec.mac.hex(":"),
-            )
+        if spec.mac and link.mac != self._macs.get(name, spec.mac):
+            await self._change_mac(name, link)
         if link.mtu > spec.mtu:
             log.warning(
                 "port %s: the MTU of %s is %d now; frames are made for %d. Restart the gateway to use it",
@@ -313,3 +308,14 @@ class Gateway:
                 link.mtu,
                 spec.mtu,
             )
+
+    async def _change_mac(self, name: str, link: Link) -> None:
+        """The interface sends from another address now; so must we."""
+        log.warning("port %s: the MAC address of %s is %s now", name, link.name, link.mac.hex(":") or "none")
+        try:
+            self.dataplane.set_port_mac(name, link.mac)
+        except DataPlaneError as error:
+            log.error("%s", error)
+            return
+        self._macs[name] = link.mac
+        self.mirror.tell_again()

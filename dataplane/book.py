@@ -70,6 +70,7 @@ class Book:
         self.tables = tables
         self._keeper = keeper
         self._specs = tuple(ports)
+        self._macs = {spec.name: spec.mac for spec in ports}
         self._port_indices = {spec.name: index for index, spec in enumerate(ports)}
         self._sas: dict[str, _Sa] = {}
         self._spis: dict[int, str] = {}
@@ -244,7 +245,15 @@ class Book:
                 f"adjacency on port {adjacency.port!r} with MAC {adjacency.destination_mac.hex(':') or 'none'};"
                 f" a {spec.driver} port {wanted}"
             )
-        return index, spec.mac
+        return index, self._macs[spec.name]
+
+    def set_port_mac(self, name: str, mac: bytes) -> None:
+        """The interface's MAC changed: adjacencies and routes that are set from now on are sent from it."""
+        if name not in self._macs or len(mac) != len(self._macs[name]):
+            raise DataPlaneError(
+                f"port {name!r}: MAC {mac.hex(':') or 'none'}; wanted an Ethernet port and 6 bytes"
+            )
+        self._macs[name] = mac
 
     # --- policies and routes ---------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ from ext.sa import TablesView
 _PAGE = 4096
 _LPM_SLOTS_PER_PREFIX = 2  # ext.policy keeps a table at most half full
 
-_NextHop = tuple[AdjacencySpec, int]  # and the address family: the link header names it
+_NextHop = tuple[AdjacencySpec, int, bytes]  # with address family and source MAC: the link header has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,11 +209,11 @@ class Tables:
         if old != NO_INDEX:
             self.later.add(lambda: self._release_adjacency(old))
 
-    # --- adjacencies: one entry per distinct (next hop, family), counted ------------------------------
+    # --- adjacencies: one entry per distinct (next hop, family, MAC), counted ----------------------------
 
     def _take_adjacency(self, spec: AdjacencySpec, family: int, source_mac: bytes, port: int) -> int:
         """Index of an entry for this next hop, made when there is none."""
-        key = (spec, family)
+        key = (spec, family, source_mac)
         index = self._adjacencies.get(key)
         if index is None:
             row = adjacency_row(spec, family, source_mac, port)

@@ -128,10 +128,14 @@ class NetlinkMirror:
     async def set_sas(self, sas: Iterable[SaSpec]) -> None:
         """Replace the SAs whose way out is followed, and tell the sink about each of them anew."""
         self._sas = {sa.name: sa for sa in sas if sa.direction is Direction.OUT}
-        for subject in [key for key in self._told if key.startswith("sa ")]:
-            del self._told[subject]
+        self.tell_again()
         await self._ask_peers()
         await self._tell()
+
+    def tell_again(self) -> None:
+        """Count the ways of SAs and the routes as not told yet: the next news has all of them."""
+        for subject in [key for key in self._told if key.startswith("sa ") or key == "routes"]:
+            del self._told[subject]
 
     # 1, 3 -- events
 

@@ -116,6 +116,39 @@ def test_neighbour_changes_its_mac(lab: Lab, gateways: Gateways) -> None:
     assert time.monotonic() - began < 3
 
 
+def test_own_interface_changes_its_mac(lab: Lab, gateways: Gateways) -> None:
+    """Packets are sent from the new address at once: a peer that filters by it would notice."""
+    ping(lab, SERVER[0])
+    gateway = lab.spaces["gwa"]
+    # Some drivers must be down for it, veth need not: no route is lost.
+    gateway.ip("link set lan0 address 02:00:00:00:66:66")
+    wait_until(
+        lambda: log_has(gateways.a, r"the MAC address of lan0 is 02:00:00:00:66:66 now"),
+        timeout=3,
+        what="log line",
+    )
+    lab.client.ip("neigh flush dev eth0")
+    sniffer = lab.client.start(["tcpdump", "-nei", "eth0", "-c", "1", "icmp[icmptype] == icmp-echoreply"])
+    wait_until(lambda: "listening on" in sniffer.log(), timeout=5, what="tcpdump")
+    ping(lab, SERVER[0])
+    assert sniffer.wait(5) == 0 and "02:00:00:00:66:66 >" in sniffer.output()
+
+
+def test_interface_goes_down_and_comes_back(lab: Lab, gateways: Gateways) -> None:
+    ping(lab, SERVER[0])
+    gateway = lab.spaces["gwa"]
+    gateway.ip("link set lan0 down")
+    wait_until(lambda: log_has(gateways.a, r"port lan: interface lan0 is down"), timeout=3, what="log line")
+    assert gateways.a.status()["ports"][0]["link"] == "down"
+    gateway.ip("link set lan0 up")
+    wait_until(lambda: log_has(gateways.a, r"port lan: interface lan0 is up"), timeout=3, what="log line")
+    wait_until(
+        lambda: lab.client.run(["ping", "-c", "1", "-W", "1", SERVER[0]], check=False).wait(0) == 0,
+        timeout=10,
+        what="traffic after the interface came back",
+    )
+
+
 def test_reload(lab: Lab, gateways: Gateways) -> None:
     a = gateways.a
     text = a.config_path.read_text()

@@ -1,4 +1,4 @@
-"""Imports run one way: control -> dataplane's faces (api, model, offline, probe) -> ext. `./run lint` runs this file, too.
+"""Imports run one way: control -> dataplane's faces (api, model, offline, probe) -> ext; `./run lint` checks it.
 
 Files are parsed, not imported, so nothing needs to be compiled, and an import inside a function counts.
 """
