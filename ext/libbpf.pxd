@@ -3,13 +3,14 @@
 from libc.stdint cimport uint32_t
 
 cdef extern from "<linux/bpf.h>" nogil:
-    enum bpf_attach_type:
-        BPF_XDP
+    struct bpf_prog_info:
+        char name[16]           # cut to 15 characters
 
 cdef extern from "<linux/if_link.h>" nogil:
     enum:
         XDP_FLAGS_SKB_MODE
         XDP_FLAGS_DRV_MODE
+        XDP_FLAGS_UPDATE_IF_NOEXIST
 
 cdef extern from "<bpf/libbpf.h>" nogil:
     struct bpf_object:
@@ -43,17 +44,20 @@ cdef extern from "<bpf/libbpf.h>" nogil:
         uint32_t prog_id
         uint32_t handle
         uint32_t priority
+    struct bpf_xdp_attach_opts:
+        size_t sz
+        int old_prog_fd
+    int bpf_xdp_attach(int ifindex, int prog_fd, uint32_t flags, const bpf_xdp_attach_opts *opts)
+    int bpf_xdp_detach(int ifindex, uint32_t flags, const bpf_xdp_attach_opts *opts)
+    int bpf_xdp_query_id(int ifindex, int flags, uint32_t *prog_id)
     int bpf_tc_hook_create(bpf_tc_hook *hook)
     int bpf_tc_hook_destroy(bpf_tc_hook *hook)
     int bpf_tc_attach(const bpf_tc_hook *hook, bpf_tc_opts *opts)
     int bpf_tc_detach(const bpf_tc_hook *hook, const bpf_tc_opts *opts)
 
 cdef extern from "<bpf/bpf.h>" nogil:
-    struct bpf_link_create_opts:
-        size_t sz
-        uint32_t flags
-    int bpf_link_create(int prog_fd, int target_fd, bpf_attach_type attach_type, const bpf_link_create_opts *opts)
-    int bpf_link_detach(int link_fd)
+    int bpf_prog_get_fd_by_id(uint32_t id)
+    int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *info_length)
     int bpf_map_update_elem(int fd, const void *key, const void *value, unsigned long long flags)
     int bpf_map_delete_elem(int fd, const void *key)
     int bpf_map_lookup_elem(int fd, const void *key, void *value)

@@ -4,25 +4,27 @@
     set_encap_ports() as often as they change -> close()
 
 Each interface loads the object for itself, so each has its own maps. Fill the maps before attaching, or the
-first packets go to the kernel. An attachment is a BPF link, which the kernel undoes when its descriptor
-closes, however the process ends; kernels before 6.6 have none for tc and get a clsact filter, which outlives
-a killed process (it goes on shooting what was steered: closed, not open) and is replaced by the next attach.
+first packets go to the kernel. What is attached stays until `close`, also when the process is killed (so no BPF
+link, which the kernel would undo): steered frames then have no socket and are dropped, where the kernel would route
+them on in clear. The next attach takes the place of what was left; only one living process can have an interface.
 
 Limits: control-plane code, one thread, Python throughout; nothing here sees a packet. Needs CAP_BPF and
-CAP_NET_ADMIN. The interface is looked up in the network namespace of the calling thread.
+CAP_NET_ADMIN. The interface is looked up in the network namespace of the calling thread; attach and `close` must be
+called in the same one.
 """
 
-from libc.errno cimport EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, ERANGE, errno
+from libc.errno cimport EADDRINUSE, EBUSY, EEXIST, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, ERANGE, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from ext.libbpf cimport (
-    BPF_TC_EGRESS, BPF_TC_F_REPLACE, BPF_TC_INGRESS, BPF_XDP, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_attach_type,
-    bpf_link_create, bpf_link_create_opts, bpf_link_detach, bpf_map_delete_elem, bpf_map_lookup_elem,
-    bpf_map_update_elem, bpf_object__close, bpf_object__find_map_fd_by_name, bpf_object__find_program_by_name,
-    bpf_object__load, bpf_object__open_file, bpf_program__fd, bpf_tc_attach, bpf_tc_attach_point, bpf_tc_detach,
-    bpf_tc_hook_create, bpf_tc_hook_destroy, libbpf_num_possible_cpus,
+    BPF_TC_EGRESS, BPF_TC_F_REPLACE, BPF_TC_INGRESS, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
+    XDP_FLAGS_UPDATE_IF_NOEXIST, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
+    bpf_obj_get_info_by_fd, bpf_object__close, bpf_object__find_map_fd_by_name, bpf_object__find_program_by_name,
+    bpf_object__load, bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info, bpf_program__fd, bpf_tc_attach,
+    bpf_tc_attach_point, bpf_tc_detach, bpf_tc_hook_create, bpf_tc_hook_destroy, bpf_xdp_attach, bpf_xdp_attach_opts,
+    bpf_xdp_detach, bpf_xdp_query_id, libbpf_num_possible_cpus,
 )
 
 import ipaddress
@@ -58,7 +60,6 @@ cdef extern from *:
     const char *libbpf_said
 
 cdef enum:
-    BPF_TCX_INGRESS = 46    # bpf_attach_type, Linux 6.6; not yet in the headers we build with
     # Where our clsact filter sits, so that a later attach finds and replaces what a killed process left.
     TC_HANDLE = 1
     TC_PRIORITY = 1
@@ -111,7 +112,8 @@ cdef class Steering:
 
     def __cinit__(self, str path, str interface, int role):
         self.object = NULL
-        self.link_fd = -1
+        self.xdp_flags = 0
+        self.claim = None
 
     def __init__(self, str path, str interface, int role):
         cdef int error
@@ -182,11 +184,11 @@ cdef class Steering:
         modes = {"auto": ("native", "generic"), "native": ("native",), "generic": ("generic",)}
         if mode not in modes:
             raise ValueError(f"XDP mode is {mode!r}; it must be auto, native or generic")
-        self._refuse_second()
+        self._claim()
         cdef int error = 0
         tried = []
         for name in modes[mode]:
-            error = self._link(b"steer_xdp", BPF_XDP, XDP_FLAGS_DRV_MODE if name == "native" else XDP_FLAGS_SKB_MODE)
+            error = self._attach_mode(XDP_FLAGS_DRV_MODE if name == "native" else XDP_FLAGS_SKB_MODE)
             if error == 0:
                 self.mode = name
                 self.refused = "; ".join(tried)
@@ -195,53 +197,66 @@ cdef class Steering:
             tried.append(f"{name} XDP: {os.strerror(error)}" + (f": {hint}" if hint else ""))
             if error == EBUSY or error == EPERM:
                 break   # no mode mends that
+        self._detach()
         raise OSError(error, f"attach to {self.interface}: " + "; ".join(tried))
 
-    def attach_tc(self, str mode="auto") -> str:
-        """Attach at tc ingress, where steered frames are shot; returns and keeps the mode: "tcx" or "clsact".
+    cdef int _attach_mode(self, unsigned int flags) except -1:
+        """Attach at XDP in one mode, in place of what a killed process of ours has left; 0, or errno."""
+        cdef bpf_xdp_attach_opts opts
+        cdef int program = self._program(b"steer_xdp")
+        cdef int error = bpf_xdp_attach(self.ifindex, program, flags | XDP_FLAGS_UPDATE_IF_NOEXIST, NULL)
+        cdef unsigned int other
+        cdef int left
+        if error == -EBUSY or error == -EEXIST:
+            # Busy: this mode is taken, and one program replaces the other between two frames. Exists: the other mode
+            # is, and has to go first; for that moment the kernel routes what we should steer.
+            other = flags if error == -EBUSY else flags ^ XDP_FLAGS_DRV_MODE ^ XDP_FLAGS_SKB_MODE
+            left = self._left_behind(other)
+            if left >= 0:
+                memset(&opts, 0, sizeof(opts))
+                opts.sz = sizeof(opts)
+                opts.old_prog_fd = left
+                if other == flags:
+                    error = bpf_xdp_attach(self.ifindex, program, flags, &opts)
+                else:
+                    error = bpf_xdp_detach(self.ifindex, other, &opts)
+                    if error == 0:
+                        error = bpf_xdp_attach(self.ifindex, program, flags | XDP_FLAGS_UPDATE_IF_NOEXIST, NULL)
+                os.close(left)
+        libbpf_forget()
+        if error == 0:
+            self.xdp_flags = flags
+        return -error
 
-        `mode` is "tcx", "clsact", or "auto": tcx where the kernel has it, else clsact.
-        """
-        if mode not in ("auto", "tcx", "clsact"):
-            raise ValueError(f"tc mode is {mode!r}; it must be auto, tcx or clsact")
-        self._refuse_second()
-        cdef int error
-        if mode != "clsact":
-            error = self._link(b"steer_tc", BPF_TCX_INGRESS, 0)
-            if error == 0:
-                self.mode = "tcx"
-                return self.mode
-            # EINVAL and EOPNOTSUPP are what a kernel without tcx says.
-            if mode == "tcx" or error != EINVAL and error != EOPNOTSUPP:
-                raise OSError(error, f"attach to {self.interface}: tcx ingress: {os.strerror(error)}")
-        self._attach_clsact()
-        self.mode = "clsact"
-        return self.mode
-
-    cdef int _refuse_second(self) except -1:
-        if self.mode:
-            raise ValueError(f"the steering program of {self.interface} is attached already ({self.mode})")
-        return 0
-
-    cdef int _link(self, const char *program, int attach_type, uint32_t flags) except -1:
-        """Attach by a BPF link; 0, or errno."""
-        cdef bpf_link_create_opts opts
+    cdef int _left_behind(self, unsigned int flags) except -2:
+        """Descriptor of the program attached in this mode if it is a steering program; else -1."""
+        cdef bpf_prog_info info
+        cdef uint32_t length = sizeof(info)
+        cdef uint32_t number = 0
         cdef int fd
-        memset(&opts, 0, sizeof(opts))
-        opts.sz = sizeof(opts)
-        opts.flags = flags
-        fd = bpf_link_create(self._program(program), self.ifindex, <bpf_attach_type>attach_type, &opts)
+        if bpf_xdp_query_id(self.ifindex, flags, &number) or number == 0:
+            return -1
+        fd = bpf_prog_get_fd_by_id(number)
         if fd < 0:
-            libbpf_forget()
-            return -fd
-        self.link_fd = fd
-        return 0
+            return -1
+        memset(&info, 0, sizeof(info))
+        # The interface is claimed, so no living process has put it there.
+        if bpf_obj_get_info_by_fd(fd, &info, &length) == 0 and info.name == b"steer_xdp":
+            return fd
+        os.close(fd)
+        return -1
 
-    cdef int _attach_clsact(self) except -1:
+    def attach_tc(self) -> str:
+        """Attach at tc ingress, where steered frames are shot; returns and keeps the mode: "clsact".
+
+        Not tcx, the newer way in: it knows links only by descriptor or by pins, and neither outlives us everywhere.
+        """
+        self._claim()
         cdef int error
         self._prepare_clsact()
         error = bpf_tc_hook_create(&self.hook)
         if error and error != -EEXIST:
+            self._detach()
             raise _failure(-error, f"attach to {self.interface}: clsact")
         self.made_clsact = error == 0
         self.filter.prog_fd = self._program(b"steer_tc")
@@ -249,8 +264,26 @@ cdef class Steering:
         libbpf_forget()     # it reports a clsact that existed as a warning
         error = bpf_tc_attach(&self.hook, &self.filter)
         if error:
+            self._detach()
             raise _failure(-error, f"attach to {self.interface}: tc ingress filter")
         self.filtering = True
+        self.mode = "clsact"
+        return self.mode
+
+    cdef int _claim(self) except -1:
+        """Make the interface ours among living processes: a socket's name, which the kernel frees however we end."""
+        if self.mode:
+            raise ValueError(f"the steering program of {self.interface} is attached already ({self.mode})")
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            # Abstract names belong to a network namespace, as interface indices do.
+            claim.bind(f"\0esplanade/steering/{self.ifindex}")
+        except OSError as error:
+            claim.close()
+            if error.errno != EADDRINUSE:
+                raise
+            raise OSError(EBUSY, f"attach to {self.interface}: another gateway that runs has it") from None
+        self.claim = claim
         return 0
 
     cdef void _prepare_clsact(self):
@@ -264,10 +297,15 @@ cdef class Steering:
         self.filter.priority = TC_PRIORITY
 
     cdef void _detach(self):
-        if self.link_fd >= 0:
-            bpf_link_detach(self.link_fd)
-            os.close(self.link_fd)
-            self.link_fd = -1
+        cdef bpf_xdp_attach_opts opts
+        if self.xdp_flags:
+            memset(&opts, 0, sizeof(opts))
+            opts.sz = sizeof(opts)
+            # Only if it is still ours that sits there.
+            opts.old_prog_fd = bpf_program__fd(bpf_object__find_program_by_name(self.object, b"steer_xdp"))
+            bpf_xdp_detach(self.ifindex, self.xdp_flags, &opts)
+            self.xdp_flags = 0
+            libbpf_forget()
         if self.filtering:
             self._prepare_clsact()
             bpf_tc_detach(&self.hook, &self.filter)
@@ -276,6 +314,9 @@ cdef class Steering:
                 bpf_tc_hook_destroy(&self.hook)
             self.filtering = False
             libbpf_forget()
+        if self.claim is not None:
+            self.claim.close()
+            self.claim = None
 
     def close(self) -> None:
         """Detach and unload. Sockets in the XSKMAP stay open; they receive nothing more."""

@@ -128,9 +128,9 @@ class WireTap:
         """Begin to count."""
         wire = _wire(lab)
         # The kernel counts packets also when the buffer is full, and then drops them before it copies
-        # anything: the smallest buffer makes the cheapest counter.
+        # anything: the smallest buffer makes the cheapest counter. What is in clear is kept to be shown.
         self._taps = {
-            name: [open_tap(wire, port, name, buffer=65536 if name == "clear" else 0) for port in PORTS]
+            name: [open_tap(wire, port, name, buffer=1 << 20 if name == "clear" else 0) for port in PORTS]
             for name in CLASSES
         }
         self._counts: Counter[str] = Counter()
@@ -153,7 +153,7 @@ class WireTap:
         return {name: self._counts[name] for name in CLASSES}
 
     def clear_samples(self, limit: int = 5) -> list[str]:
-        """Some of the clear-text packets, as text for an error message."""
+        """Some of the clear-text packets, as text for an error message; each is shown once."""
         samples: list[str] = []
         for tap in self._taps["clear"]:
             while len(samples) < limit:

@@ -7,10 +7,10 @@ far0 --------------------> near0 -[XDP]-> AF_XDP socket     steered
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from bench.generator import load_redirect
 from ext import porttool
 from ext.packet import Pool
 from ext.steering import REASONS, Steering
@@ -38,8 +39,6 @@ pytestmark = pytest.mark.root
 
 PROTECTED, UNPROTECTED = 0, 1
 SO_ATTACH_BPF = 50
-KERNEL = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
-TC_MODES = ["clsact", "tcx"] if KERNEL >= (6, 6) else ["clsact"]
 LOCALS = ["10.1.0.1", "10.2.0.99", "192.0.2.1", "fd01::1", "2001:db8::1"]
 REMOTES = ["10.2.0.0/16", "172.16.5.5/32", "fd02::/64", "::/0"]
 
@@ -271,12 +270,11 @@ def test_socket_or_kernel(pair: Wire, mode: str, role: int) -> None:
 
 
 @pytest.mark.parametrize("role", CASES, ids=["protected", "unprotected"])
-@pytest.mark.parametrize("mode", TC_MODES)
-def test_packet_socket_sees_what_tc_shoots(pair: Wire, mode: str, role: int) -> None:
+def test_packet_socket_sees_what_tc_shoots(pair: Wire, role: int) -> None:
     """The same cases at the other two hooks: the filtered socket takes exactly what the tc program shoots."""
     wrong = {}
     with make_steering(pair, role) as steering, pair.packet_socket(pair.near, "near0") as filtered:
-        assert pair.near.call(lambda: steering.attach_tc(mode)) == mode
+        assert pair.near.call(steering.attach_tc) == "clsact"
         program = steering.socket_filter_fd()
         filtered.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, program)
         os.close(program)
@@ -355,50 +353,74 @@ def shown(wire: Wire, *command: str) -> str:
     return wire.near.run(command).output()
 
 
-def test_process_end_detaches(pair: Wire) -> None:
-    """A program attached by a process that is killed goes with it: XDP in both modes, and tcx."""
-    attachments = [("attach_xdp", "native"), ("attach_xdp", "generic")]
-    for method, mode in attachments + [("attach_tc", "tcx")] * ("tcx" in TC_MODES):
+def attach(pair: Wire, method: str, mode: str) -> Steering:
+    """A steering program of near0, attached; call it inside the namespace."""
+    steering = Steering(OBJECT, "near0", PROTECTED)
+    steering.set_remotes(REMOTES)
+    assert (steering.attach_xdp(mode) if method == "xdp" else steering.attach_tc()) == mode
+    return steering
 
-        def hold(method: str = method, mode: str = mode) -> Steering:
-            steering = Steering(OBJECT, "near0", PROTECTED)
-            getattr(steering, method)(mode)
-            return steering
 
-        with process(pair.near, hold) as pid:
+ATTACHMENTS = [("xdp", "native"), ("xdp", "generic"), ("tc", "clsact")]
+
+
+def ip_received(pair: Wire) -> int:
+    """IPv4 packets that the near kernel has got to see."""
+    lines = [
+        line.split() for line in shown(pair, "cat", "/proc/net/snmp").splitlines() if line.startswith("Ip:")
+    ]
+    return int(lines[1][lines[0].index("InReceives")])
+
+
+@pytest.mark.parametrize(("method", "mode"), ATTACHMENTS)
+def test_killed_process_leaves_the_door_shut(pair: Wire, method: str, mode: str) -> None:
+    """What a killed process has attached keeps steered frames from the kernel until the next takes its place."""
+    frame = PROTECTED_CASES["udp"][1]
+    before = ip_received(pair)
+    for next_mode in ("native", "generic") if method == "xdp" else (mode,):
+        with process(pair.near, lambda: attach(pair, method, mode)) as pid:
             with make_steering(pair, PROTECTED) as second:
-                if method == "attach_xdp":
-                    with pytest.raises(OSError, match="another XDP program is attached"):
-                        pair.near.call(lambda second=second: second.attach_xdp("auto"))
+                with pytest.raises(OSError, match="attach to near0: another gateway that runs has it"):
+                    pair.near.call(second.attach_tc)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        with make_steering(pair, PROTECTED) as second:
-            assert wait_for(lambda: "xdp" not in shown(pair, "ip", "link", "show", "near0"))
-            pair.near.call(lambda second=second: second.attach_xdp("native"))
+        with pair.packet_socket(pair.near, "near0") as tap:
+            pair.send(frame, PROTECTED_CASES["arp"][1])
+            assert wait_for(lambda tap=tap: PROTECTED_CASES["arp"][1] in frames_of(tap))
+        assert ip_received(pair) == before
+        steering = pair.near.call(lambda next_mode=next_mode: attach(pair, method, next_mode))
+        pair.send(frame)
+        assert (
+            wait_for(
+                lambda steering=steering: steering.counts()["steered" if method == "tc" else "no_socket"]
+            )
+            == 1
+        )
+        pair.near.call(steering.close)
+        assert "xdp" not in shown(pair, "ip", "link", "show", "near0")
+        assert "handle" not in shown(pair, "tc", "filter", "show", "dev", "near0", "ingress")
+    assert ip_received(pair) == before
+    pair.near.run(["tc", "qdisc", "del", "dev", "near0", "clsact"], check=False)
 
 
-def test_clsact_left_behind_is_replaced(pair: Wire) -> None:
-    """On kernels without tcx a killed process leaves its filter; the next attach takes its place."""
+def test_foreign_program_stays(pair: Wire) -> None:
+    """An XDP program that is not ours is neither replaced nor detached."""
+    library = ctypes.CDLL("libbpf.so.1")
 
-    def hold() -> Steering:
-        steering = Steering(OBJECT, "near0", PROTECTED)
-        steering.attach_tc("clsact")
-        return steering
+    def attach_foreign(program: int) -> int:
+        return library.bpf_xdp_attach(socket.if_nametoindex("near0"), program, 0, None)
 
-    def filters() -> int:
-        return shown(pair, "tc", "filter", "show", "dev", "near0", "ingress").count("handle")
-
-    with process(pair.near, hold) as pid:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    assert filters() == 1
-    with make_steering(pair, PROTECTED) as steering:
-        pair.near.call(lambda: steering.attach_tc("clsact"))
-        assert filters() == 1
-    assert filters() == 0
-    subprocess.run(
-        ["ip", "netns", "exec", pair.near.name, "tc", "qdisc", "del", "dev", "near0", "clsact"], check=True
-    )
+    foreign = load_redirect(1)
+    try:
+        assert pair.near.call(lambda: attach_foreign(foreign)) == 0
+        with make_steering(pair, PROTECTED) as steering:
+            for mode in ("auto", "native", "generic"):
+                with pytest.raises(OSError, match="another XDP program is attached"):
+                    pair.near.call(lambda mode=mode: steering.attach_xdp(mode))
+        assert "xdp" in shown(pair, "ip", "link", "show", "near0")
+        assert pair.near.call(lambda: attach_foreign(-1)) == 0
+    finally:
+        os.close(foreign)
 
 
 def test_errors_say_what_was_tried(pair: Wire, tmp_path: Path) -> None:
