@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
+from types import TracebackType
 
 from dataplane.layout import NO_INDEX
 from dataplane.model import (
@@ -26,8 +26,8 @@ from dataplane.model import (
     SaSpec,
 )
 from dataplane.ports.errors import PortError
-from dataplane.records import check_sa
-from dataplane.reserve import ReserveError, fingerprint
+from dataplane.records import check_sa, without_keys
+from dataplane.reserve import ReserveError
 from dataplane.sequence import Grant, SequenceKeeper
 from dataplane.slots import TableFullError
 from dataplane.spd import cover
@@ -48,19 +48,32 @@ class _Sa:
 
     spec: SaSpec
     index: int
-    key: str  # fingerprint
     mtu: int = 1500
     adjacency: AdjacencySpec | None = None
     policies: set[str] = field(default_factory=set)
 
 
-@contextmanager
-def named(what: str) -> Iterator[None]:
+class _Named:
+    """The context manager of `named`; a class, since a bulk load enters one per SA."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (ValueError, OverflowError, TableFullError, ReserveError, PortError, OSError)):
+            raise DataPlaneError(f"{self._what}: {error}") from error
+
+
+def named(what: str) -> _Named:
     """Errors of the parts below, as DataPlaneErrors that say what they are about."""
-    try:
-        yield
-    except (ValueError, OverflowError, TableFullError, ReserveError, PortError, OSError) as error:
-        raise DataPlaneError(f"{what}: {error}") from error
+    return _Named(what)
 
 
 class Book:
@@ -132,8 +145,7 @@ class Book:
     def _add(self, spec: SaSpec, grant: Grant, mtu: int) -> _Sa:
         """Fill a slot and make it known; outbound SAs are found through policies only."""
         index = self.tables.add_sa(spec, start=grant.start, limit=grant.limit, mtu=mtu)
-        bare = replace(spec, encryption_key=b"", integrity_key=b"", iv_mask=None)
-        sa = _Sa(spec=bare, index=index, key=fingerprint(spec), mtu=mtu)
+        sa = _Sa(spec=without_keys(spec), index=index, mtu=mtu)
         self._keeper.attach(index, spec, grant)
         if spec.direction is Direction.IN and self._spis.get(spec.spi) is None:
             self.tables.publish_inbound(spec.spi, index)
@@ -163,7 +175,7 @@ class Book:
         owner = self._spis.get(spec.spi)
         if spec.direction is Direction.IN and owner not in (None, spec.name):
             raise DataPlaneError(f"SA {spec.name!r}: SPI 0x{spec.spi:08x} belongs to SA {owner!r}")
-        if spec.direction is Direction.IN and fingerprint(spec) == old.key:
+        if spec.direction is Direction.IN and self.tables.has_key(old.index, spec):
             self._unlink(old)
             await self.settle_sa(old)
             top = self.tables.replay_top(old.index)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
@@ -64,22 +65,22 @@ class EspProposal:
     integrity: Integrity = Integrity.NONE
     esn: bool = False
 
-    @property
+    @cached_property
     def salt_length(self) -> int:
         """Bytes of salt at the end of KEYMAT (RFC 4106 section 8.1, RFC 7634 section 2)."""
         return 4 if self.cipher in (Cipher.AES_GCM, Cipher.CHACHA20_POLY1305) else 0
 
-    @property
+    @cached_property
     def is_aead(self) -> bool:
         """True where the cipher brings its own integrity."""
         return self.salt_length > 0
 
-    @property
+    @cached_property
     def encryption_key_length(self) -> int:
         """Bytes of encryption key, salt included."""
         return self.key_bits // 8 + self.salt_length
 
-    @property
+    @cached_property
     def integrity_key_length(self) -> int:
         """Bytes of integrity key (RFC 4868 section 2.1.1: as long as the hash's output)."""
         return {
@@ -89,7 +90,7 @@ class EspProposal:
             Integrity.HMAC_SHA2_512: 64,
         }[self.integrity]
 
-    @property
+    @cached_property
     def icv_length(self) -> int:
         """Bytes of ICV at the end of each packet."""
         if self.is_aead:
@@ -101,12 +102,12 @@ class EspProposal:
             Integrity.HMAC_SHA2_512: 32,
         }[self.integrity]
 
-    @property
+    @cached_property
     def iv_length(self) -> int:
         """Bytes of IV in each packet."""
         return {Cipher.NULL: 0, Cipher.AES_CBC: 16}.get(self.cipher, 8)
 
-    @property
+    @cached_property
     def alignment(self) -> int:
         """What payload and trailer are padded to, bytes."""
         return 16 if self.cipher == Cipher.AES_CBC else 4

@@ -15,10 +15,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dataplane.model import Direction, SaSpec
-from dataplane.records import hard_limit
+from dataplane.records import hard_limit, without_keys
 from dataplane.reserve import CHUNK, Mark, Reserve, ReserveError, fingerprint
 from dataplane.tables import Tables
 
@@ -115,8 +115,7 @@ class SequenceKeeper:
             # It keeps what it has until no worker can hold it, but gets no more.
             self._kept.pop(old, None)
         written = grant.limit if spec.direction is Direction.OUT else grant.start - 1
-        bare = replace(spec, encryption_key=b"", integrity_key=b"", iv_mask=None)
-        self._kept[index] = _Kept(spec=bare, name=name, written=written)
+        self._kept[index] = _Kept(spec=without_keys(spec), name=name, written=written)
         self._owners[spec.direction, name] = index
 
     def renew(self, now: float | None = None) -> None:

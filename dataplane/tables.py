@@ -166,6 +166,15 @@ class Tables:
             replay["blocks"] = 2**64 - 1
             replay["blocks"][(top >> 6) % len(replay["blocks"])] = (2 << (top & 63)) - 1
 
+    def has_key(self, index: int, spec: SaSpec) -> bool:
+        """Whether the SA in this slot uses the spec's keys, salt apart."""
+        key = self._keys[index]
+        raw = spec.encryption_key[: len(spec.encryption_key) - spec.proposal.salt_length]
+        return (
+            bytes(key["encryption"])[: key["encryption_length"]] == raw
+            and bytes(key["integrity_key"])[: key["integrity_length"]] == spec.integrity_key
+        )
+
     def replay_top(self, index: int) -> int:
         """The highest sequence number that inbound SA `index` has accepted."""
         return int(self._replays[index]["top"])
