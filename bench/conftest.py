@@ -8,6 +8,8 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --slices, --batches and --engine."""
     group = parser.getgroup("kernels")
-    group.addoption("--slices", type=int, default=60, metavar="N", help="slices per figure, ours and bare each")
-    group.addoption("--batches", type=int, default=30, metavar="N", help="batches of 64 packets in a slice")
+    group.addoption(
+        "--slices", type=int, default=400, metavar="N", help="slices per figure, ours and bare each"
+    )
+    group.addoption("--batches", type=int, default=8, metavar="N", help="batches of 64 packets in a slice")
     group.addoption("--engine", default="auto", metavar="NAME", help="auto, ipsec-mb or openssl")
