@@ -11,29 +11,26 @@ Fragments, ESP behind extension headers other than those `wire` walks, and trans
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from ext.counters cimport (
     DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED, DROP_ESP_TRUNCATED, DROP_FRAGMENT,
     DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE, DROP_NEXT_HEADER, DROP_NO_SA,
-    DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL, SaCounters,
+    DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
 from ext.crypto cimport Job
-from ext.packet cimport (
-    NO_INDEX, PACKET_FRAGMENT, PACKET_UDP_ENCAP,
-    Packet,
-)
+from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_UDP_ENCAP, Packet
 from ext.policy cimport (
-    Addresses, Lpm, find_leaders, lpm_find, lpm_open, lpm_prefetch, read_addresses, selector_matches,
+    Addresses, Lpm, lpm_find, lpm_open, lpm_prefetch, prefetch_sa, read_addresses, selector_matches,
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
-    REPLAY_BLOCKS, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaInbound, spi_find,
-    spi_prefetch,
+    REPLAY_BLOCKS, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Replay, Sa, SaInbound, spi_find, spi_prefetch,
 )
 from ext.wire cimport (
-    PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, clamp_mss, decrement_ttl,
-    fold, load16, load32, load64, parse_ip, prefetch, prefetch_write, put_raw16, raw16, store32, store64, unlikely,
+    PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, clamp_mss,
+    decrement_ttl, fold, likely, load16, load32, load64, parse_next, prefetch, prefetch_write, put_raw16, put_raw32,
+    put_raw64, raw16, raw32, raw64, store32, store64, unlikely,
 )
 
 cdef extern from *:
@@ -49,6 +46,7 @@ cdef extern from *:
     const uint8_t esp_pad_bytes[256]
 
 cdef enum:
+    FEW = 4                     # up to so many flows in a batch, asking ahead costs more than it saves
     ESP_HEADER = 8
     ESP_TRAILER = 2
     UDP_HEADER = 8
@@ -59,17 +57,17 @@ cdef enum:
 
 
 cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch, uint64_t now) noexcept nogil:
-    """Take a batch of outer IP packets (parsed) to inner packets, or to a verdict that says why not.
+    """Take a batch of outer IP packets, parsed with `scratch.leaders`, to inner packets or to a verdict.
 
     Afterwards a packet that PASSes has `data` at its inner IP header and an adjacency; one that is TO_KERNEL
     is as complete, and the kernel has to find its way.
     """
-    _find_sas(batch, tables)
-    _admit(batch, tables, scratch)
+    find_sas(batch, tables, &scratch.leaders)
+    admit(batch, tables, scratch)
     engine.open(engine, &scratch.jobs)
-    _accept(batch, tables, scratch, now)
-    _strip(batch, tables, scratch)
-    _select_and_route(batch, tables, scratch)
+    accept(batch, tables, scratch, now)
+    strip(batch, tables, scratch)
+    select_and_route(batch, tables, scratch)
 
 
 cdef inline uint8_t _find_esp(Packet *packet) noexcept nogil:
@@ -84,7 +82,6 @@ cdef inline uint8_t _find_esp(Packet *packet) noexcept nogil:
         return DROP_NOT_ESP
     if load16(transport + 4) < UDP_HEADER or load16(transport + 4) > rest:
         return DROP_NOT_ESP
-    packet.tailroom += <uint16_t>(rest - load16(transport + 4))
     packet.length -= rest - load16(transport + 4)
     rest = load16(transport + 4) - UDP_HEADER
     if rest == 1 and transport[UDP_HEADER] == 0xFF:
@@ -97,52 +94,39 @@ cdef inline uint8_t _find_esp(Packet *packet) noexcept nogil:
     return DROP_NOT_ESP if load32(transport + UDP_HEADER) == 0 else PASS
 
 
-cdef void _find_sas(Batch *batch, Tables *tables) noexcept nogil:
-    """SPI -> SA; a run of one SPI costs one look-up. Cold lines are asked for two passes ahead."""
+cdef inline bint _follows(const Packet *packet, const Leaders *leaders, uint32_t index) noexcept nogil:
+    """The packet before it settled its SA: same addresses, ESP, same SPI. UDP hides its SPI from the parser."""
+    return leaders.leader[index] != index and packet.protocol == PROTOCOL_ESP
+
+
+cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcept nogil:
+    """SPI -> SA for leaders and for whatever came in UDP. Cold lines are asked for two passes ahead."""
     cdef uint32_t index
     cdef uint32_t spi
-    cdef uint32_t last_spi = 0
-    cdef uint32_t last_sa = NO_INDEX
     cdef Packet *packet
     cdef Sa *sa
-    cdef const uint8_t *key
     for index in range(batch.count):
         packet = &batch.packets[index]
-        if unlikely(packet.verdict != PASS, 0):
+        if packet.verdict != PASS or _follows(packet, leaders, index):
             continue
         packet.verdict = _find_esp(packet)
-        if packet.verdict == PASS:
-            spi = load32(packet.data + packet.transport)
-            if spi != last_spi:
-                spi_prefetch(tables, spi)
-                last_spi = spi
-    last_spi = 0
+        if packet.verdict == PASS and leaders.count > FEW:
+            spi_prefetch(tables, load32(packet.data + packet.transport))
     for index in range(batch.count):
         packet = &batch.packets[index]
-        if unlikely(packet.verdict != PASS, 0):
+        if packet.verdict != PASS or _follows(packet, leaders, index):
             continue
         spi = load32(packet.data + packet.transport)
-        if spi != last_spi:
-            last_spi = spi
-            last_sa = spi_find(tables, spi)
-            if last_sa != NO_INDEX:
-                sa = &tables.sas[last_sa]
-                key = sa.key.expanded
-                prefetch(&sa.hot)
-                prefetch(&sa.inbound)
-                prefetch_write(&sa.replay, 1)
-                prefetch_write(&sa.replay.blocks[(load32(packet.data + packet.transport + 4) >> 6)
-                                                 & (REPLAY_BLOCKS - 1)], 1)
-                prefetch(key)
-                prefetch(key + 64)
-                prefetch(key + 128)
-                prefetch(key + 192)
-                prefetch(key + 256)
-                prefetch(key + 320)
-                prefetch_write(&tables.sa_counters[last_sa], 1)
-        packet.sa = last_sa
-        if unlikely(last_sa == NO_INDEX, 0):
+        packet.sa = spi_find(tables, spi)
+        if unlikely(packet.sa == NO_INDEX, 0):
             packet.verdict = DROP_NO_SA
+        elif leaders.count > FEW:
+            sa = &tables.sas[packet.sa]
+            prefetch_sa(tables, packet.sa)
+            prefetch(&sa.inbound)
+            prefetch_write(&sa.replay, 1)
+            prefetch_write(&sa.replay.blocks[(load32(packet.data + packet.transport + 4) >> 6)
+                                             & (REPLAY_BLOCKS - 1)], 1)
 
 
 cdef inline bint _addresses_match(const Packet *packet, const SaInbound *inbound) noexcept nogil:
@@ -152,93 +136,146 @@ cdef inline bint _addresses_match(const Packet *packet, const SaInbound *inbound
     return load64(packet.data + 24) == inbound.local_high and load64(packet.data + 32) == inbound.local_low
 
 
-cdef void _admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
+cdef inline uint8_t _suits(const Packet *packet, const Sa *sa) noexcept nogil:
+    """What holds for a whole run: outer destination and encapsulation are the SA's."""
+    if not _addresses_match(packet, &sa.inbound):
+        return DROP_WRONG_ADDRESS
+    if (sa.hot.flags & SA_ENCAP != 0) != (packet.flags & PACKET_UDP_ENCAP != 0):
+        return DROP_ENCAP_MISMATCH
+    return PASS
+
+
+cdef struct Lock:               # what all packets of one SA have in common, taken once per run
+    Sa *sa
+    uint64_t top                # of the replay window, as this batch found it
+    uint32_t window
+    uint32_t overhead           # ESP header, IV and ICV
+    uint32_t align_mask
+    uint32_t iv_length
+    uint32_t salt
+    bint plain                  # AEAD without ESN: the way most packets go
+
+
+cdef void _take(Sa *sa, Lock *lock) noexcept nogil:
+    """Gather an SA's constants."""
+    lock.sa = sa
+    lock.top = sa.replay.top
+    lock.window = sa.replay.window
+    lock.overhead = ESP_HEADER + sa.hot.iv_length + sa.hot.icv_length
+    lock.align_mask = sa.hot.align - 1
+    lock.iv_length = sa.hot.iv_length
+    lock.salt = raw32(sa.hot.salt)
+    lock.plain = sa.hot.iv_length == 8 and not sa.hot.flags & SA_ESN
+
+
+cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
     """All that can be checked before the cipher runs, and the engine's job for what passes."""
     cdef uint32_t index
     cdef uint32_t count = 0
+    cdef uint32_t sa = NO_INDEX
+    cdef uint8_t verdict = DROP_NO_SA
     cdef Packet *packet
+    cdef Lock lock
+    memset(&lock, 0, sizeof(Lock))
     for index in range(batch.count):
         packet = &batch.packets[index]
-        if unlikely(packet.verdict != PASS, 0):
+        if unlikely(scratch.leaders.leader[index] == NO_LEADER, 0):
             continue
-        packet.verdict = _prepare(packet, &tables.sas[packet.sa], &scratch.jobs.jobs[count])
-        if packet.verdict == PASS:
+        if not _follows(packet, &scratch.leaders, index):
+            verdict = packet.verdict
+            sa = packet.sa
+            if verdict == PASS:
+                verdict = _suits(packet, &tables.sas[sa])
+                _take(&tables.sas[sa], &lock)
+        packet.sa = sa
+        if unlikely(verdict != PASS, 0):
+            packet.verdict = verdict
+            continue
+        packet.verdict = _prepare(packet, &lock, &scratch.jobs.jobs[count])
+        if likely(packet.verdict == PASS, 1):
             scratch.jobs.jobs[count].packet = <uint16_t>index
             count += 1
     scratch.jobs.count = count
 
 
-cdef inline uint8_t _prepare(Packet *packet, Sa *sa, Job *job) noexcept nogil:
-    """One packet's checks and job."""
-    cdef SaHot *hot = &sa.hot
+cdef inline uint8_t _prepare(Packet *packet, const Lock *lock, Job *job) noexcept nogil:
+    """One packet's lengths and replay check, and its job."""
     cdef uint8_t *esp = packet.data + packet.transport
     cdef uint32_t rest = packet.length - packet.transport
-    cdef uint32_t overhead = ESP_HEADER + hot.iv_length + hot.icv_length
-    cdef uint32_t text_length
-    if unlikely(not _addresses_match(packet, &sa.inbound), 0):
-        return DROP_WRONG_ADDRESS
-    if unlikely((hot.flags & SA_ENCAP != 0) != (packet.flags & PACKET_UDP_ENCAP != 0), 0):
-        return DROP_ENCAP_MISMATCH
-    if unlikely(rest < overhead + ESP_TRAILER, 0):
+    cdef uint32_t text_length = rest - lock.overhead
+    cdef uint64_t spi_and_number
+    cdef uint64_t sequence
+    cdef uint8_t verdict
+    if unlikely(rest < lock.overhead + ESP_TRAILER, 0):
         return DROP_ESP_TRUNCATED
-    text_length = rest - overhead
-    if unlikely(text_length & (hot.align - 1), 0):
+    if unlikely(text_length & lock.align_mask, 0):
         return DROP_ESP_MISALIGNED
-    packet.sequence = load32(esp + 4)
-    if hot.flags & SA_ESN:
-        packet.sequence = extend_sequence(sa.replay.top, sa.replay.window, <uint32_t>packet.sequence)
-    cdef uint8_t verdict = replay_check(&sa.replay, packet.sequence)
+    spi_and_number = raw64(esp)
+    sequence = bswap32(<uint32_t>(spi_and_number >> 32))
+    job.text_length = text_length
+    job.key = &lock.sa.key
+    if likely(lock.plain, 1):
+        packet.sequence = sequence
+        # Right of the window's top it is new for certain; accept() looks again in any case.
+        if unlikely(sequence <= lock.top, 0):
+            verdict = replay_check(&lock.sa.replay, sequence)
+            if verdict != PASS:
+                return verdict
+        job.text = esp + ESP_HEADER + 8
+        job.icv = esp + ESP_HEADER + 8 + text_length
+        put_raw32(job.nonce, lock.salt)
+        put_raw64(job.nonce + 4, raw64(esp + ESP_HEADER))
+        put_raw64(job.aad, spi_and_number)
+        job.aad_length = 8
+        return PASS
+    if lock.sa.hot.flags & SA_ESN:
+        sequence = extend_sequence(lock.sa.replay.top, lock.window, <uint32_t>sequence)
+    packet.sequence = sequence
+    verdict = replay_check(&lock.sa.replay, sequence)
     if unlikely(verdict != PASS, 0):
         return verdict
     job.esp = esp
-    job.text = esp + ESP_HEADER + hot.iv_length
-    job.text_length = text_length
+    job.text = esp + ESP_HEADER + lock.iv_length
     job.icv = job.text + text_length
-    job.key = &sa.key
-    job.ok = 0
-    if hot.iv_length == 8:
-        memcpy(job.nonce, hot.salt, 4)
-        memcpy(job.nonce + 4, esp + ESP_HEADER, 8)
-        if hot.flags & SA_ESN:
-            memcpy(job.aad, esp, 4)
-            store64(job.aad + 4, packet.sequence)
-            job.aad_length = 12
-        else:
-            memcpy(job.aad, esp, 8)
-            job.aad_length = 8
+    if lock.iv_length == 8:
+        put_raw32(job.nonce, lock.salt)
+        put_raw64(job.nonce + 4, raw64(esp + ESP_HEADER))
+        memcpy(job.aad, esp, 4)
+        store64(job.aad + 4, sequence)
+        job.aad_length = 12
         return PASS
-    job.text -= hot.iv_length
-    job.text_length += hot.iv_length
+    job.text -= lock.iv_length
+    job.text_length += lock.iv_length
     job.aad_length = 0
-    if hot.flags & SA_ESN:
-        store32(job.aad, <uint32_t>(packet.sequence >> 32))
+    if lock.sa.hot.flags & SA_ESN:
+        store32(job.aad, <uint32_t>(sequence >> 32))
         job.aad_length = 4
     return PASS
 
 
-cdef void _accept(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil:
+cdef void accept(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil:
     """Move the replay windows: runs of one SA share one hold of its lock."""
     cdef uint32_t index
+    cdef uint32_t sa = NO_INDEX
     cdef Job *job
     cdef Packet *packet
-    cdef Sa *locked = NULL
-    cdef Sa *sa
+    cdef Replay *replay = NULL
     for index in range(scratch.jobs.count):
         job = &scratch.jobs.jobs[index]
         packet = &batch.packets[job.packet]
         if unlikely(not job.ok, 0):
             packet.verdict = DROP_INTEGRITY
             continue
-        sa = &tables.sas[packet.sa]
-        if sa != locked:
-            if locked != NULL:
-                replay_unlock(&locked.replay)
-            replay_lock(&sa.replay, tables.worker_index + 1)
-            tables.sa_counters[packet.sa].last_used = now
-            locked = sa
-        packet.verdict = replay_accept(&sa.replay, packet.sequence)
-    if locked != NULL:
-        replay_unlock(&locked.replay)
+        if packet.sa != sa:
+            if replay != NULL:
+                replay_unlock(replay)
+            sa = packet.sa
+            replay = &tables.sas[sa].replay
+            replay_lock(replay, tables.worker_index + 1)
+            tables.sa_counters[sa].last_used = now
+        packet.verdict = replay_accept(replay, packet.sequence)
+    if replay != NULL:
+        replay_unlock(replay)
 
 
 cdef inline uint8_t _merge_ecn(Packet *packet, uint8_t outer_tos) noexcept nogil:
@@ -264,53 +301,70 @@ cdef inline uint8_t _merge_ecn(Packet *packet, uint8_t outer_tos) noexcept nogil
     return PASS
 
 
-cdef inline uint8_t _strip_one(Packet *packet, const Job *job, const SaHot *hot) noexcept nogil:
-    """Trailer checks, then `data` at the inner header and that header parsed."""
+cdef inline uint8_t _strip_one(Packet *packet, const Job *job, uint32_t iv_block) noexcept nogil:
+    """Trailer checks, then `data` at the inner packet. `iv_block`: bytes of IV that Job.text begins with."""
     cdef const uint8_t *end = job.icv
-    cdef uint32_t skipped = 0
-    cdef uint8_t next_header = (end - 1)[0]
-    cdef uint32_t padding = (end - 2)[0]
-    cdef uint32_t text_length = job.text_length
-    cdef uint8_t *text = job.text
-    cdef uint8_t outer_tos = packet.tos
-    cdef uint8_t verdict
-    if hot.iv_length == 16:
-        text += 16
-        text_length -= 16
+    cdef uint8_t *text = job.text + iv_block
+    cdef uint32_t text_length = job.text_length - iv_block
+    cdef uint32_t trailer = raw16(end - 2)
+    cdef uint32_t padding = trailer & 0xFF
+    cdef uint32_t next_header = trailer >> 8
     if unlikely(padding + ESP_TRAILER > text_length, 0):
         return DROP_PADDING
-    if unlikely(padding != 0 and memcmp(end - 2 - padding, esp_pad_bytes, padding) != 0, 0):
+    if likely(padding < 8, 1):
+        # The usual few pad bytes, from the word before the trailer; two shifts, for padding 0 would need one by 64.
+        if unlikely((raw64(end - 10) ^ (<uint64_t>0x0807060504030201ULL << (63 - 8 * padding) << 1))
+                    >> 1 >> (63 - 8 * padding) != 0, 0):
+            return DROP_PADDING
+    elif memcmp(end - 2 - padding, esp_pad_bytes, padding) != 0:
         return DROP_PADDING
     if unlikely(next_header != PROTOCOL_IPIP and next_header != PROTOCOL_IPV6, 0):
         return DROP_DUMMY if next_header == PROTOCOL_NONE else DROP_NEXT_HEADER
-    skipped = <uint32_t>(text - packet.data)
-    packet.headroom += <uint16_t>skipped
-    packet.tailroom += <uint16_t>(packet.length - skipped - (text_length - ESP_TRAILER - padding))
+    text_length -= ESP_TRAILER + padding
     packet.data = text
-    packet.length = text_length - ESP_TRAILER - padding
+    packet.length = text_length
     # What receive knew of checksums was about the outer packet.
     packet.flags = 0
-    verdict = parse_ip(packet)
-    if unlikely(verdict != PASS or (packet.family == 4) != (next_header == PROTOCOL_IPIP), 0):
-        return DROP_INNER_MALFORMED
-    return _merge_ecn(packet, outer_tos)
+    return PASS if text[0] >> 4 == (4 if next_header == PROTOCOL_IPIP else 6) else DROP_INNER_MALFORMED
 
 
-cdef void _strip(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
-    """Strip every packet that was accepted."""
+cdef void strip(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
+    """Strip and parse every packet that was accepted; leaders are now those of inner flows, within one SA."""
+    cdef uint32_t at
     cdef uint32_t index
-    cdef Job *job
+    cdef uint32_t sa = NO_INDEX
+    cdef uint32_t iv_block = 0
+    cdef uint32_t clamp = 0
+    cdef uint8_t tos
     cdef Packet *packet
-    cdef SaHot *hot
-    for index in range(scratch.jobs.count):
-        job = &scratch.jobs.jobs[index]
-        packet = &batch.packets[job.packet]
-        if packet.verdict != PASS:
+    cdef Flow flow
+    flow.first = 0
+    flow.second = 0
+    flow.leader = NO_INDEX
+    scratch.leaders.count = 0
+    for at in range(scratch.jobs.count):
+        index = scratch.jobs.jobs[at].packet
+        packet = &batch.packets[index]
+        if unlikely(packet.verdict != PASS, 0):
             continue
-        hot = &tables.sas[packet.sa].hot
-        packet.verdict = _strip_one(packet, job, hot)
-        if hot.flags & SA_MSS_CLAMP and packet.verdict == PASS and packet.protocol == PROTOCOL_TCP:
-            clamp_mss(packet, hot.inner_mtu)
+        if packet.sa != sa:
+            sa = packet.sa
+            iv_block = 16 if tables.sas[sa].hot.iv_length == 16 else 0
+            clamp = tables.sas[sa].hot.flags & SA_MSS_CLAMP
+            flow.first = 0
+            flow.leader = NO_INDEX
+        tos = packet.tos
+        packet.verdict = _strip_one(packet, &scratch.jobs.jobs[at], iv_block)
+        if unlikely(packet.verdict != PASS, 0):
+            continue
+        if unlikely(parse_next(batch, index, &scratch.leaders, &flow) != PASS, 0):
+            packet.verdict = DROP_INNER_MALFORMED
+            continue
+        packet.inner_bytes = packet.length
+        if unlikely(tos & ECN_MASK, 0):
+            packet.verdict = _merge_ecn(packet, tos)
+        if unlikely(clamp and packet.protocol == PROTOCOL_TCP, 0):
+            clamp_mss(packet, tables.sas[sa].hot.inner_mtu)
 
 
 cdef inline bint _selected(const Tables *tables, const Sa *sa, const Packet *packet,
@@ -323,54 +377,57 @@ cdef inline bint _selected(const Tables *tables, const Sa *sa, const Packet *pac
     return False
 
 
-cdef void _select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
-    """Selectors, route and TTL; packets of one flow on one SA follow their leader."""
+cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
+    """Selectors and route once per run of a flow, TTL and counters for every packet."""
     cdef Lpm routes
     cdef Addresses addresses
+    cdef uint32_t at
     cdef uint32_t index
-    cdef uint32_t last_sa = NO_INDEX
-    cdef int last = -1
+    cdef uint32_t adjacency = NO_INDEX
+    cdef uint32_t sa = NO_INDEX
+    cdef uint32_t leader = NO_LEADER
+    cdef uint8_t verdict = DROP_INNER_SELECTORS
+    cdef bint forwards = False
     cdef Packet *packet
-    cdef Packet *leader
-    cdef const Sa *sa
-    cdef SaCounters *counters
     lpm_open(&routes, tables, &tables.header.routes)
-    find_leaders(batch, &scratch.leaders)
-    if scratch.leaders.count > 4:
-        for index in range(scratch.leaders.count):
-            packet = &batch.packets[scratch.leaders.packets[index]]
-            read_addresses(packet, &addresses)
-            lpm_prefetch(&routes, packet.family, addresses.destination_high, addresses.destination_low)
-            prefetch(&tables.selectors[tables.sas[packet.sa].inbound.first_selector])
-    for index in range(batch.count):
+    if scratch.leaders.count > FEW:
+        _prefetch_leaders(batch, tables, scratch, &routes)
+    for at in range(scratch.jobs.count):
+        index = scratch.jobs.jobs[at].packet
         packet = &batch.packets[index]
-        if packet.verdict != PASS:
+        # An ECN drop may have hit the leader itself: the first packet of its run that still stands leads.
+        if unlikely(packet.verdict != PASS, 0):
             continue
-        sa = &tables.sas[packet.sa]
-        if last == <int>scratch.leaders.leader[index] and packet.sa == last_sa:
-            leader = &batch.packets[last]
-            packet.adjacency = leader.adjacency
-        else:
-            last = <int>scratch.leaders.leader[index]
-            last_sa = packet.sa
+        if scratch.leaders.leader[index] != leader:
+            leader = scratch.leaders.leader[index]
+            sa = packet.sa
             read_addresses(packet, &addresses)
-            if not _selected(tables, sa, packet, &addresses):
-                packet.verdict = DROP_INNER_SELECTORS
-                last_sa = NO_INDEX
-                continue
-            packet.adjacency = lpm_find(&routes, packet.family, addresses.destination_high,
-                                        addresses.destination_low)
-            # The leader itself may be another SA's packet; what follows copies from there.
-            batch.packets[last].adjacency = packet.adjacency
-        if packet.adjacency == NO_INDEX:
-            packet.verdict = TO_KERNEL
-        elif tables.adjacencies[packet.adjacency].link_length:
+            verdict = DROP_INNER_SELECTORS
+            if _selected(tables, &tables.sas[sa], packet, &addresses):
+                adjacency = lpm_find(&routes, packet.family, addresses.destination_high, addresses.destination_low)
+                verdict = TO_KERNEL if adjacency == NO_INDEX else PASS
+                forwards = verdict == PASS and tables.adjacencies[adjacency].link_length != 0
+        packet.verdict = verdict
+        packet.adjacency = adjacency
+        if unlikely(verdict == DROP_INNER_SELECTORS, 0):
+            continue
+        if forwards:
             # Forwarded by us, not by the kernel: one hop less (RFC 4301 5.1.2.1).
             if unlikely((packet.data[8] if packet.family == 4 else packet.data[7]) <= 1, 0):
                 packet.verdict = DROP_TTL
                 continue
             decrement_ttl(packet)
-        packet.inner_bytes = packet.length
-        counters = &tables.sa_counters[packet.sa]
-        counters.packets += 1
-        counters.bytes += packet.length
+        tables.sa_counters[sa].packets += 1
+        tables.sa_counters[sa].bytes += packet.length
+
+
+cdef void _prefetch_leaders(Batch *batch, Tables *tables, Inbound *scratch, const Lpm *routes) noexcept nogil:
+    """Routes and selectors of many flows, asked for ahead."""
+    cdef uint32_t index
+    cdef Packet *packet
+    cdef Addresses addresses
+    for index in range(scratch.leaders.count):
+        packet = &batch.packets[scratch.leaders.packets[index]]
+        read_addresses(packet, &addresses)
+        lpm_prefetch(routes, packet.family, addresses.destination_high, addresses.destination_low)
+        prefetch(&tables.selectors[tables.sas[packet.sa].inbound.first_selector])

@@ -3,8 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from ext.crypto cimport Engine, JobList
-from ext.packet cimport BATCH_MAX, Batch, Port
-from ext.policy cimport Leaders
+from ext.packet cimport BATCH_MAX, Batch, Leaders, Port
 from ext.sa cimport Tables
 
 cdef struct Run:                # the packets of one batch that share an SA
@@ -17,9 +16,19 @@ cdef struct Run:                # the packets of one batch that share an SA
 cdef struct Outbound:           # scratch of the outbound walk, one per worker
     JobList jobs
     Leaders leaders
-    Run runs[BATCH_MAX]
     uint32_t run_count
-    uint8_t run_of[BATCH_MAX]
+    uint32_t admitted_count
+    uint32_t udp6               # jobs whose UDP checksum account() has to fill in
+    uint8_t admitted[BATCH_MAX] # packets that admit() let through, in order
+    uint8_t run_of[BATCH_MAX]   # their runs
+    Run runs[BATCH_MAX]
 
-cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch, const Port *port,
+# `forwards`: the packets came in on a link, so this gateway is a hop and the TTL falls.
+cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch, bint forwards,
                    uint64_t now) noexcept nogil
+
+# The stages of `outbound`, in order, for the bench that times each (lookup_policies and engine.seal are the others).
+cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil
+cdef void number(Batch *batch, const Tables *tables, Outbound *scratch) noexcept nogil
+cdef void build(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil
+cdef void account(Batch *batch, const Tables *tables, Outbound *scratch, uint64_t now) noexcept nogil

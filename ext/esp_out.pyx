@@ -1,7 +1,8 @@
 """Outbound ESP, tunnel mode: 1 look up 2 admit 3 number 4 build 5 seal 6 account.
 
     lookup_policies   (policy.pyx) policy -> SA
-    admit             TTL, size against the tunnel's MTU, room in the frame; half-made checksums finished
+    admit             TTL, size against the tunnel's MTU, room in the frame; leaders' SAs
+                      handed to their followers
     number            one atomic add per SA and batch; a number is never given out twice (RFC 4303 3.3.3)
     build             trailer behind, ESP header, UDP and outer IP before the inner packet, where it lies
     seal              the engine enciphers the whole batch
@@ -16,106 +17,123 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ext.counters cimport (
-    DROP_CRYPTO, DROP_HEADROOM, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED, DROP_TOO_BIG, DROP_TTL, PASS,
-    TO_KERNEL, SaCounters,
+    DROP_CRYPTO, DROP_HEADROOM, DROP_NO_POLICY, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED, DROP_TOO_BIG,
+    DROP_TTL, PASS, SaCounters,
 )
 from ext.crypto cimport Job
-from ext.packet cimport LINK_ETHERNET, NO_INDEX, PACKET_WHOLE_CHECKSUM, Packet
+from ext.packet cimport NO_INDEX, NO_LEADER, Packet
 from ext.policy cimport lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
 from ext.wire cimport (
-    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, clamp_mss, complete_checksum, decrement_ttl, fold, load16, put_raw16, store16,
-    store32, store64, sum20, sum_bytes, unlikely,
+    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, decrement_ttl, fold, likely, load16,
+    put_raw16, put_raw32, put_raw64, raw32, raw64, store32, sum_bytes, unlikely,
 )
 
 cdef extern from *:
     """
     #define ATOMIC_ADD(address, value) __atomic_fetch_add((address), (value), __ATOMIC_RELAXED)
     #define LOAD_RELAXED(address) __atomic_load_n((address), __ATOMIC_RELAXED)
+    #define DONT_FRAGMENT ((uint64_t)0x40 << 48)
     static const unsigned char esp_padding[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
     """
     uint64_t atomic_add "ATOMIC_ADD"(uint64_t *address, uint64_t value) noexcept nogil
     uint64_t load_relaxed "LOAD_RELAXED"(uint64_t *address) noexcept nogil
     const uint8_t esp_padding[16]
+    const uint64_t DONT_FRAGMENT    # in the first word of an IPv4 header, memory order
 
 cdef enum:
     ESP_HEADER = 8
     UDP_HEADER = 8
+    PLAIN_OVERHEAD = 20 + ESP_HEADER + 8 + 16   # IPv4, ESP, IV and ICV
     LINK_ROOM = 14              # a link header still has to fit before the outer header
     TRAILER_SLACK = 16          # padding is stored 16 bytes at a time
-    RUNS_SEARCHED = 4           # a packet joins one of the last few runs, else begins a new one
+    RUNS_SEARCHED = 4           # a flow joins one of the last few SAs' runs, else begins a new one
+    HEAD_MOST = 72              # IPv6, UDP, ESP and CBC's IV: the most that goes before a packet
+    TAIL_MOST = 49 + TRAILER_SLACK      # 15 of padding, 2 of trailer, 32 of ICV: the most that goes behind
 
 
-cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch, const Port *port,
+cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch, bint forwards,
                    uint64_t now) noexcept nogil:
-    """Take a batch of inner IP packets (parsed) to outer ESP packets, or to a verdict that says why not.
+    """Take a batch of inner IP packets, parsed with `scratch.leaders`, to outer ESP packets or to a verdict.
 
-    Afterwards a packet that PASSes has `data` at its outer IP header and its SA's adjacency; one that is
-    TO_KERNEL is as complete and has no adjacency yet.
+    Afterwards a packet that PASSes has `data` at its outer IP header and its SA's adjacency (NO_INDEX: the kernel
+    has to find the way). Its room, flags and transport still speak of the inner packet.
     """
     lookup_policies(batch, tables, &scratch.leaders)
-    _admit(batch, tables, scratch, port)
-    _number(batch, tables, scratch)
-    _build(batch, tables, scratch, port)
+    admit(batch, tables, scratch, forwards)
+    number(batch, tables, scratch)
+    build(batch, tables, scratch, forwards)
     engine.seal(engine, &scratch.jobs)
-    _account(batch, tables, scratch, now)
+    account(batch, tables, scratch, now)
 
 
-cdef inline void _join_run(Outbound *scratch, Packet *packet, uint32_t index) noexcept nogil:
-    """Count the packet into its SA's run."""
-    cdef int at = <int>scratch.run_count - 1
-    cdef int floor = at - RUNS_SEARCHED
+cdef inline uint32_t _find_run(Outbound *scratch, uint32_t sa) noexcept nogil:
+    """The run of this SA in the batch, begun if none of the last few is it."""
+    cdef uint32_t at = scratch.run_count
+    cdef uint32_t floor = at - RUNS_SEARCHED if at > RUNS_SEARCHED else 0
     cdef Run *run
-    while at >= 0 and at > floor:
-        run = &scratch.runs[at]
-        if run.sa == packet.sa:
-            run.count += 1
-            run.bytes += packet.length
-            scratch.run_of[index] = <uint8_t>at
-            return
+    while at > floor:
         at -= 1
+        if scratch.runs[at].sa == sa:
+            return at
     run = &scratch.runs[scratch.run_count]
-    run.sa = packet.sa
-    run.count = 1
-    run.bytes = packet.length
-    scratch.run_of[index] = <uint8_t>scratch.run_count
+    run.sa = sa
+    run.count = 0
+    run.bytes = 0
     scratch.run_count += 1
+    return scratch.run_count - 1
 
 
-cdef void _admit(Batch *batch, const Tables *tables, Outbound *scratch, const Port *port) noexcept nogil:
-    """Refuse what cannot leave, before it costs a sequence number."""
+cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil:
+    """Hand the leaders' SAs to their followers; refuse what cannot leave, before it costs a sequence number."""
     cdef uint32_t index
+    cdef uint32_t count = 0
+    cdef uint8_t verdict = DROP_NO_POLICY
+    cdef uint32_t sa = NO_INDEX
+    cdef uint32_t run_index = 0
+    cdef uint32_t mtu = 0
+    cdef uint8_t clamp = 0
     cdef Packet *packet
-    cdef const SaHot *hot
-    cdef uint32_t ttl
-    cdef bint forwards = port.link == LINK_ETHERNET
+    cdef Run *run = NULL
     scratch.run_count = 0
     for index in range(batch.count):
         packet = &batch.packets[index]
-        if unlikely(packet.verdict != PASS, 0):
+        if unlikely(scratch.leaders.leader[index] == NO_LEADER, 0):
             continue
-        hot = &tables.sas[packet.sa].hot
+        if scratch.leaders.leader[index] == index:
+            verdict = packet.verdict
+            if verdict == PASS:
+                sa = packet.sa
+                run_index = _find_run(scratch, sa)
+                run = &scratch.runs[run_index]
+                mtu = tables.sas[sa].hot.inner_mtu
+                clamp = tables.sas[sa].hot.flags & SA_MSS_CLAMP
+        if unlikely(verdict != PASS, 0):
+            packet.verdict = verdict
+            continue
+        packet.sa = sa
         # RFC 4301 5.1.2.1: the TTL is decremented when forwarding; a TUN's packets were forwarded by the kernel.
-        ttl = packet.data[8] if packet.family == 4 else packet.data[7]
-        if unlikely(forwards and ttl <= 1, 0):
+        if forwards and unlikely((packet.data[8] if packet.family == 4 else packet.data[7]) <= 1, 0):
             packet.verdict = DROP_TTL
             continue
-        if unlikely(packet.length > hot.inner_mtu, 0):
+        if unlikely(packet.length > mtu, 0):
             packet.verdict = DROP_TOO_BIG
             continue
-        # 40 + 8 + 8 + 16 bytes before, 15 + 2 + 32 after are the most that any SA adds.
-        if unlikely(packet.headroom < 72 + LINK_ROOM or packet.tailroom < 49 + TRAILER_SLACK, 0):
+        if unlikely(packet.headroom < HEAD_MOST + LINK_ROOM or packet.tailroom < TAIL_MOST, 0):
             packet.verdict = DROP_HEADROOM
             continue
-        if not packet.flags & PACKET_WHOLE_CHECKSUM:
-            complete_checksum(packet)
-        if hot.flags & SA_MSS_CLAMP and packet.protocol == PROTOCOL_TCP:
-            clamp_mss(packet, hot.inner_mtu)
+        if unlikely(clamp and packet.protocol == PROTOCOL_TCP, 0):
+            clamp_mss(packet, mtu)
         packet.inner_bytes = packet.length
-        _join_run(scratch, packet, index)
+        run.count += 1
+        run.bytes += packet.length
+        scratch.admitted[count] = <uint8_t>index
+        scratch.run_of[count] = <uint8_t>run_index
+        count += 1
+    scratch.admitted_count = count
 
 
-cdef void _number(Batch *batch, const Tables *tables, Outbound *scratch) noexcept nogil:
+cdef void number(Batch *batch, const Tables *tables, Outbound *scratch) noexcept nogil:
     """Reserve each run's numbers. Past the limit nothing is taken and the run's packets are dropped."""
     cdef uint32_t index
     cdef Run *run
@@ -136,133 +154,270 @@ cdef void _number(Batch *batch, const Tables *tables, Outbound *scratch) noexcep
             run.end = limit if run.next < limit else run.next
 
 
-cdef void _build(Batch *batch, const Tables *tables, Outbound *scratch, const Port *port) noexcept nogil:
-    """Write everything but ciphertext around each inner packet, and the engine's job for it."""
-    cdef uint32_t index
-    cdef uint32_t count = 0
-    cdef Packet *packet
+cdef struct Stamp:              # what all packets of one SA have in common, taken once per run
+    uint64_t first, second, third       # IPv4: the template, words as they lie in memory
+    uint64_t copied             # bits of the inner IPv4 header's first word that go outward: ECN, and DSCP and DF
+                                # where the SA copies them
+    uint64_t constant_sum       # of first to third, for the header checksum
+    uint64_t iv_mask
+    uint64_t spi                # network order
+    uint32_t salt
+    uint32_t adjacency
+    uint32_t overhead           # ESP header, IV and ICV
+    uint32_t align_mask
+    uint32_t lead               # bytes from the outer IP header to the inner packet
+    bint plain                  # IPv4 outside, AEAD, neither ESN nor UDP: the way most packets go
+
+
+cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
+    """Gather an SA's constants."""
+    cdef const SaHot *hot = &sa.hot
+    stamp.iv_mask = raw64(sa.sequence.iv_mask)
+    stamp.spi = hot.spi
+    stamp.salt = raw32(hot.salt)
+    stamp.adjacency = hot.adjacency
+    stamp.overhead = ESP_HEADER + hot.iv_length + hot.icv_length
+    stamp.align_mask = hot.align - 1
+    stamp.lead = hot.header_length + ESP_HEADER + hot.iv_length
+    if hot.flags & SA_ENCAP:
+        stamp.lead += UDP_HEADER
+    stamp.plain = hot.header_length == 20 and hot.iv_length == 8 and hot.icv_length == 16 and not hot.flags & (SA_ESN | SA_ENCAP)
+    # RFC 6040 4.1 normal mode: ECN is always copied. Bytes 0 and 1 of `first` are constant but for it, 2 to 7 vary.
+    stamp.copied = 0x0300
+    stamp.first = raw64(hot.header) & <uint64_t>0xFFFF
+    if hot.flags & SA_DSCP_COPY:
+        stamp.copied = 0xFF00
+        stamp.first &= 0xFF
+    if hot.flags & SA_DF_COPY:
+        stamp.copied |= DONT_FRAGMENT
+    elif hot.flags & SA_DF_SET:
+        stamp.first |= DONT_FRAGMENT
+    stamp.second = raw64(hot.header + 8)
+    stamp.third = raw32(hot.header + 16)
+    stamp.constant_sum = (<uint64_t><uint32_t>stamp.first + (stamp.first >> 32) + <uint32_t>stamp.second
+                          + (stamp.second >> 32) + stamp.third)
+
+
+cdef inline uint64_t _copied_outward(const Packet *packet, const Stamp *stamp) noexcept nogil:
+    """TOS and DF that the inner packet lends its outer IPv4 header; an IPv6 packet never lets itself be cut."""
+    if likely(packet.family == 4, 1):
+        return raw64(packet.data) & stamp.copied
+    return (<uint64_t>packet.tos << 8 | DONT_FRAGMENT) & stamp.copied
+
+
+cdef void build(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil:
+    """Write everything but ciphertext around each admitted packet, and the engine's job for it."""
+    cdef uint32_t first = 0
+    cdef uint32_t end
+    cdef uint32_t count = scratch.admitted_count
     cdef Run *run
     cdef Sa *sa
-    cdef bint forwards = port.link == LINK_ETHERNET
-    for index in range(batch.count):
-        packet = &batch.packets[index]
-        if unlikely(packet.verdict != PASS, 0):
-            continue
-        run = &scratch.runs[scratch.run_of[index]]
-        sa = &tables.sas[packet.sa]
-        if unlikely(run.next >= run.end, 0):
-            packet.verdict = (DROP_SEQUENCE_EXHAUSTED if sa.sequence.limit >= sa.sequence.hard_limit
-                              else DROP_SEQUENCE_UNRESERVED)
-            run.bytes -= packet.length
-            run.count -= 1
-            continue
-        packet.sequence = run.next
-        run.next += 1
+    cdef Stamp stamp
+    scratch.jobs.count = 0
+    scratch.udp6 = 0
+    while first < count:
+        end = first + 1
+        while end < count and scratch.run_of[end] == scratch.run_of[first]:
+            end += 1
+        run = &scratch.runs[scratch.run_of[first]]
+        sa = &tables.sas[run.sa]
+        _stamp(sa, &stamp)
+        if unlikely(run.next + (end - first) > run.end, 0):
+            end = _cut_short(batch, scratch, run, sa, first, end)
         if forwards:
-            decrement_ttl(packet)
-        _encapsulate(packet, sa, &scratch.jobs.jobs[count])
-        scratch.jobs.jobs[count].packet = <uint16_t>index
-        count += 1
-    scratch.jobs.count = count
+            _decrement_ttls(batch, scratch, first, end)
+        if likely(stamp.plain, 1):
+            _build_plain(batch, scratch, run.next, sa, &stamp, first, end)
+        else:
+            _build_any(batch, scratch, run.next, sa, &stamp, first, end)
+        run.next += end - first
+        first = end
+        while first < count and batch.packets[scratch.admitted[first]].verdict != PASS:
+            first += 1
 
 
-cdef inline void _encapsulate(Packet *packet, Sa *sa, Job *job) noexcept nogil:
-    """Trailer, ESP header with IV, UDP and outer IP around one inner packet; see the module's walk."""
-    cdef SaHot *hot = &sa.hot
-    cdef uint8_t *inner = packet.data
-    cdef uint32_t length = packet.length
-    cdef uint32_t padding = (0 - (length + 2)) & <uint32_t>(hot.align - 1)
-    cdef uint8_t *trailer = inner + length
-    cdef uint8_t *esp = inner - hot.iv_length - ESP_HEADER
-    cdef uint8_t *outer
-    cdef uint32_t header_length = hot.header_length
-    cdef uint32_t total
-    cdef uint8_t tos
-    cdef bint dont_fragment
-    # RFC 4303 2.4: pad bytes count up from 1; then their number and the next header.
-    memcpy(trailer, esp_padding, 16)
-    trailer[padding] = <uint8_t>padding
-    trailer[padding + 1] = 4 if packet.family == 4 else 41
-    memcpy(esp, &hot.spi, 4)
-    store32(esp + 4, <uint32_t>packet.sequence)
+cdef uint32_t _cut_short(Batch *batch, Outbound *scratch, Run *run, const Sa *sa, uint32_t first,
+                         uint32_t end) noexcept nogil:
+    """Too few numbers for these packets: the last of them are dropped. Returns where the rest ends."""
+    cdef uint32_t at
+    cdef Packet *packet
+    cdef uint32_t enough = first + <uint32_t>(run.end - run.next)
+    for at in range(enough, end):
+        packet = &batch.packets[scratch.admitted[at]]
+        packet.verdict = (DROP_SEQUENCE_EXHAUSTED if sa.sequence.limit >= sa.sequence.hard_limit
+                          else DROP_SEQUENCE_UNRESERVED)
+        run.bytes -= packet.length
+        run.count -= 1
+    return enough
 
-    job.esp = esp
-    job.text = inner
-    job.text_length = length + padding + 2
-    job.icv = inner + job.text_length
+
+cdef void _decrement_ttls(Batch *batch, const Outbound *scratch, uint32_t first, uint32_t end) noexcept nogil:
+    cdef uint32_t at
+    for at in range(first, end):
+        decrement_ttl(&batch.packets[scratch.admitted[at]])
+
+
+cdef inline Job *_begin_job(Outbound *scratch, uint32_t at, const Sa *sa) noexcept nogil:
+    """The next free job, for the packet at place `at` of the admitted ones."""
+    cdef Job *job = &scratch.jobs.jobs[scratch.jobs.count]
+    scratch.jobs.count += 1
+    job.packet = scratch.admitted[at]
     job.key = &sa.key
-    job.ok = 0
-    if hot.iv_length == 8:
-        _write_aead(sa, packet.sequence, esp, job)
-    else:
-        _write_cbc(sa, packet.sequence, esp, job)
-
-    outer = esp - header_length
-    total = <uint32_t>(job.icv - esp) + hot.icv_length
-    tos = packet.tos if hot.flags & SA_DSCP_COPY else 0
-    dont_fragment = hot.flags & SA_DF_SET or (
-        hot.flags & SA_DF_COPY and (packet.family == 6 or inner[6] & 0x40))
-    if hot.flags & SA_ENCAP:
-        outer -= UDP_HEADER
-        total += UDP_HEADER
-        memcpy(outer + header_length, hot.encap_ports, 4)
-        store16(outer + header_length + 4, <uint16_t>total)
-        put_raw16(outer + header_length + 6, 0)     # RFC 3948 2.1: zero over IPv4; _account fills it over IPv6
-    memcpy(outer, hot.header, 20)
-    if header_length == 20:
-        total += 20
-        # RFC 6040 4.1 normal mode: the ECN field is copied outward.
-        outer[1] = tos if hot.flags & SA_DSCP_COPY else (hot.header[1] & 0xFC) | (packet.tos & 3)
-        store16(outer + 2, <uint16_t>total)
-        store16(outer + 4, <uint16_t>packet.sequence)
-        store16(outer + 6, 0x4000 if dont_fragment else 0)
-        put_raw16(outer + 10, ~fold(sum20(outer)))
-    else:
-        memcpy(outer + 20, &hot.header[20], 20)
-        store16(outer + 4, <uint16_t>total)
-        total += 40
-        if not hot.flags & SA_DSCP_COPY:
-            tos = <uint8_t>((load16(hot.header) >> 4) & 0xFC) | (packet.tos & 3)
-        outer[0] = 0x60 | tos >> 4
-        outer[1] = (outer[1] & 0x0F) | <uint8_t>(tos << 4)
-
-    packet.headroom -= <uint16_t>(inner - outer)
-    packet.tailroom -= <uint16_t>(padding + 2 + hot.icv_length)
-    packet.data = outer
-    packet.length = total
-    packet.transport = <uint16_t>(esp - outer)
-    packet.adjacency = hot.adjacency
-    if unlikely(hot.adjacency == NO_INDEX, 0):
-        packet.verdict = TO_KERNEL
+    return job
 
 
-cdef inline void _write_aead(Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
+cdef inline uint32_t _write_trailer(const Packet *packet, uint32_t align_mask) noexcept nogil:
+    """RFC 4303 2.4: pad bytes count up from 1; then their number and the next header. Returns the text's length."""
+    cdef uint32_t padding = (0 - (packet.length + 2)) & align_mask
+    cdef uint8_t *trailer = packet.data + packet.length
+    memcpy(trailer, esp_padding, 16)
+    put_raw16(trailer + padding, <uint16_t>(padding | (0x0400 if packet.family == 4 else 0x2900)))
+    return packet.length + padding + 2
+
+
+cdef void _build_plain(Batch *batch, Outbound *scratch, uint64_t sequence, const Sa *sa, const Stamp *stamp,
+                       uint32_t first, uint32_t end) noexcept nogil:
+    """Packets of one SA: IPv4 outside, AEAD, 32-bit numbers, no UDP.
+
+    Fields are put together in registers and stored whole: reading back what was just stored in pieces stalls.
+    """
+    cdef uint32_t at
+    cdef uint32_t length
+    cdef uint32_t padding
+    cdef Packet *packet
+    cdef Job *job = &scratch.jobs.jobs[scratch.jobs.count]
+    cdef uint8_t *inner
+    cdef uint64_t varying
+    cdef uint64_t spi_and_number
+    cdef uint64_t iv
+    cdef uint32_t next_header
+    scratch.jobs.count += end - first
+    for at in range(first, end):
+        packet = &batch.packets[scratch.admitted[at]]
+        # Read once into locals: for all the compiler knows, every byte stored below might change these.
+        inner = packet.data
+        length = packet.length
+        next_header = 0x0400
+        varying = raw64(inner)
+        if unlikely(packet.family != 4, 0):
+            next_header = 0x2900
+            varying = <uint64_t>packet.tos << 8 | DONT_FRAGMENT
+        padding = (0 - (length + 2)) & 3
+        memcpy(inner + length, esp_padding, 4)
+        put_raw16(inner + length + padding, <uint16_t>(padding | next_header))
+        length += padding + 2
+        job.text = inner
+        job.icv = inner + length
+        job.key = &sa.key
+        job.text_length = length
+        job.packet = scratch.admitted[at]
+        job.aad_length = 8
+        length += PLAIN_OVERHEAD
+        varying = varying & stamp.copied | <uint64_t>bswap16(<uint16_t>length) << 16 | (sequence & 0xFFFF) << 32
+        spi_and_number = stamp.spi | <uint64_t>bswap32(<uint32_t>sequence) << 32
+        iv = bswap64(sequence) ^ stamp.iv_mask
+        put_raw64(inner - 16, spi_and_number)
+        put_raw64(inner - 8, iv)
+        put_raw32(job.nonce, stamp.salt)
+        put_raw64(job.nonce + 4, iv)
+        put_raw64(job.aad, spi_and_number)
+        _write_ipv4(inner - 36, stamp, varying)
+        packet.data = inner - 36
+        packet.length = length
+        packet.adjacency = stamp.adjacency
+        packet.sequence = sequence
+        sequence += 1
+        job += 1
+
+
+cdef void _build_any(Batch *batch, Outbound *scratch, uint64_t sequence, const Sa *sa, const Stamp *stamp,
+                     uint32_t first, uint32_t end) noexcept nogil:
+    """Packets of one SA of any kind."""
+    cdef const SaHot *hot = &sa.hot
+    cdef uint32_t at
+    cdef uint32_t total
+    cdef Packet *packet
+    cdef Job *job
+    cdef uint8_t *esp
+    cdef uint8_t *outer
+    cdef uint64_t varying
+    if hot.flags & SA_ENCAP and hot.header_length == 40:
+        scratch.udp6 += end - first
+    for at in range(first, end):
+        packet = &batch.packets[scratch.admitted[at]]
+        job = _begin_job(scratch, at, sa)
+        job.text = packet.data
+        job.text_length = _write_trailer(packet, stamp.align_mask)
+        job.icv = packet.data + job.text_length
+        total = job.text_length + stamp.overhead
+        varying = _copied_outward(packet, stamp)
+        outer = packet.data - stamp.lead
+        esp = packet.data - hot.iv_length - ESP_HEADER
+        job.esp = esp
+        memcpy(esp, &hot.spi, 4)
+        store32(esp + 4, <uint32_t>sequence)
+        if hot.iv_length == 8:
+            _write_aead(sa, sequence, esp, job)
+        else:
+            _write_cbc(sa, sequence, esp, job)
+        if hot.flags & SA_ENCAP:
+            # RFC 3948 2.1: the UDP checksum is zero over IPv4; account() fills it in over IPv6.
+            total += UDP_HEADER
+            put_raw64(esp - UDP_HEADER, raw32(hot.encap_ports) | <uint64_t>bswap16(<uint16_t>total) << 32)
+        if hot.header_length == 20:
+            varying |= <uint64_t>bswap16(<uint16_t>(total + 20)) << 16 | (sequence & 0xFFFF) << 32
+            _write_ipv4(outer, stamp, varying)
+        else:
+            _write_ipv6(outer, hot, packet.tos & (0xFF if hot.flags & SA_DSCP_COPY else 3), total)
+        packet.length = total + hot.header_length
+        packet.data = outer
+        packet.adjacency = stamp.adjacency
+        packet.sequence = sequence
+        sequence += 1
+
+
+cdef inline void _write_ipv4(uint8_t *outer, const Stamp *stamp, uint64_t varying) noexcept nogil:
+    """The outer IPv4 header: the stamp with TOS, length, ID (the number's low half, any byte order) and DF."""
+    put_raw64(outer, stamp.first | varying)
+    # The template's checksum field is zero: bytes 2 and 3 of `second`.
+    put_raw64(outer + 8, stamp.second | <uint64_t><uint16_t>~fold(
+        stamp.constant_sum + <uint32_t>varying + (varying >> 32)) << 16)
+    put_raw32(outer + 16, <uint32_t>stamp.third)
+
+
+cdef inline void _write_ipv6(uint8_t *outer, const SaHot *hot, uint8_t inner_tos, uint32_t payload) noexcept nogil:
+    """The outer IPv6 header: the template with traffic class and payload length."""
+    cdef uint64_t first = raw64(hot.header) & <uint64_t>0xFFFF0000FFFF0F00ULL
+    cdef uint8_t tos = inner_tos
+    if not hot.flags & SA_DSCP_COPY:
+        tos |= <uint8_t>(load16(hot.header) >> 4) & 0xFC
+    first |= 0x60 | tos >> 4 | <uint64_t>(tos & 15) << 12
+    first |= <uint64_t>bswap16(<uint16_t>payload) << 32
+    put_raw64(outer, first)
+    memcpy(outer + 8, hot.header + 8, 32)
+
+
+cdef inline void _write_aead(const Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
     """IV on the wire, nonce and AAD for the engine (RFC 4106 3-5, RFC 7634 2)."""
-    cdef uint64_t mask
-    store64(esp + ESP_HEADER, sequence)
-    memcpy(&mask, sa.sequence.iv_mask, 8)
-    mask ^= (<uint64_t *>(esp + ESP_HEADER))[0]
-    memcpy(esp + ESP_HEADER, &mask, 8)
+    cdef uint64_t iv = bswap64(sequence) ^ raw64(sa.sequence.iv_mask)
+    put_raw64(esp + ESP_HEADER, iv)
     memcpy(job.nonce, sa.hot.salt, 4)
-    memcpy(job.nonce + 4, &mask, 8)
+    put_raw64(job.nonce + 4, iv)
+    memcpy(job.aad, &sa.hot.spi, 4)
     if sa.hot.flags & SA_ESN:
-        memcpy(job.aad, esp, 4)
-        store64(job.aad + 4, sequence)
+        put_raw64(job.aad + 4, bswap64(sequence))
         job.aad_length = 12
     else:
-        memcpy(job.aad, esp, 8)
+        store32(job.aad + 4, <uint32_t>sequence)
         job.aad_length = 8
 
 
-cdef inline void _write_cbc(Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
-    """Nonce block in the IV field (CBC), high sequence half for the HMAC."""
-    cdef uint32_t index
+cdef inline void _write_cbc(const Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
+    """Nonce block in the IV field (CBC), high half of the number for the HMAC."""
     if sa.hot.iv_length:
         # Enciphered together with the payload, this block becomes the IV: see crypto.pxd, Job.text.
-        memcpy(esp + ESP_HEADER, sa.sequence.iv_mask, 8)
-        store64(esp + ESP_HEADER + 8, sequence)
-        for index in range(8):
-            esp[ESP_HEADER + 8 + index] ^= sa.sequence.iv_mask[8 + index]
+        put_raw64(esp + ESP_HEADER, raw64(sa.sequence.iv_mask))
+        put_raw64(esp + ESP_HEADER + 8, bswap64(sequence) ^ raw64(sa.sequence.iv_mask + 8))
         job.text -= sa.hot.iv_length
         job.text_length += sa.hot.iv_length
     job.aad_length = 0
@@ -271,23 +426,23 @@ cdef inline void _write_cbc(Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) n
         job.aad_length = 4
 
 
-cdef void _account(Batch *batch, const Tables *tables, Outbound *scratch, uint64_t now) noexcept nogil:
+cdef void account(Batch *batch, const Tables *tables, Outbound *scratch, uint64_t now) noexcept nogil:
     """Per-SA counters; the UDP checksum that IPv6 demands (RFC 8200 8.1)."""
     cdef uint32_t index
     cdef Run *run
-    cdef Job *job
     cdef Packet *packet
     cdef SaCounters *counters
     for index in range(scratch.jobs.count):
-        job = &scratch.jobs.jobs[index]
-        packet = &batch.packets[job.packet]
-        if unlikely(not job.ok, 0):
+        if unlikely(not scratch.jobs.jobs[index].ok, 0):
+            packet = &batch.packets[scratch.jobs.jobs[index].packet]
             packet.verdict = DROP_CRYPTO
-            run = &scratch.runs[scratch.run_of[job.packet]]
-            run.count -= 1
-            run.bytes -= packet.inner_bytes
-        elif unlikely(packet.data[0] >> 4 == 6 and packet.data[6] == PROTOCOL_UDP, 0):
-            _checksum_udp6(packet.data, packet.length)
+            tables.sa_counters[packet.sa].packets -= 1
+            tables.sa_counters[packet.sa].bytes -= packet.inner_bytes
+    if unlikely(scratch.udp6 > 0, 0):
+        for index in range(scratch.jobs.count):
+            packet = &batch.packets[scratch.jobs.jobs[index].packet]
+            if packet.data[0] >> 4 == 6 and packet.data[6] == PROTOCOL_UDP:
+                _checksum_udp6(packet.data, packet.length)
     for index in range(scratch.run_count):
         run = &scratch.runs[index]
         counters = &tables.sa_counters[run.sa]

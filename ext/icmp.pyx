@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 from ext.counters cimport DROP_ICMP_LIMIT, DROP_TOO_BIG, DROP_TTL, ICMP_SENT
 from ext.packet cimport NO_INDEX, PACKET_NO_PORTS, PACKET_FRAGMENT, PACKET_WHOLE_CHECKSUM
 from ext.wire cimport (
-    PROTOCOL_ICMP, PROTOCOL_ICMPV6, bswap16, fold, parse_ip, put_raw16, restamp_ipv4, store16, store32,
+    PROTOCOL_ICMP, PROTOCOL_ICMPV6, bswap16, fold, parse_slowly, put_raw16, restamp_ipv4, store16, store32,
     sum_bytes,
 )
 
@@ -114,5 +114,5 @@ cdef uint8_t icmp_answer(Packet *packet, const Port *port, uint32_t mtu, IcmpLim
     packet.flags = PACKET_WHOLE_CHECKSUM
     packet.sa = NO_INDEX
     packet.adjacency = NO_INDEX
-    packet.verdict = parse_ip(packet)
+    packet.verdict = parse_slowly(packet)
     return ICMP_SENT

@@ -1,6 +1,6 @@
 """One worker's life in one nogil loop: receive, walk, dispatch, flush; sleep when nothing comes.
 
-    step      for each port: receive a batch -> strip_link -> outbound (protected) or inbound (unprotected)
+    step      for each port: receive a batch -> parse_batch -> outbound (protected) or inbound (unprotected)
     answer    TTL and size verdicts become ICMP errors, back to the sender or back through the tunnel
     dispatch  by adjacency to a port's queue, to the kernel, or back to the frame pool; every verdict counted
     flush     each port kicks the kernel, reaps and refills
@@ -22,9 +22,9 @@ from ext.counters cimport (
 from ext.esp_in cimport inbound
 from ext.esp_out cimport outbound
 from ext.icmp cimport icmp_answer
-from ext.packet cimport LINK_ETHERNET, NO_INDEX, ROLE_PROTECTED, frame_give
+from ext.packet cimport LINK_ETHERNET, Leaders, NO_INDEX, ROLE_PROTECTED, frame_give
 from ext.sa cimport Adjacency, tables_enter, tables_leave, tables_pass
-from ext.wire cimport complete_checksum, store16, strip_link
+from ext.wire cimport parse_batch, store16
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
@@ -61,18 +61,16 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
         if now == 0:
             now = now_ns()
         total += count
-        strip_link(batch, port)
         if port.role == ROLE_PROTECTED:
-            outbound(batch, worker.tables, worker.engine, &worker.out, port, now)
-            _answer(worker, batch, port, now)
+            parse_batch(batch, port, &worker.out.leaders)
+            outbound(batch, worker.tables, worker.engine, &worker.out, port.link == LINK_ETHERNET, now)
         else:
+            parse_batch(batch, port, &worker.into.leaders)
             inbound(batch, worker.tables, worker.engine, &worker.into, now)
-            _answer(worker, batch, port, now)
+        _answer(worker, batch, port, now)
         _dispatch(worker, batch)
         if worker.answers.count:
-            outbound(&worker.answers, worker.tables, worker.engine, &worker.out, _any_ip_port(), now)
-            _dispatch(worker, &worker.answers)
-            worker.answers.count = 0
+            _send_answers(worker, now)
     for index in range(worker.port_count):
         worker.ports[index].flush(worker.ports[index])
     if worker.kernel != NULL:
@@ -80,13 +78,17 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
     return total
 
 
-cdef Port _ip_port              # stands in as receiving port for packets that we made ourselves: no TTL decrement
-memset(&_ip_port, 0, sizeof(Port))
-_ip_port.link = 1
-
-
-cdef inline const Port *_any_ip_port() noexcept nogil:
-    return &_ip_port
+cdef void _send_answers(Worker *worker, uint64_t now) noexcept nogil:
+    """ICMP errors about decrypted packets go back through the tunnel, like all that this host sends."""
+    cdef uint32_t index
+    cdef Leaders *leaders = &worker.out.leaders
+    leaders.count = worker.answers.count
+    for index in range(worker.answers.count):
+        leaders.packets[index] = <uint8_t>index
+        leaders.leader[index] = <uint8_t>index
+    outbound(&worker.answers, worker.tables, worker.engine, &worker.out, False, now)
+    _dispatch(worker, &worker.answers)
+    worker.answers.count = 0
 
 
 cdef const Port *_first_protected(const Worker *worker, uint8_t family) noexcept nogil:
@@ -174,23 +176,21 @@ cdef void _dispatch(Worker *worker, Batch *batch) noexcept nogil:
     for index in range(batch.count):
         packet = &batch.packets[index]
         if packet.verdict == PASS:
-            adjacency = &worker.tables.adjacencies[packet.adjacency]
-            if adjacency.valid and adjacency.port < worker.port_count:
-                if adjacency.link_length:
-                    packet.data -= LINK_HEADER
-                    packet.length += LINK_HEADER
-                    memcpy(packet.data, adjacency.link_header, LINK_HEADER)
-                    store16(packet.data + 12, 0x0800 if packet.data[LINK_HEADER] >> 4 == 4 else 0x86DD)
-                _queue(worker, adjacency.port, packet)
-                passed += 1
-                continue
+            if packet.adjacency != NO_INDEX:
+                adjacency = &worker.tables.adjacencies[packet.adjacency]
+                if adjacency.valid and adjacency.port < worker.port_count:
+                    if adjacency.link_length:
+                        packet.data -= LINK_HEADER
+                        packet.length += LINK_HEADER
+                        memcpy(packet.data, adjacency.link_header, LINK_HEADER)
+                    _queue(worker, adjacency.port, packet)
+                    passed += 1
+                    continue
             packet.verdict = TO_KERNEL
         if packet.verdict == ICMP_SENT:
             continue
         if packet.verdict == TO_KERNEL or packet.verdict == BYPASSED:
             if worker.kernel != NULL:
-                if packet.verdict == BYPASSED:
-                    complete_checksum(packet)
                 worker.tables.worker.verdicts[packet.verdict] += 1
                 _queue(worker, PORTS_MAX, packet)
                 continue

@@ -1,7 +1,7 @@
 """A packet, a batch of them, and the pool of frames they lie in.
 
 A frame is a fixed slice of one memory area per worker (the AF_XDP UMEM when there is one).
-Packets are worked on where they lie: receive puts `data` at the link header, `wire.strip_link`
+Packets are worked on where they lie: receive puts `data` at the link header, `wire.parse_batch`
 moves it to the IP header, ESP moves it again, transmit writes a link header before it.
 """
 
@@ -12,6 +12,7 @@ from ext.counters cimport PortCounters
 cdef enum:
     BATCH_MAX = 64              # packets in a batch
     NO_INDEX = 0xFFFFFFFF       # "none" for every table index
+    NO_LEADER = 255
 
 cdef enum PacketFlag:
     PACKET_PARTIAL_CHECKSUM = 1 # receive knows that the TCP/UDP checksum holds only the pseudo-header sum
@@ -28,23 +29,28 @@ cdef struct Packet:             # 64 bytes, one cache line
     uint32_t  sa                # index in the SAD
     uint32_t  adjacency         # index of the adjacency it leaves by
     uint32_t  inner_bytes       # length of the inner IP packet (statistics)
-    uint16_t  headroom          # writable bytes before `data`
-    uint16_t  tailroom          # writable bytes after `data + length`
-    uint16_t  transport         # offset from `data` of the transport header (inbound: of the ESP header)
-    uint16_t  source_port       # host order; ICMP: type << 8 | code (RFC 4301 4.4.1.1); 0 when none
-    uint16_t  destination_port  # host order
-    uint8_t   verdict           # counters.Verdict
-    uint8_t   flags             # PacketFlag
+    uint16_t  headroom          # writable bytes before `data`: at least so many
+    uint16_t  tailroom          # writable bytes after `data + length`: at least so many
     uint8_t   family            # 4 or 6
     uint8_t   protocol          # transport protocol number
+    uint16_t  transport         # offset from `data` of the transport header (inbound: of the ESP header)
+    uint16_t  source_port       # host order; ICMP: type << 8 | code (RFC 4301 4.4.1.1); 0 when none.
+    uint16_t  destination_port  # Both are set for leaders only (see Leaders)
+    uint8_t   verdict           # counters.Verdict
+    uint8_t   flags             # PacketFlag
     uint8_t   tos               # DSCP and ECN byte of the header at `data`
     uint8_t   port              # index of the port it came in by
-    uint16_t  spare
+    uint64_t  spare
 
 cdef struct Batch:
     uint32_t count
     uint32_t reserved[15]
     Packet packets[BATCH_MAX]
+
+cdef struct Leaders:            # who stands for whom: packets of one flow in a row follow the first of them
+    uint32_t count
+    uint8_t  packets[BATCH_MAX] # indices of leaders, ascending
+    uint8_t  leader[BATCH_MAX]  # packet -> its leader (itself, for a leader); NO_LEADER: its parse failed
 
 cdef struct FramePool:
     uint8_t  *base

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from ext.packet cimport BATCH_MAX, NO_INDEX, Batch, Packet
+from ext.packet cimport BATCH_MAX, NO_INDEX, PACKET_NO_PORTS, Batch, Leaders, Packet
 from ext.sa cimport LpmHalf, LpmSlot, LpmTable, Sa, Selector, Tables
 from ext.wire cimport load32, load64, prefetch, prefetch_write
 
@@ -12,11 +12,6 @@ cdef struct Lpm:                # one half resolved to pointers, taken once per 
     const uint32_t *candidates
     uint64_t seed
     uint32_t mask
-
-cdef struct Leaders:            # the packets of a batch that differ from the packet before them
-    uint32_t count
-    uint8_t  packets[BATCH_MAX] # indices of leaders, ascending
-    uint8_t  leader[BATCH_MAX]  # packet -> its leader
 
 cdef inline void lpm_open(Lpm *lpm, const Tables *tables, const LpmTable *table) noexcept nogil:
     """Resolve the active half. One load of `active`: the whole batch then sees one consistent table."""
@@ -91,11 +86,11 @@ cdef inline bint selector_matches(const Selector *selector, const Packet *packet
         return False
     # A packet without ports (a later fragment, ESP, ...) has 0 and 0; a selector that is not ANY must not take it.
     if selector.source_port_last - selector.source_port_first != 65535:
-        if packet.flags & 4 or packet.source_port < selector.source_port_first \
+        if packet.flags & PACKET_NO_PORTS or packet.source_port < selector.source_port_first \
                 or packet.source_port > selector.source_port_last:
             return False
     if selector.destination_port_last - selector.destination_port_first != 65535:
-        if packet.flags & 4 or packet.destination_port < selector.destination_port_first \
+        if packet.flags & PACKET_NO_PORTS or packet.destination_port < selector.destination_port_first \
                 or packet.destination_port > selector.destination_port_last:
             return False
     return True
@@ -106,8 +101,7 @@ cdef inline bint not_below(uint64_t high, uint64_t low, uint64_t floor_high, uin
 
 cdef uint32_t lpm_find(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
 cdef void lpm_prefetch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
-cdef void find_leaders(Batch *batch, Leaders *leaders) noexcept nogil
-cdef void lookup_policies(Batch *batch, const Tables *tables, Leaders *leaders) noexcept nogil
+cdef void lookup_policies(Batch *batch, const Tables *tables, const Leaders *leaders) noexcept nogil
 
 cdef inline void prefetch_sa(const Tables *tables, uint32_t index) noexcept nogil:
     """Ask for the lines of an SA that every packet needs: number, header, round keys and hash keys."""

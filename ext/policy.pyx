@@ -2,7 +2,7 @@
 
 Outbound, per batch:
 
-    find_leaders      a packet with the addresses, protocol and ports of the one before it follows that one;
+    (wire.parse_next) a packet with the addresses, protocol and ports of the one before it follows that one;
                       only leaders are looked up (a burst of one flow costs one lookup)
     lookup_policies   1 prefetch home slots  2 longest prefix -> candidates, prefetch policies
                       3 first candidate whose selector matches -> verdict and SA, prefetch the SA's hot lines
@@ -17,9 +17,12 @@ from libc.string cimport memset
 
 from ext.counters cimport DROP_NO_POLICY, DROP_POLICY_DISCARD, DROP_POLICY_NO_SA, BYPASSED, PASS
 from ext.sa cimport ACTION_BYPASS, ACTION_PROTECT, Policy, TablesView, VALUE_DIRECT
-from ext.wire cimport prefetch, raw64
+from ext.wire cimport prefetch
 
 import secrets
+
+cdef enum:
+    FEW = 4                     # up to so many flows in a batch, asking ahead costs more than it saves
 
 
 cdef uint32_t lpm_find(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil:
@@ -68,37 +71,6 @@ cdef void lpm_prefetch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t l
         prefetch(&lpm.slots[lpm_home(lpm, high & mask_high(prefix), low & mask_low(prefix), prefix)])
 
 
-cdef inline bint _same_flow(const Packet *one, const Packet *other) noexcept nogil:
-    """Equal family, protocol, ports, flags and addresses."""
-    cdef const uint8_t *a = one.data
-    cdef const uint8_t *b = other.data
-    # source_port .. destination_port and flags .. protocol are compared field by field: the compiler merges them
-    if (one.source_port != other.source_port or one.destination_port != other.destination_port
-            or one.flags != other.flags or one.family != other.family or one.protocol != other.protocol):
-        return False
-    if one.family == 4:
-        return raw64(a + 12) == raw64(b + 12)
-    return (raw64(a + 8) == raw64(b + 8) and raw64(a + 16) == raw64(b + 16)
-            and raw64(a + 24) == raw64(b + 24) and raw64(a + 32) == raw64(b + 32))
-
-
-cdef void find_leaders(Batch *batch, Leaders *leaders) noexcept nogil:
-    """Group runs of one flow; packets that no longer PASS lead nobody."""
-    cdef uint32_t index
-    cdef int last = -1
-    cdef Packet *packet
-    leaders.count = 0
-    for index in range(batch.count):
-        packet = &batch.packets[index]
-        if packet.verdict != PASS:
-            continue
-        if last < 0 or not _same_flow(packet, &batch.packets[last]):
-            leaders.packets[leaders.count] = <uint8_t>index
-            leaders.count += 1
-            last = <int>index
-        leaders.leader[index] = <uint8_t>last
-
-
 cdef inline void _judge(Packet *packet, const Tables *tables, const Lpm *spd, uint32_t value,
                         const Addresses *addresses) noexcept nogil:
     """First matching candidate decides (RFC 4301 5.1): verdict and SA of a leader."""
@@ -130,28 +102,25 @@ cdef inline void _judge(Packet *packet, const Tables *tables, const Lpm *spd, ui
     packet.verdict = DROP_NO_POLICY
 
 
-cdef void lookup_policies(Batch *batch, const Tables *tables, Leaders *leaders) noexcept nogil:
-    """Give every packet that PASSes its SA, or the verdict of its policy."""
+cdef void lookup_policies(Batch *batch, const Tables *tables, const Leaders *leaders) noexcept nogil:
+    """Give every leader that PASSes its SA, or the verdict of its policy; esp_out.admit hands both to followers."""
     cdef Lpm spd
     cdef Addresses addresses[BATCH_MAX]
     cdef uint32_t values[BATCH_MAX]
     cdef uint32_t index
-    cdef uint32_t count
+    cdef uint32_t count = leaders.count
     cdef Packet *packet
-    cdef Packet *leader
-    find_leaders(batch, leaders)
     lpm_open(&spd, tables, &tables.header.spd)
-    count = leaders.count
     for index in range(count):
         packet = &batch.packets[leaders.packets[index]]
         read_addresses(packet, &addresses[index])
-        if count > 4:
+        if count > FEW:
             lpm_prefetch(&spd, packet.family, addresses[index].destination_high, addresses[index].destination_low)
     for index in range(count):
         packet = &batch.packets[leaders.packets[index]]
         values[index] = lpm_find(&spd, packet.family, addresses[index].destination_high,
                                  addresses[index].destination_low)
-        if count > 4 and values[index] != NO_INDEX:
+        if count > FEW and values[index] != NO_INDEX:
             if values[index] & VALUE_DIRECT:
                 prefetch(&tables.policies[values[index] & ~<uint32_t>VALUE_DIRECT])
                 prefetch(&tables.policies[values[index] & ~<uint32_t>VALUE_DIRECT].sa)
@@ -159,17 +128,10 @@ cdef void lookup_policies(Batch *batch, const Tables *tables, Leaders *leaders) 
                 prefetch(&spd.candidates[values[index]])
     for index in range(count):
         packet = &batch.packets[leaders.packets[index]]
-        _judge(packet, tables, &spd, values[index], &addresses[index])
-        if count > 4 and packet.verdict == PASS:
-            prefetch_sa(tables, packet.sa)
-    if count == batch.count:
-        return
-    for index in range(batch.count):
-        packet = &batch.packets[index]
         if packet.verdict == PASS:
-            leader = &batch.packets[leaders.leader[index]]
-            packet.verdict = leader.verdict
-            packet.sa = leader.sa
+            _judge(packet, tables, &spd, values[index], &addresses[index])
+            if count > FEW and packet.verdict == PASS:
+                prefetch_sa(tables, packet.sa)
 
 
 def lpm_publish(TablesView view, str which, list entries, list candidates) -> None:

@@ -8,7 +8,9 @@ from ext.sa cimport REPLAY_BLOCKS, Replay
 cdef extern from *:
     """
     #define LOAD_ACQUIRE(address) __atomic_load_n((address), __ATOMIC_ACQUIRE)
+    #define STORE_TOP(address, value) __atomic_store_n((address), (value), __ATOMIC_RELEASE)
     """
+    void store_top "STORE_TOP"(uint64_t *address, uint64_t value) noexcept nogil
     uint64_t load_acquire "LOAD_ACQUIRE"(const uint64_t *address) noexcept nogil
 
 cdef inline uint64_t extend_sequence(uint64_t top, uint32_t window, uint32_t low) noexcept nogil:
@@ -37,4 +39,16 @@ cdef inline uint8_t replay_check(const Replay *replay, uint64_t sequence) noexce
 
 cdef void replay_lock(Replay *replay, uint32_t owner) noexcept nogil
 cdef void replay_unlock(Replay *replay) noexcept nogil
-cdef uint8_t replay_accept(Replay *replay, uint64_t sequence) noexcept nogil
+cdef uint8_t replay_accept_rest(Replay *replay, uint64_t sequence) noexcept nogil
+
+cdef inline uint8_t replay_accept(Replay *replay, uint64_t sequence) noexcept nogil:
+    """Mark a number as seen, moving the window when it is the highest; the caller holds the lock.
+
+    PASS, or the drop that a second copy deserves. Here: the next number in the top's own block.
+    """
+    cdef uint64_t top = replay.top
+    if sequence > top and sequence >> 6 == top >> 6:
+        replay.blocks[(sequence >> 6) & (REPLAY_BLOCKS - 1)] |= <uint64_t>1 << (sequence & 63)
+        store_top(&replay.top, sequence)
+        return PASS
+    return replay_accept_rest(replay, sequence)

@@ -22,12 +22,10 @@ cdef extern from *:
     #define CPU_RELAX() __asm__ volatile("yield")
     #endif
     #define UNLOCK(lock) __atomic_store_n((lock), 0, __ATOMIC_RELEASE)
-    #define STORE_TOP(address, value) __atomic_store_n((address), (value), __ATOMIC_RELEASE)
     """
     bint try_lock "esp_try_lock"(uint32_t *lock, uint32_t owner) noexcept nogil
     void cpu_relax "CPU_RELAX"() noexcept nogil
     void unlock "UNLOCK"(uint32_t *lock) noexcept nogil
-    void store_top "STORE_TOP"(uint64_t *address, uint64_t value) noexcept nogil
 
 
 cdef void replay_lock(Replay *replay, uint32_t owner) noexcept nogil:
@@ -41,11 +39,8 @@ cdef void replay_unlock(Replay *replay) noexcept nogil:
     unlock(&replay.lock)
 
 
-cdef uint8_t replay_accept(Replay *replay, uint64_t sequence) noexcept nogil:
-    """Mark a number as seen, moving the window when it is the highest; the caller holds the lock.
-
-    PASS, or the drop that a second copy deserves.
-    """
+cdef uint8_t replay_accept_rest(Replay *replay, uint64_t sequence) noexcept nogil:
+    """replay_accept for numbers outside the top's block, late ones and copies."""
     cdef uint64_t top = replay.top
     cdef uint64_t block = sequence >> 6
     cdef uint64_t bit = <uint64_t>1 << (sequence & 63)

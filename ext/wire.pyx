@@ -1,7 +1,8 @@
 """Link and IP headers: strip the link header, prove the IP header sound, find the transport.
 
-    strip_link        Ethernet -> IP; link padding trimmed; runts, VLAN tags and other ethertypes named
-    parse_ip          version, lengths, IPv4 checksum, extension headers, ports; every bound checked against
+    parse_batch       Ethernet -> IP; runts, VLAN tags and other ethertypes named; runs of one flow grouped
+    parse_next        (wire.pxd) the usual packet from three loads; all others go to
+    parse_slowly      version, lengths, IPv4 checksum, extension headers, ports; every bound checked against
                       `length`, so what comes after may trust transport, protocol and ports
     complete_checksum TCP and UDP checksums that a local stack left half made
 
@@ -13,7 +14,7 @@ from ext.counters cimport (
     DROP_VLAN, PASS,
 )
 from ext.packet cimport (
-    LINK_ETHERNET, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_PARTIAL_CHECKSUM, PACKET_WHOLE_CHECKSUM,
+    LINK_ETHERNET, NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders,
 )
 
 cdef enum:
@@ -26,44 +27,50 @@ cdef enum:
     TCP_CHECKSUM_AT = 16
 
 
-cdef uint32_t strip_link(Batch *batch, const Port *port) noexcept nogil:
-    """Move every packet of the batch to its IP header and parse it; returns how many still PASS."""
+cdef void parse_batch(Batch *batch, const Port *port, Leaders *leaders) noexcept nogil:
+    """Move every packet to its IP header, parse it and group runs of one flow.
+
+    On a protected port, checksums that a local stack left half made are finished here.
+    """
     cdef uint32_t index
-    cdef uint32_t passed = 0
-    cdef uint16_t ethertype
     cdef Packet *packet
+    cdef Flow flow
+    cdef bint ethernet = port.link == LINK_ETHERNET
+    cdef bint protected = port.role == ROLE_PROTECTED
+    flow.first = 0
+    flow.second = 0
+    flow.leader = NO_INDEX
+    leaders.count = 0
     for index in range(batch.count):
         packet = &batch.packets[index]
-        if index + 4 < batch.count:
-            prefetch(batch.packets[index + 4].data)
-        if port.link == LINK_ETHERNET:
-            if unlikely(packet.length < ETHERNET_HEADER, 0):
-                packet.verdict = DROP_RUNT
+        if ethernet:
+            packet.verdict = _strip_ethernet(packet)
+            if unlikely(packet.verdict != PASS, 0):
+                leaders.leader[index] = NO_LEADER
                 continue
-            ethertype = load16(packet.data + 12)
-            packet.data += ETHERNET_HEADER
-            packet.headroom += ETHERNET_HEADER
-            packet.length -= ETHERNET_HEADER
-            if unlikely(ethertype != ETHERTYPE_IPV4 and ethertype != ETHERTYPE_IPV6, 0):
-                if ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_QINQ:
-                    packet.verdict = DROP_VLAN
-                else:
-                    packet.verdict = DROP_NOT_IP
-                continue
-            packet.verdict = parse_ip(packet)
-            if packet.verdict == PASS and (packet.family == 4) != (ethertype == ETHERTYPE_IPV4):
-                packet.verdict = DROP_VERSION
-        else:
-            packet.verdict = parse_ip(packet)
-        passed += packet.verdict == PASS
-    return passed
+        packet.verdict = parse_next(batch, index, leaders, &flow)
+        if protected and unlikely(packet.verdict == PASS and is_half_made(packet), 0):
+            complete_checksum(packet)
 
 
-cdef uint8_t parse_ip(Packet *packet) noexcept nogil:
-    """Check the IP header at `data` and fill family, tos, protocol, transport, ports and fragment flags.
+cdef inline uint8_t _strip_ethernet(Packet *packet) noexcept nogil:
+    """Past the Ethernet header; PASS or why not."""
+    cdef uint16_t ethertype
+    if unlikely(packet.length < ETHERNET_HEADER, 0):
+        return DROP_RUNT
+    ethertype = load16(packet.data + 12)
+    packet.data += ETHERNET_HEADER
+    packet.headroom += ETHERNET_HEADER
+    packet.length -= ETHERNET_HEADER
+    if likely(ethertype == ETHERTYPE_IPV4 or ethertype == ETHERTYPE_IPV6, 1):
+        if unlikely(packet.length == 0, 0):
+            return DROP_RUNT
+        return PASS if packet.data[0] >> 4 == (4 if ethertype == ETHERTYPE_IPV4 else 6) else DROP_VERSION
+    return DROP_VLAN if ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_QINQ else DROP_NOT_IP
 
-    Trims what follows the IP packet into the tailroom. Returns a Verdict.
-    """
+
+cdef uint8_t parse_slowly(Packet *packet) noexcept nogil:
+    """Parse any IP packet into its fields, by the whole rule book. Returns a Verdict."""
     cdef const uint8_t *header = packet.data
     cdef uint32_t total
     cdef uint32_t header_length
@@ -85,7 +92,6 @@ cdef uint8_t parse_ip(Packet *packet) noexcept nogil:
         packet.tos = header[1]
         packet.protocol = header[9]
         packet.transport = <uint16_t>header_length
-        packet.tailroom += <uint16_t>(packet.length - total)
         packet.length = total
         if unlikely(load16(header + 6) & 0x3FFF, 0):
             packet.flags |= PACKET_FRAGMENT
@@ -103,7 +109,6 @@ cdef uint8_t parse_ip(Packet *packet) noexcept nogil:
         return DROP_LENGTH
     packet.family = 6
     packet.tos = <uint8_t>(load16(header) >> 4)
-    packet.tailroom += <uint16_t>(packet.length - total)
     packet.length = total
     return _walk_extension_headers(packet)
 
@@ -194,43 +199,14 @@ cdef uint64_t sum_bytes(const uint8_t *at, uint32_t length) noexcept nogil:
     return first
 
 
-cdef inline uint64_t pseudo_sum(const Packet *packet, uint32_t transport_length) noexcept nogil:
-    """Sum of the TCP/UDP pseudo-header (RFC 9293 3.1, RFC 8200 8.1), memory order."""
-    cdef const uint8_t *header = packet.data
-    cdef uint64_t total = <uint64_t>bswap16(<uint16_t>packet.protocol) + bswap16(<uint16_t>transport_length)
-    if packet.family == 4:
-        return total + raw32(header + 12) + raw32(header + 16)
-    return (total + raw32(header + 8) + raw32(header + 12) + raw32(header + 16) + raw32(header + 20)
-            + raw32(header + 24) + raw32(header + 28) + raw32(header + 32) + raw32(header + 36))
-
-
 cdef void complete_checksum(Packet *packet) noexcept nogil:
-    """Finish a TCP or UDP checksum that holds only the pseudo-header's sum.
-
-    Local stacks over veth and virtio leave it so for the device to finish; the flag that says so is
-    invisible to XDP. Where the port does not know, the field itself is asked: when it equals the
-    pseudo-header's sum it is recomputed, which is right even when the equality was chance.
-    """
-    cdef uint32_t at
+    """Compute the TCP or UDP checksum of a whole packet; `mend_checksum` decides who needs it."""
     cdef uint32_t rest = packet.length - packet.transport
     cdef uint8_t *transport = packet.data + packet.transport
-    cdef uint64_t pseudo
+    cdef uint32_t at = TCP_CHECKSUM_AT if packet.protocol == PROTOCOL_TCP else UDP_CHECKSUM_AT
     cdef uint16_t checksum
-    if packet.flags & (PACKET_WHOLE_CHECKSUM | PACKET_FRAGMENT | PACKET_NO_PORTS):
-        return
-    if packet.protocol == PROTOCOL_TCP:
-        at = TCP_CHECKSUM_AT
-    elif packet.protocol == PROTOCOL_UDP:
-        at = UDP_CHECKSUM_AT
-    else:
-        return
-    if rest < at + 2:
-        return
-    pseudo = pseudo_sum(packet, rest)
-    if not packet.flags & PACKET_PARTIAL_CHECKSUM and fold(pseudo) != raw16(transport + at):
-        return
     put_raw16(transport + at, 0)
-    checksum = ~fold(pseudo + sum_bytes(transport, rest))
+    checksum = ~fold(pseudo_sum(packet, rest) + sum_bytes(transport, rest))
     if checksum == 0 and packet.protocol == PROTOCOL_UDP:
         checksum = 0xFFFF       # RFC 768: zero would mean "no checksum"
     put_raw16(transport + at, checksum)
