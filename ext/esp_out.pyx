@@ -181,7 +181,8 @@ cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
     stamp.lead = hot.header_length + ESP_HEADER + hot.iv_length
     if hot.flags & SA_ENCAP:
         stamp.lead += UDP_HEADER
-    stamp.plain = hot.header_length == 20 and hot.iv_length == 8 and hot.icv_length == 16 and not hot.flags & (SA_ESN | SA_ENCAP)
+    stamp.plain = (hot.header_length == 20 and hot.iv_length == 8 and hot.icv_length == 16
+                   and not hot.flags & (SA_ESN | SA_ENCAP))
     # RFC 6040 4.1 normal mode: ECN is always copied. Bytes 0 and 1 of `first` are constant but for it, 2 to 7 vary.
     stamp.copied = 0x0300
     stamp.first = raw64(hot.header) & <uint64_t>0xFFFF

@@ -5,8 +5,8 @@ from libc.string cimport memcpy
 
 from ext.counters cimport DROP_CHECKSUM, PASS
 from ext.packet cimport (
-    NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_PARTIAL_CHECKSUM, PACKET_WHOLE_CHECKSUM, Batch, Leaders, Packet,
-    Port,
+    NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_PARTIAL_CHECKSUM, PACKET_WHOLE_CHECKSUM, Batch,
+    Leaders, Packet, Port,
 )
 
 cdef extern from *:
