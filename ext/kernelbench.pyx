@@ -217,6 +217,7 @@ def measure(TablesView view, EngineHandle engine, bytes packet, uint32_t batches
 
 OUTBOUND_STAGES = ("parse", "look up", "admit", "number", "build", "seal", "account")
 INBOUND_STAGES = ("parse", "find SA", "admit", "open", "accept", "strip", "select and route")
+STAGES = tuple(f"out: {name}" for name in OUTBOUND_STAGES) + tuple(f"in: {name}" for name in INBOUND_STAGES)
 
 
 cdef inline uint64_t _lap(uint64_t *stage, uint64_t begun) noexcept nogil:
@@ -292,5 +293,4 @@ def profile(TablesView view, EngineHandle engine, bytes packet, uint32_t batches
     free(bench.frames)
     free(bench)
     _check(bad)
-    names = [f"out: {name}" for name in OUTBOUND_STAGES] + [f"in: {name}" for name in INBOUND_STAGES]
-    return {name: stages[index] / (<double>batches * BATCH_MAX) for index, name in enumerate(names)}
+    return {name: stages[index] / (<double>batches * BATCH_MAX) for index, name in enumerate(STAGES)}
