@@ -153,6 +153,7 @@ class Gateway:
             if port.driver == "tun":
                 device = TunDevice(port, spec.mtu)
                 await device.open()
+                self._stack.push_async_callback(device.close)
                 await device.set_routes(self.config.policies, self.config.sas)
                 self._tuns.append(device)
 

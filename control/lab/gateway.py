@@ -200,8 +200,8 @@ class Gateways:
 def make_lab(driver: str, *, tapped: bool = False, workers: int = 2) -> Lab:
     """The lab that suits a driver.
 
-    xdp and packet must catch what the kernel would else forward in clear, so the kernel has the routes;
-    for tun the gateway itself brings the route to the far network.
+    The kernel of a gateway could always forward in clear, by a route or a default route: the gateway must keep
+    it from that. For tun it brings a route of its own, so there must be none to the far network before.
     """
     return Lab(queues=workers, routed=driver != "tun", tapped=tapped)
 

@@ -66,8 +66,8 @@ class Lab:
     """Client, two gateways and server; a context manager that leaves nothing behind.
 
     `queues` is the number of rx and tx queues of every veth end. `routed`: gateways forward by the kernel and
-    know the far network's route; without it they forward but know only their own segments (a TUN device will
-    bring the route). `static_neighbours` fills every neighbour table; otherwise ARP and ND do. `tapped` puts
+    know the far network's route; without it they have a default route to each other instead, as gateways on the
+    Internet do. `static_neighbours` fills every neighbour table; otherwise ARP and ND do. `tapped` puts
     `wire` between the gateways. `mtu` is of every interface, bytes of IP packet.
     """
 
@@ -178,10 +178,9 @@ class Lab:
         if host in END_HOST_GATEWAY:
             gateway = END_HOST_GATEWAY[host]
             return [f"route add default via {address(gateway, 'lan0', version)}" for version in (4, 6)]
-        if not self.routed:
-            return []
         return [
-            f"route add {_network(FAR_LAN[host], version)} via {address(PEER[host], 'wan0', version)}"
+            f"route add {_network(FAR_LAN[host], version) if self.routed else 'default'} "
+            f"via {address(PEER[host], 'wan0', version)}"
             for version in (4, 6)
         ]
 

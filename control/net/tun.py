@@ -1,7 +1,9 @@
 """The TUN device of a `tun` port: 1 give it addresses and MTU 2 bring it up 3 route to it.
 
 The dataplane makes the device and keeps it while the gateway runs, so addresses and routes outlive a worker,
-and go with the gateway.
+and go with the gateway. Behind each route lies a blackhole with the worst metric: when the gateway is killed and
+the device with it, packets for the tunnel end there and do not follow the default route in clear. A clean stop
+removes it; the next start takes it over.
 
 Limit: routes go into the main table. A remote range that holds an SA's own peer would send the tunnel into
 itself, so such a range gets no route and a warning says what to do.
@@ -25,6 +27,7 @@ from dataplane.model import Action, Address, Direction, Network, PolicySpec, SaS
 log = logging.getLogger("esplanade.tun")
 
 RTPROT_STATIC = 4
+WORST_METRIC = 0xFFFFFFFF
 
 
 class TunError(Exception):
@@ -74,10 +77,34 @@ class TunDevice:
         wanted = set(routes_for(self.name, policies, sas))
         async with AsyncIPRoute() as netlink:
             for network in sorted(wanted - self._routes, key=str):
+                await self._blackhole(netlink, "replace", network)
                 await self._route(netlink, "add", network)
             for network in sorted(self._routes - wanted, key=str):
                 await self._route(netlink, "del", network)
+                await self._blackhole(netlink, "del", network)
         self._routes = wanted
+
+    async def close(self) -> None:
+        """Remove the blackholes; the routes go with the device."""
+        async with AsyncIPRoute() as netlink:
+            for network in sorted(self._routes, key=str):
+                await self._blackhole(netlink, "del", network)
+        self._routes = set()
+
+    async def _blackhole(self, netlink: AsyncIPRoute, verb: str, network: Network) -> None:
+        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+        try:
+            await netlink.route(
+                verb,
+                dst=str(network),
+                type="blackhole",
+                priority=WORST_METRIC,
+                family=family,
+                proto=RTPROT_STATIC,
+            )
+        except NetlinkError as error:
+            if not (verb == "del" and error.code == errno.ESRCH):
+                log.error("%s: cannot %s the blackhole for %s: %s", self.name, verb, network, error)
 
     async def _route(self, netlink: AsyncIPRoute, verb: str, network: Network) -> None:
         family = socket.AF_INET if network.version == 4 else socket.AF_INET6
