@@ -33,6 +33,7 @@ from dataplane.model import Address, AdjacencySpec, PortSpec, RouteSpec, SaSpec
 log = logging.getLogger("esplanade")
 
 DONE, FAILED = 0, 1
+RETRY = 2.0  # seconds between attempts to start again after a restart that failed
 START_ERRORS = (StatusError, PortSetupError, DataPlaneError, TunError, OSError)
 
 
@@ -42,35 +43,68 @@ def run(config: Config, *, log_json: bool = False) -> int:
     return asyncio.run(_run(config, log_json))
 
 
+class Requests:
+    """What signals and events ask of the gateway."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.reload = asyncio.Event()
+        self.restart = asyncio.Event()  # an interface that was gone is back: its ports are opened anew
+
+    async def stop_or_restart(self) -> None:
+        """Wait for either."""
+        waits = [asyncio.create_task(event.wait()) for event in (self.stop, self.restart)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+
+
 async def _run(config: Config, log_json: bool) -> int:
-    gateway = Gateway(config, log_json=log_json)
+    requests = Requests()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, gateway.stop_requested.set)
-    loop.add_signal_handler(signal.SIGHUP, gateway.reload_requested.set)
+        loop.add_signal_handler(number, requests.stop.set)
+    loop.add_signal_handler(signal.SIGHUP, requests.reload.set)
+    ran_before = False
+    while True:
+        requests.restart.clear()
+        gateway = Gateway(config, requests, log_json=log_json)
+        try:
+            await gateway.start()
+            notify("READY=1", f"STATUS={gateway.summary()}")
+            ran_before = True
+            await gateway.serve()
+        except START_ERRORS as error:
+            log.error("cannot start%s: %s", " again" if ran_before else "", error)
+            notify(f"STATUS=cannot start: {error}")
+            if not ran_before:
+                requests.stop.set()
+        finally:
+            if requests.stop.is_set():
+                notify("STOPPING=1")
+            await gateway.stop()
+        config = gateway.config
+        if not requests.restart.is_set() and not requests.stop.is_set():
+            await _pause(requests.stop, RETRY)
+        if requests.stop.is_set():
+            return DONE if ran_before else FAILED
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    """Wait a while, or until a stop is requested."""
     try:
-        await gateway.start()
-    except START_ERRORS as error:
-        log.error("cannot start: %s", error)
-        notify("STOPPING=1", f"STATUS=cannot start: {error}")
-        await gateway.stop()
-        return FAILED
-    notify("READY=1", f"STATUS={gateway.summary()}")
-    try:
-        await gateway.serve()
-    finally:
-        notify("STOPPING=1")
-        await gateway.stop()
-    return DONE
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass
 
 
 class Gateway:
     """One gateway from its configuration to its end."""
 
-    def __init__(self, config: Config, *, log_json: bool = False) -> None:
+    def __init__(self, config: Config, requests: Requests, *, log_json: bool = False) -> None:
         self.config = config
-        self.stop_requested = asyncio.Event()
-        self.reload_requested = asyncio.Event()
+        self.requests = requests
         self.started = time.time()
         self.links: dict[str, Link | None] = {}  # of the ports that have an interface
         self.paths: dict[str, tuple[AdjacencySpec | None, int | None]] = {}  # of outbound SAs
@@ -112,6 +146,7 @@ class Gateway:
         await self.dataplane.start()
         await self._open_tuns(specs)
         await self.mirror.follow()
+        stack.push_async_callback(self.mirror.close)  # before the dataplane goes: its devices' end is no news
         status = StatusServer(config.gateway.run_dir, {"status": lambda: build_status(self)})
         await status.start()
         stack.push_async_callback(status.close)
@@ -158,13 +193,13 @@ class Gateway:
                 self._tuns.append(device)
 
     async def serve(self) -> None:
-        """Until a stop is requested: reload when asked to, and show the service manager that we live."""
+        """Until a stop or a restart is requested: reload when asked to, and show the service manager that we live."""
         async with asyncio.TaskGroup() as tasks:
             helpers = [
                 tasks.create_task(self._reload_when_asked(), name="reload"),
                 tasks.create_task(self._feed_watchdog(), name="watchdog"),
             ]
-            await self.stop_requested.wait()
+            await self.requests.stop_or_restart()
             for helper in helpers:
                 helper.cancel()
 
@@ -180,8 +215,8 @@ class Gateway:
 
     async def _reload_when_asked(self) -> None:
         while True:
-            await self.reload_requested.wait()
-            self.reload_requested.clear()
+            await self.requests.reload.wait()
+            self.requests.reload.clear()
             notify_reloading()
             await self.reload()
             notify("READY=1", f"STATUS={self.summary()}")
@@ -278,15 +313,17 @@ class Gateway:
 
     async def port_changed(self, name: str, link: Link | None, addresses: Sequence[Address]) -> None:
         """A port's interface changed: say what that means."""
-        before = self.links.get(name)
-        self.links[name] = link
         spec = self._specs[name]
+        before = self.links.get(name)
+        known = name in self.links
+        self.links[name] = link
         if link is None:
-            log.error(
-                "port %s: interface %s is gone; nothing passes there. Restart the gateway when it is back",
-                name,
-                spec.interface,
-            )
+            log.error("port %s: interface %s is gone; nothing passes until it is back", name, spec.interface)
+            return
+        if known and before is None:
+            # Its sockets and programs went with the old one: everything is opened anew.
+            log.warning("port %s: interface %s is back; starting again", name, link.name)
+            self.requests.restart.set()
             return
         was_up = before is None or before.up
         if was_up != link.up:

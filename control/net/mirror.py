@@ -6,7 +6,8 @@ No sockets and no clock in here: `netlink.py` feeds it.
 
 Limits: the main routing table only (policy rules enter through the kernel's own answers for SA peers, not
 for decrypted packets); of a multipath route the first usable hop is taken; anything this mirror does not
-understand goes to the kernel, which does.
+understand goes to the kernel, which does. Routes are told as a whole: tables of a few ten thousand are fine, the
+whole Internet's are not.
 """
 
 from __future__ import annotations
@@ -140,7 +141,10 @@ class Mirror:
         self.routes_in_doubt = False
 
     def apply(self, message: Message) -> str:
-        """Enter one message; returns what it changed: link, address, route, neighbour, or "" for nothing."""
+        """Enter one message; returns what it changed: link, address, route, neighbour, or "" for nothing that counts.
+
+        A neighbour whose entry only ages is entered and does not count: packets go on as before.
+        """
         event = str(message.get("event", ""))
         deleted = event.startswith("RTM_DEL")
         if event.endswith("LINK"):
@@ -236,12 +240,14 @@ class Mirror:
             return ""
         key = (int(message["ifindex"]), ip_address(text))
         neighbour = Neighbour(mac=_mac(message.get("lladdr")), state=int(message.get("state") or 0))
+        held = self.neighbours.get(key)
         if deleted:
-            return "neighbour" if self.neighbours.pop(key, None) is not None else ""
-        if self.neighbours.get(key) == neighbour:
-            return ""
+            self.neighbours.pop(key, None)
+            return "neighbour" if held is not None and held.valid else ""
         self.neighbours[key] = neighbour
-        return "neighbour"
+        was_valid = held is not None and held.valid
+        same = held is not None and held.mac == neighbour.mac
+        return "" if was_valid == neighbour.valid and (same or not neighbour.valid) else "neighbour"
 
     # 2 -- where decrypted packets leave
 

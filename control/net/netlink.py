@@ -69,6 +69,7 @@ class NetlinkMirror:
         self._wake = asyncio.Event()
         self._overrun = False
         self._ask = False  # the peers' routes may have changed
+        self._changed = True  # there may be news for the sink
         self._task: asyncio.Task[None] | None = None
         self._unreachable: set[str] = set()
         self.resyncs = 0  # full dumps so far
@@ -171,6 +172,7 @@ class NetlinkMirror:
                 known = isinstance(error, NetlinkError | OSError)
                 log.error("netlink: %s; asking the kernel for everything again", error, exc_info=not known)
                 self._overrun = True
+                self._told.clear()  # it may not have reached the dataplane
                 await asyncio.sleep(1.0)
                 self._wake.set()
 
@@ -197,14 +199,20 @@ class NetlinkMirror:
             self._ask = True
         if self._ask:
             self._ask = False
+            self._changed = True
             await self._ask_peers()
-        await self._tell()
+        if self._changed:
+            self._changed = False
+            await self._tell()
+        await self._refresh_neighbours()
 
     def _enter_held(self) -> None:
         held, self._held = self._held, []
         for data in held:
             for message in self._parser.parse(data):
-                if self.mirror.apply(message) in ("route", "address", "link"):
+                changed = self.mirror.apply(message)
+                self._changed = self._changed or bool(changed)
+                if changed in ("route", "address", "link"):
                     self._ask = True
 
     # 2 -- dumps
@@ -284,7 +292,7 @@ class NetlinkMirror:
     # 4 -- tell the dataplane
 
     async def _tell(self) -> None:
-        """Tell the sink what differs from what it was told last, and have stale neighbours checked."""
+        """Tell the sink what differs from what it was told last."""
         mirror = self.mirror
         for port in mirror.ports:
             if port.interface:
@@ -304,7 +312,6 @@ class NetlinkMirror:
             mtu = mirror.path_mtu(answer) if answer is not None else None
             if self._news(f"sa {name}", (adjacency, mtu)):
                 await self._sink.set_sa_adjacency(name, adjacency, mtu)
-        await self._refresh_neighbours()
 
     def _news(self, subject: str, value: object) -> bool:
         """True when `value` differs from what was told about `subject` last."""

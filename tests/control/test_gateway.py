@@ -27,7 +27,7 @@ def lab() -> Iterator[Lab]:
         yield built
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def gateways(lab: Lab) -> Iterator[Gateways]:
     with Gateways(lab, "xdp") as running:
         yield running
@@ -55,7 +55,7 @@ def reload(gateway: Gateway, text: str, expected: str) -> None:
     )
 
 
-def test_traffic_status_and_clean_stop(lab: Lab, gateways: Gateways) -> None:
+def test_traffic_and_status(lab: Lab, gateways: Gateways) -> None:
     for target in SERVER:
         ping(lab, target)
     status = gateways.a.status()
@@ -76,13 +76,6 @@ def test_traffic_status_and_clean_stop(lab: Lab, gateways: Gateways) -> None:
     # Nobody else may read or ask.
     run = gateways.a.directory / "run"
     assert (run / "status.sock").stat().st_mode & 0o777 == 0o600
-    started = time.monotonic()
-    assert gateways.a.stop() == 0
-    assert time.monotonic() - started < 4
-    assert not (run / "status.sock").exists()
-    secrets = gateways.a.config_path.read_text()
-    for key in re.findall(r'encryption_key = "([0-9a-f]+)"', secrets):
-        assert key not in gateways.a.log(10000) and key not in json.dumps(status)
 
 
 def test_kernel_is_asked_first_and_then_left_alone(lab: Lab, gateways: Gateways) -> None:
@@ -197,6 +190,20 @@ def test_two_gateways_cannot_share_a_directory(lab: Lab, gateways: Gateways) -> 
     ping(lab, SERVER[0])
 
 
+def test_no_secret_shows_and_the_end_is_clean(lab: Lab, gateways: Gateways) -> None:
+    """Last of those that share the two gateways."""
+    a = gateways.a
+    ping(lab, SERVER[0])
+    status = json.dumps(a.status())
+    started = time.monotonic()
+    assert a.stop() == 0
+    assert time.monotonic() - started < 4
+    assert not (a.directory / "run" / "status.sock").exists()
+    keys = re.findall(r'encryption_key = "([0-9a-f]+)"', a.config_path.read_text())
+    assert len(keys) == 2 and not any(key in a.log(10000) or key in status for key in keys)
+    assert "Traceback" not in a.log(10000) and "interface lan0 is gone" not in a.log(10000)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -227,3 +234,34 @@ def test_what_cannot_start_says_why(
     assert program.wait(0) == 1 and re.search(complaint, program.log()), program.log()
     assert "Traceback" not in program.log()
     (gateway.directory / "notify").unlink()
+
+
+def test_an_interface_that_returns_is_opened_anew(lab: Lab) -> None:
+    """A cable of its own, which is pulled out and put back; numbers go on behind those that were sent."""
+    with make_lab("packet") as own, Gateways(own, "packet") as gateways:
+        ping(own, SERVER[0])
+        before = gateways.a.status()["sas"][0]["sequence"]
+        gateway, client = own.spaces["gwa"], own.client
+        gateway.ip("link del lan0")
+        wait_until(
+            lambda: log_has(gateways.a, r"port lan: interface lan0 is gone"), timeout=3, what="log line"
+        )
+        assert gateways.a.status()["ports"][0]["link"] == "gone"
+        gateway.ip(
+            f"link add lan0 type veth peer name eth0 netns {client.name}",
+            "address add 10.1.0.1/24 dev lan0",
+            "link set lan0 up",
+        )
+        client.ip("address add 10.1.0.2/24 dev eth0", "link set eth0 up", "route add default via 10.1.0.1")
+        wait_until(
+            lambda: log_has(gateways.a, r"port lan: interface lan0 is back; starting again"),
+            timeout=3,
+            what="log line",
+        )
+        wait_until(
+            lambda: client.run(["ping", "-c", "1", "-W", "1", SERVER[0]], check=False).wait(0) == 0,
+            timeout=15,
+            what=f"traffic after the return; {gateways.a.log(10)}",
+        )
+        assert gateways.a.status()["sas"][0]["sequence"] > before
+        assert gateways.a.stop() == 0

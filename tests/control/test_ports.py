@@ -1,0 +1,162 @@
+"""Ports as the dataplane gets them, routes into a TUN device, and the mirror's finer points."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from control.config import parse
+from control.net.mirror import Mirror, MirrorPort
+from control.net.tun import routes_for
+from control.ports import PortSetupError, mirror_ports, port_specs, tun_mtu
+from dataplane.model import Role
+from tests.control.test_config import GOOD
+
+
+def link(index: int, name: str, **values: Any) -> dict[str, Any]:
+    return {
+        "event": "RTM_NEWLINK",
+        "index": index,
+        "ifname": name,
+        "address": f"02:00:00:00:00:{index:02x}",
+        "mtu": 1500,
+        "flags": 0x41,
+        "family": 0,
+        **values,
+    }
+
+
+def address(index: int, text: str) -> dict[str, Any]:
+    return {"event": "RTM_NEWADDR", "index": index, "local": text}
+
+
+def neighbour(
+    index: int, text: str, mac: str | None, state: int, event: str = "RTM_NEWNEIGH"
+) -> dict[str, Any]:
+    return {
+        "event": event,
+        "ifindex": index,
+        "dst": text,
+        "lladdr": mac,
+        "state": state,
+        "family": 2 if "." in text else 10,
+    }
+
+
+def values(*ports: dict[str, Any]) -> dict[str, Any]:
+    changed = copy.deepcopy(GOOD)
+    changed["port"] = list(ports)
+    for sa in changed["sa"]:
+        sa["encap"] = True
+    return changed
+
+
+TUN = {"name": "lan", "role": "protected", "driver": "tun", "interface": "esp0"}
+UDP = {"name": "wan", "role": "unprotected", "driver": "udp"}
+
+
+def test_link_ports_take_the_interface_as_it_is() -> None:
+    config = parse(GOOD)
+    mirror = Mirror(mirror_ports(config.ports))
+    for message in (
+        link(1, "lo", address="00:00:00:00:00:00", mtu=65536),
+        link(2, "eth0", mtu=9000),
+        link(3, "eth1"),
+        address(3, "10.1.0.1"),
+        address(3, "fe80::1"),
+        address(3, "2001:db8::1"),
+        address(2, "192.0.2.1"),
+    ):
+        mirror.apply(message)
+    lan, wan = port_specs(config, mirror, lambda _name: None)
+    assert (lan.mac, lan.mtu, wan.mtu) == (bytes.fromhex("020000000003"), 1500, 9000)
+    assert [str(found) for found in lan.addresses] == ["10.1.0.1", "2001:db8::1", "fe80::1"]
+
+
+def test_every_port_that_cannot_be_is_named() -> None:
+    changed = copy.deepcopy(GOOD)
+    changed["port"][0]["interface"] = "lo"
+    config = parse(changed)
+    mirror = Mirror(mirror_ports(config.ports))
+    mirror.apply(link(1, "lo", address="00:00:00:00:00:00"))
+    with pytest.raises(
+        PortSetupError,
+        match=r"port lan: lo is no Ethernet.*; port wan: there is no interface eth0; there are lo",
+    ):
+        port_specs(config, mirror, lambda _name: None)
+
+
+def test_tun_and_udp_ports() -> None:
+    config = parse(values({**TUN, "addresses": ["10.9.0.1/24"]}, UDP))
+    mirror = Mirror(mirror_ports(config.ports))
+    lan, wan = port_specs(config, mirror, lambda _name: 1450)
+    assert (lan.mtu, [str(found) for found in lan.addresses]) == (config.sas[0].inner_mtu(1450), ["10.9.0.1"])
+    assert (wan.interface, wan.encap_port, [str(found) for found in wan.addresses]) == (
+        "",
+        4500,
+        ["192.0.2.1"],
+    )
+    assert tun_mtu(config.sas, lambda _name: None) == config.sas[0].inner_mtu(1500) == 1438
+    assert tun_mtu(config.sas, lambda _name: 600) == 1280
+    # Without addresses of its own, ICMP errors come from one of ours that is inside the tunnel's local range.
+    config = parse(values(TUN, UDP))
+    mirror = Mirror(mirror_ports(config.ports))
+    for message in (link(2, "eth0"), address(2, "192.0.2.1"), address(2, "10.1.0.9")):
+        mirror.apply(message)
+    lan, _ = port_specs(config, mirror, lambda _name: None)
+    assert str(lan.addresses[0]) == "10.1.0.9"
+
+
+def test_routes_into_the_device(caplog: pytest.LogCaptureFixture) -> None:
+    config = parse(GOOD)
+    with caplog.at_level(logging.WARNING, "esplanade.tun"):
+        logging.getLogger("esplanade").propagate = True
+        found = [str(network) for network in routes_for("esp0", config.policies, config.sas)]
+    # The range 10.3.0.1-10.3.0.9 as prefixes; "any" would swallow the peer's own packets, except in IPv6.
+    assert found == ["10.2.0.0/24", "10.3.0.1/32", "10.3.0.2/31", "10.3.0.4/30", "10.3.0.8/31", "::/0"]
+    assert "the peer 192.0.2.2 is inside" in caplog.text and "ip route add 192.0.2.2 via" in caplog.text
+
+
+def test_mirror_ignores_what_changes_nothing() -> None:
+    mirror = Mirror([MirrorPort(name="lan", role=Role.PROTECTED, driver="xdp", interface="eth1")])
+    assert mirror.apply(link(3, "eth1")) == "link" and mirror.apply(link(3, "eth1")) == ""
+    # A bridge that lets a port go tells so with the bridge's family; the link is still there.
+    assert mirror.apply({**link(3, "eth1"), "event": "RTM_DELLINK", "family": 7}) == "" and mirror.links
+    mac = "02:00:00:00:00:aa"
+    assert mirror.apply(neighbour(3, "10.0.0.1", None, 0x01)) == ""  # incomplete
+    assert mirror.apply(neighbour(3, "10.0.0.1", mac, 0x02)) == "neighbour"
+    assert mirror.apply(neighbour(3, "10.0.0.1", mac, 0x04)) == ""  # only stale
+    assert mirror.stale(set()) == [(3, ip_address("10.0.0.1"))]
+    assert mirror.apply(neighbour(3, "10.0.0.1", "02:00:00:00:00:bb", 0x04)) == "neighbour"
+    assert mirror.apply(neighbour(3, "10.0.0.1", None, 0x20)) == "neighbour"  # failed
+    assert mirror.apply(neighbour(3, "10.0.0.1", None, 0x20, "RTM_DELNEIGH")) == ""
+    assert mirror.apply({"event": "RTM_NEWRULE"}) == "" and mirror.apply({}) == ""
+
+
+def test_ipv6_hops_of_a_dump_are_one_route() -> None:
+    mirror = Mirror([MirrorPort(name="lan", role=Role.PROTECTED, driver="xdp", interface="eth1")])
+    mirror.apply(link(3, "eth1"))
+    for gateway in ("2001:db8::1", "2001:db8::2"):
+        mirror.load_route(
+            {
+                "family": 10,
+                "table": 254,
+                "flags": 0,
+                "dst": "2001:db8:9::",
+                "dst_len": 48,
+                "type": 1,
+                "priority": 1024,
+                "tos": 0,
+                "oif": 3,
+                "gateway": gateway,
+            }
+        )
+    mirror.apply(neighbour(3, "2001:db8::2", "02:00:00:00:00:bb", 0x02))
+    routes = {str(route.prefix): route.adjacency for route in mirror.routes()}
+    found = routes["2001:db8:9::/48"]
+    assert found is not None and found.destination_mac.hex() == "0200000000bb"  # the hop that can be used
+    assert mirror.next_hops([]) == {(3, ip_address("2001:db8::1")), (3, ip_address("2001:db8::2"))}
