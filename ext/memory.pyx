@@ -15,6 +15,7 @@ replay-to-discard run beside the real one and subtract), and `discard` makes tra
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
+from posix.unistd cimport close as close_fd
 
 import os
 
@@ -175,6 +176,9 @@ cdef class MemoryPort(PortHandle):
     number of packets that each direction holds (a power of two). With `discard`, transmit keeps nothing.
     """
 
+    def __cinit__(self):
+        self.c.fd = -1
+
     def __init__(self, Pool pool, str name="memory", int role=0, int link=1, int mtu=1500, addresses=(),
                  uint32_t capacity=4096, bint discard=False):
         super().__init__(pool, name, role, link, mtu, addresses)
@@ -202,7 +206,7 @@ cdef class MemoryPort(PortHandle):
         free(self.state.templates)
         free(self.state.template_lengths)
         if self.c.fd >= 0:
-            os.close(self.c.fd)
+            close_fd(self.c.fd)
 
     def inject(self, packets, bint partial_checksum=False) -> None:
         """Queue packets to be received, all or none.

@@ -17,8 +17,7 @@ from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-
-import os
+from posix.unistd cimport close as close_fd
 
 from ext.coalesce cimport Run, gather, order, run_apply, run_undo
 from ext.linuxnet cimport MSG_DONTWAIT, recvmmsg, sendmmsg
@@ -171,6 +170,9 @@ cdef class PacketPort(PortHandle):
     `fanout` is how it shares the interface with the other workers' sockets ("hash", "lb" or ""), shown by `mode`.
     """
 
+    def __cinit__(self):
+        self.c.fd = -1
+
     def __init__(self, Pool pool, str name, int fd, int role=0, int mtu=1500, addresses=(), str fanout=""):
         cdef uint32_t index
         super().__init__(pool, name, role, LINK_ETHERNET, mtu, addresses)
@@ -198,7 +200,7 @@ cdef class PacketPort(PortHandle):
 
     def __dealloc__(self):
         if self.c.fd >= 0:
-            os.close(self.c.fd)
+            close_fd(self.c.fd)
         free(self.state.overflow)
 
     def close(self) -> None:
@@ -206,7 +208,7 @@ cdef class PacketPort(PortHandle):
         cdef uint32_t index
         if self.c.fd < 0:
             return
-        os.close(self.c.fd)
+        close_fd(self.c.fd)
         self.c.fd = -1
         self.state.fd = -1
         self.state.received = self.state.taken = 0

@@ -11,8 +11,7 @@ Not here: receiving (fd is -1), fragmenting: a packet beyond the interface's MTU
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
-
-import os
+from posix.unistd cimport close as close_fd
 
 from ext.linuxnet cimport AF_INET, AF_INET6, MSG_DONTWAIT, mmsghdr, sendmmsg, sockaddr_in, sockaddr_in6
 from ext.packet cimport BATCH_MAX, LINK_IP, Batch, Packet, Pool, Port, PortHandle, frame_give
@@ -125,6 +124,15 @@ cdef bint kernel_arm(Port *port) noexcept nogil:
     return True
 
 
+cdef void _close(Sender *sender) noexcept:
+    if sender.ipv4 >= 0:
+        close_fd(sender.ipv4)
+    if sender.ipv6 >= 0:
+        close_fd(sender.ipv6)
+    sender.ipv4 = -1
+    sender.ipv6 = -1
+
+
 cdef class KernelPort(PortHandle):
     """Raw sockets of protocol IPPROTO_RAW as a port that only transmits; owns both descriptors (-1: family not served).
 
@@ -145,15 +153,11 @@ cdef class KernelPort(PortHandle):
         self.sender.ipv6 = -1
 
     def __dealloc__(self):
-        self.close()
+        _close(&self.sender)
 
     def close(self) -> None:
         """Close both sockets; what is transmitted afterwards counts as errors."""
-        for fd in (self.sender.ipv4, self.sender.ipv6):
-            if fd >= 0:
-                os.close(fd)
-        self.sender.ipv4 = -1
-        self.sender.ipv6 = -1
+        _close(&self.sender)
 
     @property
     def mode(self) -> str:

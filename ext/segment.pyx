@@ -277,7 +277,8 @@ cdef void arrive(Port *port, Batch *batch, Super *whole, const VnetHeader *about
     cdef uint8_t *data = pool.base + frame + pool.headroom
     cdef uint32_t room = pool.frame_size - pool.headroom
     cdef uint32_t head = length if length < room else room
-    if about.gso_type != GSO_NONE:
+    # A longer one than any kernel gives today (BIG TCP) would not lie whole in the overflow.
+    if about.gso_type != GSO_NONE and length <= SUPER_MAX:
         memcpy(overflow - head, data, head)
         if super_begin(whole, pool, about, overflow - head, length, port.link):
             frame_give(pool, frame)

@@ -9,11 +9,10 @@ The descriptor comes from dataplane.ports.tun: IFF_TUN | IFF_NO_PI | IFF_VNET_HD
 queue per worker. Not handled: TAP devices (`packet` on a veth pair does the same).
 """
 
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
+from libc.errno cimport EAGAIN, EBADFD, EINTR, ENOBUFS, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-
-import os
+from posix.unistd cimport close as close_fd
 
 from ext.coalesce cimport Run, gather, order, run_apply, run_undo
 from ext.linuxnet cimport iovec, readv, writev
@@ -42,6 +41,8 @@ cdef uint32_t tun_receive(Port *port, Batch *batch) noexcept nogil:
         port.counters.rx_syscalls += 1
         if length <= <ssize_t>sizeof(VnetHeader):
             frame_give(pool, frame)
+            if length < 0 and errno == EBADFD:
+                port.fd = -1        # the device was deleted: poll() would report that for ever
             break
         arrive(port, batch, &state.whole, &state.about, frame, state.overflow, <uint32_t>(length - sizeof(VnetHeader)))
     port.counters.rx_packets += batch.count
@@ -99,6 +100,9 @@ cdef class TunPort(PortHandle):
     `offloads` is what TUNSETOFFLOAD accepted, shown by `mode`: "tso", "tso+uso" or "".
     """
 
+    def __cinit__(self):
+        self.state.fd = -1
+
     def __init__(self, Pool pool, str name, int fd, int role=0, int mtu=1500, addresses=(), str offloads=""):
         super().__init__(pool, name, role, LINK_IP, mtu, addresses)
         self.state.overflow_area = <uint8_t *>malloc(SUPER_HEAD + SUPER_MAX)
@@ -115,15 +119,17 @@ cdef class TunPort(PortHandle):
         self.c.arm = tun_arm
 
     def __dealloc__(self):
-        self.close()
+        if self.state.fd >= 0:
+            close_fd(self.state.fd)
         free(self.state.overflow_area)
 
     def close(self) -> None:
         """Close the queue; what was not yet cut is lost."""
-        if self.c.fd >= 0:
-            os.close(self.c.fd)
-            self.c.fd = -1
-            self.state.fd = -1
+        if self.state.fd >= 0:
+            close_fd(self.state.fd)
+        self.c.fd = -1
+        self.state.fd = -1
+        self.state.whole.done = self.state.whole.payload
 
     @property
     def mode(self) -> str:

@@ -13,6 +13,11 @@ cdef enum:
     RUN_MAX = 64                # datagrams that one UDP_SEGMENT send may carry (UDP_MAX_SEGMENTS of old kernels)
     RUN_BYTES = 65000           # and their bytes, below any limit of IP
 
+cdef enum Segmenting:           # whether UDP_SEGMENT is used
+    SEGMENTING_OFF = 0          # the kernel cannot: one datagram per message
+    SEGMENTING_ON = 1
+    SEGMENTING_DOUBTED = 2      # a run was refused: the next single datagram shows whether it was for being a run
+
 cdef struct Intake:             # one socket that is read
     int fd                      # -1: family not served
     uint8_t family              # 4 or 6
@@ -44,7 +49,7 @@ cdef struct Pair:               # the sockets of both families
 
 cdef struct UdpState:
     Pair sockets
-    uint32_t segmenting         # UDP_SEGMENT works; 0 after the kernel refused it
+    uint32_t segmenting         # Segmenting
     uint64_t too_big            # datagrams refused with EMSGSIZE
     uint32_t counts[BATCH_MAX]  # packets in each message
     iovec tx_parts[BATCH_MAX]

@@ -17,6 +17,7 @@ from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
+from posix.unistd cimport close as close_fd
 
 import os
 import select
@@ -256,6 +257,8 @@ cdef uint32_t udp_transmit(Port *port, Packet **packets, uint32_t count) noexcep
         result = sendmmsg(fd, state.tx, messages, MSG_DONTWAIT)
         port.counters.tx_syscalls += 1
         if result > 0:
+            if state.segmenting == SEGMENTING_DOUBTED:
+                state.segmenting = SEGMENTING_OFF
             for index in range(<uint32_t>result):
                 settle(port, packets + taken, state.counts[index], True)
                 taken += state.counts[index]
@@ -263,13 +266,15 @@ cdef uint32_t udp_transmit(Port *port, Packet **packets, uint32_t count) noexcep
             port.counters.tx_full += 1
             break
         elif (errno == EIO or errno == EINVAL) and state.counts[0] > 1:
-            # No checksum offload on the way out (or a kernel before 4.18): one datagram per message from now on.
-            state.segmenting = 0
+            # No checksum offload on the way out; or the address or the size is at fault, not the run.
+            state.segmenting = SEGMENTING_DOUBTED
         elif errno != EINTR:
             if errno == EMSGSIZE:
                 state.too_big += state.counts[0]
             settle(port, packets + taken, state.counts[0], False)
             taken += state.counts[0]
+            if state.segmenting == SEGMENTING_DOUBTED:
+                state.segmenting = SEGMENTING_ON
     return taken
 
 
@@ -310,7 +315,7 @@ cdef uint32_t _run_length(const UdpState *state, Packet **packets, uint32_t coun
     cdef uint32_t size = packets[0].length
     cdef uint32_t total = size - outer
     cdef uint32_t run = 1
-    if not state.segmenting:
+    if state.segmenting != SEGMENTING_ON:
         return 1
     while run < count and run < RUN_MAX:
         data = packets[run].data
@@ -451,7 +456,7 @@ cdef int _close_intake(Intake *intake, FramePool *pool) except -1:
 cdef int _free_intake(Intake *intake) except -1:
     """Close the socket and free its buffers; the frames are the pool's affair."""
     if intake.fd >= 0:
-        os.close(intake.fd)
+        close_fd(intake.fd)
     intake.fd = -1
     intake.received = intake.taken = 0
     intake.whole_done = intake.whole_length
@@ -492,7 +497,7 @@ cdef class UdpPort(PortHandle):
             raise ValueError(f"{name}: a udp port needs a socket of at least one family")
         _open_intake(&self.state.sockets.ipv4, &pool.c, ipv4_fd, 4, True)
         _open_intake(&self.state.sockets.ipv6, &pool.c, ipv6_fd, 6, True)
-        self.state.segmenting = 1
+        self.state.segmenting = SEGMENTING_ON
         for index in range(<uint32_t>BATCH_MAX):
             self.state.tx[index].msg_hdr.msg_name = &self.state.tx_names[index]
             self.state.tx[index].msg_hdr.msg_control = self.state.tx_control[index]
@@ -524,7 +529,7 @@ cdef class UdpPort(PortHandle):
     def mode(self) -> str:
         """The families served, and "gso" while UDP_SEGMENT is in use."""
         families = _families(self.state.sockets.ipv4.fd, self.state.sockets.ipv6.fd)
-        return f"{families}/gso" if self.state.segmenting else families
+        return f"{families}/gso" if self.state.segmenting != SEGMENTING_OFF else families
 
 
 cdef class RawPort(PortHandle):

@@ -123,6 +123,21 @@ def test_errors_name_the_device() -> None:
         tun.open_queue("a" * 16)
 
 
+def test_a_deleted_device_is_not_polled(spaces: MakeSpaces) -> None:
+    """Without the device nothing can come: the port takes itself out of poll(), so its worker can sleep."""
+    pool = Pool(64)
+    [left] = spaces("left")
+    fd, [port] = open_end(left, pool, 1)
+    left.ip("link del t0")
+    porttool.receive(port)
+    assert port.fd == -1
+    assert porttool.transmit(port, [bytes(IP(dst="10.9.0.1") / b"x")]) == 1
+    assert port.counters["tx_errors"] == 1
+    port.close()
+    os.close(fd)
+    assert pool.free_count == 64
+
+
 def test_writing_to_a_device_that_is_down(spaces: MakeSpaces) -> None:
     """The kernel refuses (EIO): the packets are counted and their frames come back."""
     pool = Pool(64)

@@ -173,6 +173,26 @@ def test_udp_refusals_are_counted(spaces: MakeSpaces) -> None:
     close(pool, 64, port)
 
 
+def test_a_run_that_is_refused_is_sent_singly(spaces: MakeSpaces) -> None:
+    """A source that is not ours refuses the run and each packet: UDP_SEGMENT is not blamed for it."""
+    left, right = spaces("left", "right")
+    connect(left, right)
+    pool = Pool(64)
+    port = open_udp(left, pool)
+    wrong = [
+        bytes(IP(src="10.8.0.9", dst="10.8.0.2") / UDP(dport=4500) / esp(1, number, 100))
+        for number in range(3)
+    ]
+    right_ones = [bytes(outer(4) / UDP(dport=4500) / esp(1, number, 100)) for number in range(3)]
+    assert porttool.transmit(port, [*wrong, *right_ones]) == 6
+    assert (port.counters["tx_packets"], port.counters["tx_errors"]) == (3, 3)
+    assert port.mode == "ipv4+ipv6/gso"
+    calls = port.counters["tx_syscalls"]
+    assert porttool.transmit(port, right_ones) == 3
+    assert port.counters["tx_syscalls"] == calls + 1
+    close(pool, 64, port)
+
+
 def test_udp_workers_divide_by_spi(spaces: MakeSpaces) -> None:
     """Two workers: each SPI has one home, whatever the source port; with control's socket first, IKE goes there."""
     left, right = spaces("left", "right")
