@@ -66,8 +66,7 @@ class BuildExt(build_ext):
     def run(self) -> None:
         """Compile what is stale, into the tree or into the build directory."""
         root = Path() if self.inplace else Path(self.build_lib)
-        if BPF_SOURCE.exists():
-            self.build_bpf(root / BPF_OBJECT)
+        self.build_bpf(root / BPF_OBJECT)
         super().run()
 
     def build_bpf(self, target: Path) -> None:
@@ -100,7 +99,6 @@ def extensions() -> list[Extension]:
             define_macros=[("CYTHON_CCOMPLEX", "0")],
         )
         for name, libraries in MODULES.items()
-        if Path(f"ext/{name}.pyx").exists()
     ]
     return cythonize(
         modules,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import platform
 import re
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,15 +55,22 @@ def scores(html: str) -> dict[int, int]:
     return {int(line): int(score) for score, line, _ in SCORED_LINE.findall(html)}
 
 
-def calls_into_python(code: str, name: str) -> list[tuple[int, str]]:
-    """Line of the .pxd file, and call, for each use of Python's C API that a generated C file has for `name`."""
-    found = []
-    for chunk in re.split(rf'(?=/\* "{re.escape(name)}":\d+\n)|(?=/\* "ext/[\w.]+":\d+\n)', code):
-        marker = re.match(rf'/\* "{re.escape(name)}":(\d+)\n', chunk)
+def calls_into_python(code: str) -> dict[str, list[tuple[int, str]]]:
+    """File of ext to (line, call), for each use of Python's C API that a generated C file has for a header's line."""
+    found = defaultdict(list)
+    # Code stands behind a comment that names the line it is from, up to the next one or the function's end.
+    for chunk in code.split('/* "')[1:]:
+        marker = re.match(r'(ext/\w+\.pxd)":(\d+)\n', chunk)
         if marker:
             body = chunk.split("*/", 1)[-1].split("\n}\n", 1)[0]
-            found.extend((int(marker.group(1)), call) for call in PYTHON_CALL.findall(body))
+            found[marker.group(1)].extend((int(marker.group(2)), call) for call in PYTHON_CALL.findall(body))
     return found
+
+
+@cache
+def calls_in_module(module: Path) -> dict[str, list[tuple[int, str]]]:
+    """The same for what the release build made of a module."""
+    return calls_into_python(fresh(GENERATED / f"{module.stem}.c", module))
 
 
 @pytest.mark.parametrize("source", MODULES, ids=lambda path: path.name)
@@ -86,12 +95,8 @@ def test_inline_functions_are_plain_c(source: Path) -> None:
     lines = nogil_lines(source)
     found = set()
     for module in MODULES:
-        code = fresh(GENERATED / f"{module.stem}.c", module)
-        found.update(
-            f"{name}:{line}: {call} in {lines[line]}"
-            for line, call in calls_into_python(code, name)
-            if line in lines
-        )
+        calls = calls_in_module(module).get(name, [])
+        found.update(f"{name}:{line}: {call} in {lines[line]}" for line, call in calls if line in lines)
     assert not found, "Python inside inline functions without the GIL:\n" + "\n".join(sorted(found))
 
 
@@ -103,4 +108,4 @@ def test_yellow_lines_are_seen() -> None:
         '/* "ext/a.pxd":7\n * x\n */\n  __Pyx_Raise(a);\n'
         '/* "ext/a.pxd":8\n * y\n */\n  b();\n}\nPyObject_Call(x);\n'
     )
-    assert calls_into_python(code, "ext/a.pxd") == [(7, "__Pyx_Raise")]
+    assert calls_into_python(code) == {"ext/a.pxd": [(7, "__Pyx_Raise")]}
