@@ -27,6 +27,7 @@ cdef struct MemoryState:
     uint64_t  transmitted_bytes
     uint32_t  discard           # transmit counts and gives frames back
     uint32_t  template_flags
+    uint64_t  tight             # 0: packets lie behind the pool's headroom; else the state of a random draw
 
 cdef class MemoryPort(PortHandle):
     cdef MemoryState state

@@ -4,6 +4,7 @@ from ext.packet import Pool, PortHandle
 
 class MemoryPort(PortHandle):
     discard: bool
+    tight: int
     def __init__(
         self,
         pool: Pool,

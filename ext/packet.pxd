@@ -9,6 +9,23 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.counters cimport PortCounters
 
+cdef extern from *:
+    """
+    #ifndef ESPLANADE_HIDE
+    #if defined(__SANITIZE_ADDRESS__)
+    #include <sanitizer/asan_interface.h>
+    #define ESPLANADE_HIDE(at, size) __asan_poison_memory_region((at), (size))
+    #define ESPLANADE_SHOW(at, size) __asan_unpoison_memory_region((at), (size))
+    #else
+    #define ESPLANADE_HIDE(at, size) ((void)0)
+    #define ESPLANADE_SHOW(at, size) ((void)0)
+    #endif
+    #endif
+    """
+    # In the sanitizer build, bytes that nobody may touch: a free frame, and what lies around a tight packet.
+    void hide_bytes "ESPLANADE_HIDE"(const void *at, size_t size) noexcept nogil
+    void show_bytes "ESPLANADE_SHOW"(const void *at, size_t size) noexcept nogil
+
 cdef enum:
     BATCH_MAX = 64              # packets in a batch
     NO_INDEX = 0xFFFFFFFF       # "none" for every table index
@@ -67,12 +84,15 @@ cdef inline bint frame_take(FramePool *pool, uint64_t *frame) noexcept nogil:
         return False
     pool.free_count -= 1
     frame[0] = pool.free[pool.free_count]
+    show_bytes(pool.base + frame[0], pool.frame_size)
     return True
 
 cdef inline void frame_give(FramePool *pool, uint64_t frame) noexcept nogil:
     """Give a frame back (any offset inside it will do)."""
-    pool.free[pool.free_count] = frame & ~(<uint64_t>pool.frame_size - 1)
+    frame &= ~(<uint64_t>pool.frame_size - 1)
+    pool.free[pool.free_count] = frame
     pool.free_count += 1
+    hide_bytes(pool.base + frame, pool.frame_size)
 
 cdef enum Link:
     LINK_ETHERNET = 0           # frames carry a 14-byte Ethernet header

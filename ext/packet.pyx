@@ -60,10 +60,12 @@ cdef class Pool:
             # The lowest frames come out first and stay warm in the cache.
             self.c.free[index] = <uint64_t>(frame_count - 1 - index) * frame_size
         self.c.free_count = frame_count
+        hide_bytes(area, self.c.size)
 
     def __dealloc__(self):
         free(self.c.free)
         if self.c.base != NULL:
+            show_bytes(self.c.base, self.c.size)
             munmap(self.c.base, self.c.size)
 
     @property
