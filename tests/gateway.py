@@ -83,10 +83,11 @@ class Gateway:
         kernel: bool = True,
         lan_addresses: Sequence[Address] = LAN_ADDRESSES,
         frame_size: int = 2048,
+        limits: Limits = _LIMITS,
     ) -> None:
         self.link = link
         self.mtu = mtu
-        self.tables = Tables(engine=engine, limits=_LIMITS)
+        self.tables = Tables(engine=engine, limits=limits)
         self.pool = Pool(FRAMES, frame_size)
         self.lan = MemoryPort(self.pool, "lan", 0, link, mtu, lan_addresses)
         self.wan = MemoryPort(self.pool, "wan", 1, link, mtu)

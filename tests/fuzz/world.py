@@ -1,0 +1,232 @@
+"""Gateways for the fuzzer: a tunnel for every suite, outer family, encapsulation and numbering, on ports in memory.
+
+Tunnel n's outbound SA and the inbound SA that opens it lie in one gateway, which is its own peer. A second inbound SA
+of its own SPI and keys, n's `forge`, belongs to the fuzzer: it seals whatever it likes with that.
+"""
+
+from __future__ import annotations
+
+import hmac
+import random
+import struct
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from itertools import product
+
+from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
+from cryptography.hazmat.primitives.ciphers import algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from dataplane.model import Action, Cipher, Df, Integrity, PolicySpec, SaSpec, SelectorSpec
+from dataplane.tables import Limits
+from ext.crypto import EngineHandle
+from tests.exchange.suites import SUITES, mirror, outbound_sa
+from tests.gateway import Gateway
+from tests.packets import ESP, UDP, checksum, ip, udp
+
+LIMITS = Limits(
+    max_sas=1024,
+    max_policies=1024,
+    max_selectors=8192,
+    max_adjacencies=64,
+    max_routes=64,
+    max_prefixes=16384,
+    max_candidates=131072,
+)
+DISCARDED, BYPASSED, WITHOUT_SA = (
+    250,
+    251,
+    252,
+)  # third byte, or fourth group, of destinations with such policies
+HASHES = {
+    Integrity.HMAC_SHA2_256: "sha256",
+    Integrity.HMAC_SHA2_384: "sha384",
+    Integrity.HMAC_SHA2_512: "sha512",
+}
+
+
+def networks(tunnel: int) -> tuple[SelectorSpec, SelectorSpec]:
+    """Tunnel `tunnel`'s traffic, seen from its sender."""
+    return (
+        SelectorSpec.from_networks(ip_network("10.1.0.0/16"), ip_network(f"10.2.{tunnel}.0/24")),
+        SelectorSpec.from_networks(ip_network("2001:db8:1::/48"), ip_network(f"2001:db8:2:{tunnel:x}::/64")),
+    )
+
+
+EVERYTHING = (
+    SelectorSpec.from_networks(ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16")),
+    SelectorSpec.from_networks(ip_network("2001:db8:1::/48"), ip_network("2001:db8:2::/48")),
+)
+
+
+def answers() -> tuple[SelectorSpec, SelectorSpec]:
+    """Traffic to the clients: ICMP errors that answer decrypted packets. Tunnel 0 carries it."""
+    return (
+        SelectorSpec.from_networks(ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16")),
+        SelectorSpec.from_networks(ip_network("2001:db8::/32"), ip_network("2001:db8:1::/48")),
+    )
+
+
+def turned(selector: SelectorSpec) -> SelectorSpec:
+    """The same traffic seen from its receiver."""
+    return replace(
+        selector,
+        local_first=selector.remote_first,
+        local_last=selector.remote_last,
+        remote_first=selector.local_first,
+        remote_last=selector.local_last,
+    )
+
+
+@dataclass(kw_only=True)
+class Forge:
+    """An inbound SA whose keys the fuzzer holds, and the number it uses next."""
+
+    spec: SaSpec
+    tunnel: int
+    sequence: int
+
+    def seal(self, plaintext: bytes, chance: random.Random) -> bytes:
+        """An outer packet that passes the ICV; trailer and alignment are right most of the time."""
+        spec, proposal = self.spec, self.spec.proposal
+        text = plaintext + self._trailer(plaintext, chance)
+        sequence = self.sequence
+        self.sequence += 1
+        low, high = sequence & 0xFFFFFFFF, struct.pack(">I", sequence >> 32) if proposal.esn else b""
+        head = struct.pack(">II", spec.spi, low)
+        if proposal.is_aead:
+            key, salt = spec.encryption_key[:-4], spec.encryption_key[-4:]
+            iv = chance.randbytes(8)
+            aead = AESGCM(key) if proposal.cipher is Cipher.AES_GCM else ChaCha20Poly1305(key)
+            return self._outer(head + iv + aead.encrypt(salt + iv, text, head[:4] + high + head[4:]))
+        if proposal.cipher is Cipher.AES_CBC:
+            iv = chance.randbytes(16)
+            text = text[: len(text) // 16 * 16]
+            cipher = BlockCipher(algorithms.AES(spec.encryption_key), modes.CBC(iv)).encryptor()
+            text = iv + cipher.update(text) + cipher.finalize()
+        body = head + text
+        tag = hmac.digest(spec.integrity_key, body + high, HASHES[proposal.integrity])
+        return self._outer(body + tag[: proposal.icv_length])
+
+    def _trailer(self, plaintext: bytes, chance: random.Random) -> bytes:
+        """Padding, its length and the next header, with lies."""
+        lie = chance.randrange(12)
+        align = 1 if lie == 0 else self.spec.proposal.alignment
+        padding = -(len(plaintext) + 2) % align + (chance.choice((16, 64, 224)) if lie == 1 else 0)
+        filled = bytes(range(1, padding + 1)) if lie != 2 else chance.randbytes(padding)
+        says = chance.choice((0, 1, 254, 255)) if lie == 3 else padding
+        follows = 4 if plaintext[:1] and plaintext[0] >> 4 == 4 else 41
+        if lie >= 10:
+            follows = chance.choice((4, 41, 59, 0, 6, 17, 50, 255))
+        return filled + bytes([says, follows])
+
+    def _outer(self, esp: bytes) -> bytes:
+        spec = self.spec
+        protocol = 50
+        if spec.encap is not None:
+            ports = spec.encap.source_port, spec.encap.destination_port
+            esp, protocol = struct.pack(">HHHH", *ports, 8 + len(esp), 0) + esp, 17
+        # The peer sends from our `remote`.
+        addresses = spec.remote.packed + spec.local.packed
+        if spec.local.version == 6:
+            return struct.pack(">IHBB", 6 << 28, len(esp), protocol, 64) + addresses + esp
+        head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(esp), 0, 0, 64, protocol, 0) + addresses
+        return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + esp
+
+
+class World:
+    """One gateway with all its tunnels; `name` says which engine and link it has."""
+
+    def __init__(self, engine: EngineHandle, link: int, seed: int) -> None:
+        chance = random.Random(seed)
+        self.name = f"{engine.name} {'Ethernet' if link == 0 else 'IP'}"
+        self.link = link
+        self.gateway = Gateway(engine, link=link, limits=LIMITS)
+        self.forges: list[Forge] = []
+        policies: list[PolicySpec] = []
+        for action, number in (
+            (Action.DISCARD, DISCARDED),
+            (Action.BYPASS, BYPASSED),
+            (Action.PROTECT, WITHOUT_SA),
+        ):
+            policies += _policies(f"{action.name} {number}", action, networks(number), None)
+        kinds = list(product(SUITES, (False, True), (4, 6), (False, True)))
+        for number, (suite, esn, family, encap) in enumerate(kinds):
+            proposal = replace(suite, esn=esn)
+            out = outbound_sa(
+                *(proposal,),
+                family=family,
+                encap=encap,
+                seed=chance.getrandbits(64),
+                name=f"out{number}",
+                spi=0xC0000000 + number,
+                df=chance.choice(list(Df)),
+                dscp=chance.choice((None, None, 0, 46)),
+                ttl=chance.choice((1, 64, 255)),
+                mss_clamp=chance.random() < 0.5,
+            )
+            # The first of each numbering comes to an end, or crosses into the next 2**32.
+            out = replace(out, **_numbers(number, esn))
+            window = chance.choice((64, 1024, 4096) if esn else (0, 64, 1024, 4096))
+            # Tunnel 0 carries answers and the web traffic of others, too.
+            selectors = (*networks(0), *answers(), *EVERYTHING) if number == 0 else networks(number)
+            opened = {"selectors": tuple(map(turned, selectors)), "replay_window": window}
+            into = mirror(out, name=f"in{number}", sequence=max(1, out.sequence - 100), **opened)
+            other = outbound_sa(proposal, family=family, encap=encap, seed=chance.getrandbits(64))
+            forged = mirror(other, name=f"forge{number}", spi=0xF0000000 + number, **opened)
+            self.gateway.add(out, adjacency=number % 8 != 7)
+            self.gateway.add(into, forged)
+            self.forges.append(Forge(spec=forged, tunnel=number, sequence=1))
+            if number % 5 == 0:
+                web = replace(networks(number)[0], protocol=6, remote_ports=(80, 443))
+                policies.append(
+                    PolicySpec(name=f"web{number}", action=Action.PROTECT, selector=web, sa="out0")
+                )
+            policies += _policies(f"tunnel {number}", Action.PROTECT, networks(number), out.name)
+        policies += _policies("answers", Action.PROTECT, answers(), "out0")
+        self.gateway.set_policies(policies)
+        self.tunnels = len(kinds)
+
+    def oddities(self) -> list[bytes]:
+        """Outer packets that are no ESP, or as little of it as there can be: keepalives, IKE's marker, stumps."""
+        packets = []
+        for forge in self.forges[:8]:
+            spec = forge.spec
+            for body in (
+                b"\xff",
+                b"\xfe",
+                b"\xff\xff",
+                bytes(4),
+                bytes(28),
+                spec.spi.to_bytes(4, "big"),
+                bytes(8),
+            ):
+                ends = {"source": spec.remote, "destination": spec.local}
+                family = spec.local.version
+                packets.append(
+                    ip(family, udp(body, ports=(4500, 4500), none=True, **ends), protocol=UDP, **ends)
+                )
+                packets.append(ip(family, body, protocol=ESP, **ends))
+        return packets
+
+    def close(self) -> None:
+        """Let everything go."""
+        self.gateway.close()
+
+
+def _policies(
+    name: str, action: Action, selectors: tuple[SelectorSpec, ...], sa: str | None
+) -> list[PolicySpec]:
+    return [
+        PolicySpec(name=f"{name} {place}", action=action, selector=selector, sa=sa)
+        for place, selector in enumerate(selectors)
+    ]
+
+
+def _numbers(tunnel: int, esn: bool) -> dict[str, int]:
+    """Where an outbound SA's numbers begin and end."""
+    if tunnel % 16 == 1 or tunnel % 16 == 2:
+        return {"sequence": 2**32 - 200}
+    if tunnel % 16 == 3:
+        return {"sequence": 2**64 - 300 if esn else 2**32 - 300}
+    return {"sequence_limit": 400} if tunnel % 16 == 4 else {}
