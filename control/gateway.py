@@ -138,7 +138,7 @@ class Gateway:
             engine=config.gateway.engine,
             state_dir=config.gateway.state_dir,
         )
-        stack.push_async_callback(self.dataplane.stop)
+        stack.push_async_callback(self._stop_dataplane)
         self.dataplane.set_local_addresses(self.mirror.mirror.local_addresses())
         self.dataplane.add_sas(config.sas)
         self._alive = {sa.name: sa for sa in config.sas}
@@ -157,6 +157,15 @@ class Gateway:
         began = time.monotonic()
         await self._stack.aclose()
         log.info("stopped in %.2f s", time.monotonic() - began)
+
+    async def _stop_dataplane(self) -> None:
+        """Before a restart nothing may pass in clear meanwhile; before the end, the kernel gets its interfaces back."""
+        await self.dataplane.stop(leave=self.requests.restart.is_set())
+
+    async def _close_tun(self, device: TunDevice) -> None:
+        """The blackholes behind a device's routes stay over a restart."""
+        if not self.requests.restart.is_set():
+            await device.close()
 
     def summary(self) -> str:
         """What runs, in a line."""
@@ -188,7 +197,7 @@ class Gateway:
             if port.driver == "tun":
                 device = TunDevice(port, spec.mtu)
                 await device.open()
-                self._stack.push_async_callback(device.close)
+                self._stack.push_async_callback(self._close_tun, device)
                 await device.set_routes(self.config.policies, self.config.sas)
                 self._tuns.append(device)
 

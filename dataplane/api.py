@@ -147,8 +147,11 @@ class DataPlane(Book):
         self._supervisor = supervisor
         self._tick = asyncio.create_task(self._run_tick(), name="dataplane tick")
 
-    async def stop(self) -> None:
-        """End the workers within a second, keep where manual SAs stand, zero every key, let all go."""
+    async def stop(self, *, leave: bool = False) -> None:
+        """End the workers within a second, keep where manual SAs stand, zero every key, let all go.
+
+        With `leave` the interfaces go on dropping what was steered, until the next start takes them over.
+        """
         if self._tick is not None:
             self._tick.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -158,14 +161,14 @@ class DataPlane(Book):
         if self._supervisor is not None:
             workers_gone = await self._supervisor.stop()
             self._supervisor = None
-        self._close(workers_gone)
+        self._close(workers_gone, leave)
 
     def close(self) -> None:
         """As `stop`, where no worker was ever started."""
         self._close(workers_gone=True)
 
-    def _close(self, workers_gone: bool) -> None:
-        self._close_ports()
+    def _close(self, workers_gone: bool, leave: bool = False) -> None:
+        self._close_ports(leave)
         if self.tables.fd < 0:
             return
         if workers_gone:
@@ -175,10 +178,10 @@ class DataPlane(Book):
         self._keeper.close(workers_gone)
         self.tables.close(wipe=workers_gone)
 
-    def _close_ports(self) -> None:
+    def _close_ports(self, leave: bool = False) -> None:
         for port in self._prepared:
             with contextlib.suppress(OSError):
-                port.close()
+                (port.leave if leave and port.leave is not None else port.close)()
         self._prepared = []
 
     async def _run_tick(self) -> None:

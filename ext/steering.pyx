@@ -326,6 +326,12 @@ cdef class Steering:
             bpf_object__close(self.object)
             self.object = NULL
 
+    def leave(self) -> None:
+        """Unload and stay attached, as a killed process would: what is steered is dropped until the next attach."""
+        self.xdp_flags = 0
+        self.filtering = False
+        self.close()
+
     def set_locals(self, addresses) -> None:
         """Make `addresses` (any ipaddress form) the host's own, while packets flow."""
         self._replace("locals", {map_address(address): 1 for address in addresses})

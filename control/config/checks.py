@@ -124,17 +124,18 @@ def _check_unprotected(
 ) -> None:
     """Each SA can leave and arrive by some unprotected port."""
     drivers = {port.driver for _, port in ports}
-    if not ports or drivers & set(LINK_DRIVERS):
+    if not ports:
         return
-    encap_ports = {port.encap_port for _, port in ports if port.driver == "udp"}
+    on_links = bool(drivers & set(LINK_DRIVERS))
+    encap_ports = sorted({port.encap_port for _, port in ports if port.driver != "raw"})
     for table, sa in sas:
-        if sa.encap is None and "raw" not in drivers:
+        if sa.encap is None and not on_links and "raw" not in drivers:
             table.error(
                 "encap",
                 "is missing, and every unprotected port is a UDP socket; want encap = true, or a port "
                 'with driver = "raw"',
             )
-        elif sa.encap is not None and "udp" not in drivers:
+        elif sa.encap is not None and not encap_ports:
             table.error(
                 "encap",
                 "is set, and every unprotected port is a raw socket; want encap = false, or a port with "
@@ -143,10 +144,11 @@ def _check_unprotected(
         elif (
             sa.encap is not None and sa.direction is Direction.OUT and sa.encap.source_port not in encap_ports
         ):
-            listed = ", ".join(str(port) for port in sorted(encap_ports))
+            # What the peer sends comes to the port that we send from.
+            listed = ", ".join(map(str, encap_ports))
             table.error(
                 "encap.source_port",
-                f"got {sa.encap.source_port}, and the UDP sockets are at {listed}; want the same port",
+                f"got {sa.encap.source_port}, and the unprotected ports have encap_port {listed}; want the same",
             )
 
 

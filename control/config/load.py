@@ -167,9 +167,8 @@ def _read_port(table: Table) -> PortConfig | None:
     mtu = table.integer("mtu", 576, 65535, None, "bytes of IP packet")
     interface = _interface(table, driver)
     mode, zero_copy = _xdp_mode(table, driver), _zero_copy(table, driver)
-    encap_port = (
-        table.integer("encap_port", 1, 65535, 4500) if _only(table, "encap_port", driver, ("udp",)) else 4500
-    )
+    encaps = _only(table, "encap_port", driver, ("udp", "xdp", "packet"))
+    encap_port = table.integer("encap_port", 1, 65535, 4500) if encaps else 4500
     addresses = _addresses(table, "addresses", driver, ("tun",), parse_interface_address)
     bind = _addresses(table, "bind", driver, ("udp", "raw"), parse_address)
     routes = table.boolean("routes", True) if _only(table, "routes", driver, ("tun",)) else True

@@ -46,7 +46,7 @@ class PortConfig:
     xdp_mode: str = "auto"  # auto, native, generic
     zero_copy: str = "auto"  # auto, on, off
     mtu: int | None = None  # bytes of IP packet; None: the interface's (tun: what the tunnels leave)
-    encap_port: int = 4500  # udp: local port
+    encap_port: int = 4500  # local UDP port of ESP in UDP
     addresses: tuple[InterfaceAddress, ...] = ()  # tun: given to the device we make
     bind: tuple[Address, ...] = ()  # udp and raw: local addresses; () takes those of the SAs
     routes: bool = True  # tun: add routes for the remote ranges of protect and discard policies

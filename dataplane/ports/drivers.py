@@ -41,6 +41,9 @@ class PreparedPort:
     set_remotes: Callable[[Iterable[Network]], None] = lambda networks: None
     set_locals: Callable[[Iterable[Address]], None] = lambda addresses: None
     close: Callable[[], None] = lambda: None
+    leave: Callable[[], None] | None = (
+        None  # as `close`, but what is steered stays dropped until the next start
+    )
 
 
 def prepare(
@@ -72,6 +75,7 @@ def _prepare_xdp(
         set_remotes=steering.set_remotes,
         set_locals=lambda more: steering.set_locals([*spec.addresses, *more]),
         close=steering.close,
+        leave=steering.leave,
     )
 
 
@@ -90,9 +94,9 @@ def _prepare_packet(spec: PortSpec, addresses: Iterable[Address], remotes: Itera
         filter_fd = steering.socket_filter_fd()
         undo.pop_all()
 
-    def close() -> None:
+    def end(steering_end: Callable[[], None]) -> None:
         os.close(filter_fd)
-        steering.close()
+        steering_end()
 
     return PreparedPort(
         spec=spec,
@@ -100,7 +104,8 @@ def _prepare_packet(spec: PortSpec, addresses: Iterable[Address], remotes: Itera
         fds={"filter": filter_fd},
         set_remotes=steering.set_remotes,
         set_locals=lambda more: steering.set_locals([*spec.addresses, *more]),
-        close=close,
+        close=lambda: end(steering.close),
+        leave=lambda: end(steering.leave),
     )
 
 

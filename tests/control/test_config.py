@@ -326,9 +326,9 @@ GOLDEN = [
         ),
     ),
     (
-        "port.0.encap_port",
-        4500,
-        'x.toml: port[0].encap_port ("lan"): has no meaning for the xdp driver, only for udp; leave it out',
+        "port.0.routes",
+        True,
+        'x.toml: port[0].routes ("lan"): has no meaning for the xdp driver, only for tun; leave it out',
     ),
     ("gateway.workers", 0, "x.toml: gateway.workers: got 0, want a number from 1 to 64 (processes)"),
     (
@@ -385,12 +385,16 @@ def test_socket_ports_need_fitting_sas() -> None:
     values["sa"][0]["encap"] = {"source_port": 4501}
     assert problems(values) == [
         (
-            'x.toml: sa[0].encap.source_port ("ab"): got 4501, and the UDP sockets are at 4500; want the same '
-            "port"
+            'x.toml: sa[0].encap.source_port ("ab"): got 4501, and the unprotected ports have encap_port 4500; '
+            "want the same"
         )
     ]
     values["sa"][0]["encap"] = True
     assert parse(values).sas[0].encap == Encap()
+    values["port"][1] = {**GOOD["port"][1], "encap_port": 4501}
+    assert any("have encap_port 4501" in line for line in problems(values))
+    values["sa"][0]["encap"] = {"source_port": 4501}
+    assert parse(values).ports[1].encap_port == 4501
 
 
 def test_warnings(tmp_path: Path) -> None:
