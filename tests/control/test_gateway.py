@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,11 +254,26 @@ def test_an_interface_that_returns_is_opened_anew(lab: Lab) -> None:
             "link set lan0 up",
         )
         client.ip("address add 10.1.0.2/24 dev eth0", "link set eth0 up", "route add default via 10.1.0.1")
+
+        def filtered() -> bool:
+            shown = subprocess.run(
+                ["tc", "-n", gateway.name, "filter", "show", "dev", "wan0", "ingress"],
+                capture_output=True,
+                check=True,
+            )
+            return b"steer_tc" in shown.stdout
+
+        # The other port's program drops what it steers all the time: nothing passes in clear meanwhile.
+        seen: list[bool] = []
         wait_until(
-            lambda: log_has(gateways.a, r"port lan: interface lan0 is back; starting again"),
-            timeout=3,
-            what="log line",
+            lambda: (
+                seen.append(filtered()) or len(re.findall(r"2 workers, ports", gateways.a.log(1000))) == 2
+            ),
+            timeout=15,
+            what=f"the second start; {gateways.a.log(10)}",
         )
+        assert log_has(gateways.a, r"port lan: interface lan0 is back; starting again")
+        assert len(seen) > 5 and all(seen)
         wait_until(
             lambda: client.run(["ping", "-c", "1", "-W", "1", SERVER[0]], check=False).wait(0) == 0,
             timeout=15,
