@@ -137,6 +137,7 @@ class Gateway:
             workers=config.gateway.workers,
             engine=config.gateway.engine,
             state_dir=config.gateway.state_dir,
+            cpus=config.gateway.cpus,
         )
         stack.push_async_callback(self._stop_dataplane)
         self.dataplane.set_local_addresses(self.mirror.mirror.local_addresses())

@@ -68,11 +68,13 @@ class DataPlane(Book):
         workers: int,
         kernel: bool,
         pin: bool,
+        cpus: Sequence[int],
     ) -> None:
         super().__init__(tables=tables, keeper=keeper, ports=ports)
         self._workers = workers
         self._kernel = kernel
         self._pin = pin
+        self._cpus = tuple(cpus)
         self._locals: list[Address] = []
         self._prepared: list[PreparedPort] = []
         self._supervisor: Supervisor | None = None
@@ -89,12 +91,13 @@ class DataPlane(Book):
         limits: Limits | None = None,
         kernel: bool = True,
         pin: bool = True,
+        cpus: Sequence[int] = (),
     ) -> Self:
         """Tables without workers yet. `engine` is auto, ipsec-mb or openssl.
 
         `state_dir` is where numbers of manual SAs are reserved; without it manual AEAD SAs are refused.
-        `kernel` gives workers a raw socket for what has no adjacency; `pin` ties worker k to the k-th CPU
-        that this process may use.
+        `kernel` gives workers a raw socket for what has no adjacency; `pin` ties worker k to the k-th of
+        `cpus`, or of those that this process may use.
         """
         _check_ports(ports)
         if workers < 1:
@@ -113,7 +116,9 @@ class DataPlane(Book):
                 # Only whoever adds a manual SA needs to hear of it.
                 problem = str(error)
         keeper = SequenceKeeper(tables, reserve, problem)
-        return cls(tables=tables, keeper=keeper, ports=ports, workers=workers, kernel=kernel, pin=pin)
+        return cls(
+            tables=tables, keeper=keeper, ports=ports, workers=workers, kernel=kernel, pin=pin, cpus=cpus
+        )
 
     # --- life ----------------------------------------------------------------------------------------
 
@@ -136,6 +141,7 @@ class DataPlane(Book):
                 workers=self._workers,
                 kernel=self._kernel,
                 pin=self._pin,
+                cpus=self._cpus,
             )
             try:
                 await supervisor.start()

@@ -67,7 +67,10 @@ class WorkerState:
 
 
 class Supervisor:
-    """The workers of one dataplane. `ports` are prepared; `kernel` gives each worker a way to the kernel."""
+    """The workers of one dataplane. `ports` are prepared; `kernel` gives each worker a way to the kernel.
+
+    With `pin` worker k is tied to the k-th of `cpus`, in their order and in turn; () takes what we may use.
+    """
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Supervisor:
         workers: int,
         kernel: bool = True,
         pin: bool = True,
+        cpus: Sequence[int] = (),
     ) -> None:
         self._tables = tables
         self._ports = ports
@@ -103,7 +107,7 @@ class Supervisor:
             ports=tuple((port.spec, port.mode, port.fds) for port in ports),
             tables_fd=tables.fd,
         )
-        cpus = sorted(os.sched_getaffinity(0))
+        cpus = cpus or sorted(os.sched_getaffinity(0))
         self.workers = [
             WorkerState(index=index, cpu=cpus[index % len(cpus)] if pin else None) for index in range(workers)
         ]

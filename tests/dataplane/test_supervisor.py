@@ -94,6 +94,23 @@ def test_workers_are_confined_pinned_and_small() -> None:
     run(scenario)
 
 
+def test_workers_take_the_cpus_in_the_order_given() -> None:
+    """Worker k runs on the k-th CPU of the list, not of the machine."""
+    cpus = sorted(os.sched_getaffinity(0), reverse=True)
+
+    async def scenario() -> list[int | None]:
+        plane = DataPlane.create(ports=memory_ports(), workers=len(cpus), kernel=False, cpus=cpus)
+        await plane.start()
+        try:
+            workers = plane.stats().workers
+            assert [os.sched_getaffinity(worker.pid) for worker in workers] == [{cpu} for cpu in cpus]
+            return [worker.cpu for worker in workers]
+        finally:
+            await plane.stop()
+
+    assert asyncio.run(scenario()) == cpus
+
+
 def test_idle_workers_use_no_cpu() -> None:
     def ticks(pid: int) -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
