@@ -50,6 +50,7 @@ cpdef enum Verdict:
     DROP_POLICY_NO_SA           # an SPD entry says protect and has no SA yet
     DROP_NO_SA                  # unknown SPI
     DROP_NOT_ESP                # neither ESP nor ESP in UDP on an unprotected port
+    DROP_CLEARTEXT              # came in clear, and the SPD wants it protected (or discarded): RFC 4301 5.2
     DROP_NAT_KEEPALIVE          # the 0xFF byte of RFC 3948 2.3
     DROP_NO_ROUTE               # no route or adjacency, and no way to ask the kernel
     DROP_KERNEL                 # handed to the kernel, which refused it

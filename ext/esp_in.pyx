@@ -21,7 +21,7 @@ from ext.counters cimport (
 from ext.crypto cimport Job
 from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_UDP_ENCAP, Packet
 from ext.policy cimport (
-    Addresses, Lpm, lpm_find, lpm_open, lpm_prefetch, prefetch_sa, read_addresses, selector_matches,
+    Addresses, Lpm, judge_reversed, lpm_find, lpm_open, lpm_prefetch, prefetch_sa, read_addresses, selector_matches,
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
@@ -99,6 +99,13 @@ cdef inline bint _follows(const Packet *packet, const Leaders *leaders, uint32_t
     return leaders.leader[index] != index and packet.protocol == PROTOCOL_ESP
 
 
+cdef void _judge_clear(Batch *batch, uint32_t index, const Tables *tables, const Leaders *leaders) noexcept nogil:
+    """Not ESP, or UDP that only looked like it: steering sends these up when they come from a protected network."""
+    cdef uint8_t verdict = judge_reversed(&batch.packets[index], &batch.packets[leaders.leader[index]], tables)
+    if verdict != PASS:
+        batch.packets[index].verdict = verdict
+
+
 cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcept nogil:
     """SPI -> SA for leaders and for whatever came in UDP. Cold lines are asked for two passes ahead."""
     cdef uint32_t index
@@ -110,6 +117,8 @@ cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcep
         if packet.verdict != PASS or _follows(packet, leaders, index):
             continue
         packet.verdict = _find_esp(packet)
+        if unlikely(packet.verdict == DROP_NOT_ESP, 0):
+            _judge_clear(batch, index, tables, leaders)
         if packet.verdict == PASS and leaders.count > FEW:
             spi_prefetch(tables, load32(packet.data + packet.transport))
     for index in range(batch.count):
@@ -120,6 +129,8 @@ cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcep
         packet.sa = spi_find(tables, spi)
         if unlikely(packet.sa == NO_INDEX, 0):
             packet.verdict = DROP_NO_SA
+            if packet.flags & PACKET_UDP_ENCAP:
+                _judge_clear(batch, index, tables, leaders)
         elif leaders.count > FEW:
             sa = &tables.sas[packet.sa]
             prefetch_sa(tables, packet.sa)

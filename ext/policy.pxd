@@ -116,3 +116,4 @@ cdef inline void prefetch_sa(const Tables *tables, uint32_t index) noexcept nogi
     prefetch(key + 256)
     prefetch(key + 320)
     prefetch_write(&tables.sa_counters[index], 1)
+cdef uint8_t judge_reversed(const Packet *packet, const Packet *leader, const Tables *tables) noexcept nogil

@@ -15,7 +15,7 @@ A table has two halves. Control fills the idle one and flips `active`; a batch r
 
 from libc.string cimport memset
 
-from ext.counters cimport DROP_NO_POLICY, DROP_POLICY_DISCARD, DROP_POLICY_NO_SA, BYPASSED, PASS
+from ext.counters cimport DROP_CLEARTEXT, DROP_NO_POLICY, DROP_POLICY_DISCARD, DROP_POLICY_NO_SA, BYPASSED, PASS
 from ext.sa cimport ACTION_BYPASS, ACTION_PROTECT, Policy, TablesView, VALUE_DIRECT
 from ext.wire cimport prefetch
 
@@ -71,15 +71,14 @@ cdef void lpm_prefetch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t l
         prefetch(&lpm.slots[lpm_home(lpm, high & mask_high(prefix), low & mask_low(prefix), prefix)])
 
 
-cdef inline void _judge(Packet *packet, const Tables *tables, const Lpm *spd, uint32_t value,
-                        const Addresses *addresses) noexcept nogil:
-    """First matching candidate decides (RFC 4301 5.1): verdict and SA of a leader."""
+cdef inline const Policy *_match(const Packet *packet, const Tables *tables, const Lpm *spd, uint32_t value,
+                                 const Addresses *addresses) noexcept nogil:
+    """The first candidate that takes the packet (RFC 4301 5.1), or NULL."""
     cdef const Policy *policy
     cdef uint32_t direct[2]
     cdef const uint32_t *candidate
     if value == NO_INDEX:
-        packet.verdict = DROP_NO_POLICY
-        return
+        return NULL
     if value & VALUE_DIRECT:
         direct[0] = value & ~<uint32_t>VALUE_DIRECT
         direct[1] = NO_INDEX
@@ -89,17 +88,51 @@ cdef inline void _judge(Packet *packet, const Tables *tables, const Lpm *spd, ui
     while candidate[0] != NO_INDEX:
         policy = &tables.policies[candidate[0]]
         if selector_matches(&policy.selector, packet, addresses):
-            if policy.action == ACTION_PROTECT:
-                packet.sa = policy.sa
-                if packet.sa == NO_INDEX:
-                    packet.verdict = DROP_POLICY_NO_SA
-            elif policy.action == ACTION_BYPASS:
-                packet.verdict = BYPASSED
-            else:
-                packet.verdict = DROP_POLICY_DISCARD
-            return
+            return policy
         candidate += 1
-    packet.verdict = DROP_NO_POLICY
+    return NULL
+
+
+cdef inline void _judge(Packet *packet, const Tables *tables, const Lpm *spd, uint32_t value,
+                        const Addresses *addresses) noexcept nogil:
+    """Verdict and SA of a leader by its policy."""
+    cdef const Policy *policy = _match(packet, tables, spd, value, addresses)
+    if policy == NULL:
+        packet.verdict = DROP_NO_POLICY
+    elif policy.action == ACTION_PROTECT:
+        packet.sa = policy.sa
+        if packet.sa == NO_INDEX:
+            packet.verdict = DROP_POLICY_NO_SA
+    elif policy.action == ACTION_BYPASS:
+        packet.verdict = BYPASSED
+    else:
+        packet.verdict = DROP_POLICY_DISCARD
+
+
+cdef uint8_t judge_reversed(const Packet *packet, const Packet *leader, const Tables *tables) noexcept nogil:
+    """What the SPD says of a packet that came in clear by an unprotected port (RFC 4301 5.2); `leader` has its ports.
+
+    DROP_CLEARTEXT where its way out would be protected or discarded, BYPASSED where it would be bypassed, PASS where
+    no policy speaks of it.
+    """
+    cdef Lpm spd
+    cdef Addresses there
+    cdef Addresses back
+    cdef Packet reply = packet[0]
+    cdef const Policy *policy
+    read_addresses(packet, &there)
+    back.source_high = there.destination_high
+    back.source_low = there.destination_low
+    back.destination_high = there.source_high
+    back.destination_low = there.source_low
+    reply.source_port = leader.destination_port
+    reply.destination_port = leader.source_port
+    lpm_open(&spd, tables, &tables.header.spd)
+    policy = _match(&reply, tables, &spd,
+                    lpm_find(&spd, packet.family, back.destination_high, back.destination_low), &back)
+    if policy == NULL:
+        return PASS
+    return BYPASSED if policy.action == ACTION_BYPASS else DROP_CLEARTEXT
 
 
 cdef void lookup_policies(Batch *batch, const Tables *tables, const Leaders *leaders) noexcept nogil:

@@ -13,8 +13,9 @@
  * Protected interface: IPv4 and IPv6 unicast, whatever its transport and however malformed beyond its
  * destination, is steered if the destination is in `remotes` (what the SPD protects or discards) and
  * not in `locals`. The dataplane, not this program, says why such a packet is bad.
- * Unprotected interface: only to an address in `locals`: ESP and its fragments, and UDP to a port in
- * `encap_ports` that begins with no non-ESP marker (RFC 3948 2.2) or is a keepalive (2.3).
+ * Unprotected interface: to an address in `locals`, ESP and its fragments, and UDP to a port in
+ * `encap_ports` that begins with no non-ESP marker (RFC 3948 2.2) or is a keepalive (2.3). And what is
+ * on its way through, in clear, from a source in `remotes`: the dataplane asks the SPD (RFC 4301 5.2).
  * All else goes to the kernel: ARP, neighbour discovery, IKE, multicast, VLAN tags, the host's traffic,
  * and UDP fragments, which the kernel reassembles (an IKE message may come in several).
  *
@@ -173,14 +174,19 @@ static __always_inline enum reason classify_udp(const struct view *view, enum ho
     return marker ? STEERED : IKE;
 }
 
-static __always_inline enum reason classify_protected(struct prefix *destination, __u8 family)
+static __always_inline int is_remote(struct prefix *prefix, __u8 family)
 {
     __u8 *found;
 
-    destination->length = 128;
-    found = bpf_map_lookup_elem(&remotes, destination);
+    prefix->length = 128;
+    found = bpf_map_lookup_elem(&remotes, prefix);
     /* ::/0 covers the mapped IPv4 addresses too, yet says nothing about IPv4. */
-    if (!found || (family == 4 && *found != 4))
+    return found && (family == 6 || *found == 4);
+}
+
+static __always_inline enum reason classify_protected(struct prefix *destination, __u8 family)
+{
+    if (!is_remote(destination, family))
         return UNMATCHED;
     return bpf_map_lookup_elem(&locals, &destination->address) ? LOCAL : STEERED;
 }
@@ -199,8 +205,11 @@ static __always_inline enum reason classify_ipv4(const struct view *view, enum h
     destination.address.words[3] = ip.daddr;
     if (role == ROLE_PROTECTED)
         return classify_protected(&destination, 4);
-    if (!bpf_map_lookup_elem(&locals, &destination.address))
-        return NOT_LOCAL;
+    if (!bpf_map_lookup_elem(&locals, &destination.address)) {
+        /* From behind a tunnel and in clear: the dataplane asks the SPD, RFC 4301 5.2. */
+        destination.address.words[3] = ip.saddr;
+        return is_remote(&destination, 4) ? STEERED : NOT_LOCAL;
+    }
     if (ip.protocol == IPPROTO_ESP)
         return STEERED;
     if (ip.protocol != IPPROTO_UDP)
@@ -254,8 +263,10 @@ static __always_inline enum reason classify_ipv6(const struct view *view, enum h
             return LINK_LOCAL;
         return classify_protected(&destination, 6);
     }
-    if (!bpf_map_lookup_elem(&locals, &destination.address))
-        return NOT_LOCAL;
+    if (!bpf_map_lookup_elem(&locals, &destination.address)) {
+        __builtin_memcpy(&destination.address, &ip.saddr, sizeof(destination.address));
+        return is_remote(&destination, 6) ? STEERED : NOT_LOCAL;
+    }
     return classify_ipv6_transport(view, hook, ip.nexthdr);
 }
 

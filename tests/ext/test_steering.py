@@ -67,12 +67,12 @@ def to6(**fields: object) -> IPv6:
 
 def in4(**fields: object) -> IP:
     """An outer IPv4 header to this host."""
-    return IP(src="192.0.2.2", **{"dst": "192.0.2.1", **fields})
+    return IP(**{"src": "192.0.2.2", "dst": "192.0.2.1", **fields})
 
 
 def in6(**fields: object) -> IPv6:
     """An outer IPv6 header to this host."""
-    return IPv6(src="2001:db8::2", **{"dst": "2001:db8::1", **fields})
+    return IPv6(**{"src": "2001:db8::2", "dst": "2001:db8::1", **fields})
 
 
 def udp(port: int, payload: Raw | bytes) -> Packet:
@@ -159,7 +159,12 @@ UNPROTECTED_CASES = {
     "six-encap-fragment": ("fragment", ether(in6(), IPv6ExtHdrFragment(nh=17, m=1), udp(4500, ESP))),
     "esp-to-another": ("not_local", ether(in4(dst="192.0.2.77", proto=50), ESP)),
     "encap-to-another": ("not_local", ether(in4(dst="192.0.2.77"), udp(4500, ESP))),
-    "six-esp-to-another": ("not_local", ether(in6(dst="2001:db8::77", nh=50), ESP)),
+    "clear-from-behind-a-tunnel": ("steered", ether(in4(src="10.2.0.2", dst="10.1.0.2"), TCP(), DATA)),
+    "esp-from-behind-a-tunnel": ("steered", ether(in4(src="10.2.0.2", dst="10.1.0.2", proto=50), ESP)),
+    "clear-from-behind-to-host": ("local", ether(in4(src="10.2.0.2"), TCP(), DATA)),
+    # ::/0 is remote here, so every IPv6 source is behind the tunnel.
+    "six-esp-to-another": ("steered", ether(in6(dst="2001:db8::77", nh=50), ESP)),
+    "six-clear-from-behind": ("steered", ether(in6(src="fd02::2", dst="fd01::2"), TCP(), DATA)),
     "forwarded": ("not_local", ether(in4(dst="10.2.0.2"), TCP(), DATA)),
     "esp-by-multicast": ("multicast", ether(in4(dst="224.0.0.5", proto=50), ESP)),
     "ping": ("local", ether(in4(), ICMP(type=0), DATA)),
