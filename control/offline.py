@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from control.config import Config
 from dataplane.api import DataPlaneError
@@ -27,14 +30,8 @@ def transform(config: Config, source: Path, target: Path, direction: str) -> str
         raise OfflineError(f"{config.source}: {error}") from None
     try:
         with open(source, "rb") as capture:
-            descriptor, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            try:
-                with os.fdopen(descriptor, "wb") as sink:
-                    summary = transform_capture(offline, capture, sink, DIRECTIONS[direction])
-                os.replace(unfinished, target)
-            except BaseException:
-                os.unlink(unfinished)
-                raise
+            with _whole_file(target) as sink:
+                summary = transform_capture(offline, capture, sink, DIRECTIONS[direction])
     except OSError as error:
         raise OfflineError(f"{error.filename}: {error.strerror}") from None
     except (CaptureError, ValueError) as error:
@@ -42,6 +39,24 @@ def transform(config: Config, source: Path, target: Path, direction: str) -> str
     finally:
         offline.close()
     return format_summary(summary, target)
+
+
+@contextlib.contextmanager
+def _whole_file(target: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `target` only when all went well; devices and pipes are written as they are."""
+    if target.exists() and not target.is_file():
+        with open(target, "wb") as sink:
+            yield sink
+        return
+    target = target.resolve()  # what a link points to is replaced, not the link
+    descriptor, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as sink:
+            yield sink
+        os.replace(unfinished, target)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
 
 
 def format_summary(summary: CaptureSummary, target: Path) -> str:

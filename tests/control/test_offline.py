@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -201,3 +202,22 @@ def test_bad_files_say_why_and_leave_no_output(
     assert cli.main(["pcap", "-c", str(path), str(tmp_path / "in.pcap"), str(tmp_path / "out.pcap")]) == 1
     assert complaint in capsys.readouterr().err
     assert sorted(entry.name for entry in tmp_path.iterdir() if "out" in entry.name) == []
+
+
+def test_pipes_and_links_stay_what_they_are(tmp_path: Path) -> None:
+    """A pipe (or a device, such as /dev/null) is written to, not replaced; so is the file behind a link."""
+    a = config(tmp_path / "a.toml", site="a")
+    clear, pipe, link, target = (tmp_path / name for name in ("clear.pcap", "pipe", "link", "target.pcap"))
+    wrpcap(str(clear), [ETHER / packet for packet in INNER])
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for out in (pipe, link):
+            assert cli.main(["pcap", "--config", str(a), str(clear), str(out)]) == 0
+        assert pipe.is_fifo()
+        assert link.is_symlink()
+        assert len(rdpcap(str(target))) == len(INNER)
+        assert len(os.read(reader, 1 << 16)) == target.stat().st_size
+    finally:
+        os.close(reader)
