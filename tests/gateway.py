@@ -11,11 +11,12 @@ Every call checks what must always hold: no frame is lost, and every packet that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
 import numpy as np
+import pytest
 
 from dataplane.layout import NO_INDEX
 from dataplane.model import (
@@ -36,6 +37,7 @@ from ext.loop import Loop
 from ext.memory import MemoryPort
 from ext.packet import Pool
 from ext.sa import TablesView
+from tests.ext.crypto_jobs import ENGINES
 
 ETHERNET, IP = 0, 1
 FRAMES = 256
@@ -72,7 +74,9 @@ class Result:
 
 
 class Gateway:
-    """One worker with a protected and an unprotected port. `link` is that of both ports."""
+    """One worker with a protected and an unprotected port. `link` is that of both ports, `headroom` in bytes before
+    each packet, `capacity` the packets that a port takes in one direction.
+    """
 
     def __init__(
         self,
@@ -82,16 +86,17 @@ class Gateway:
         mtu: int = 1500,
         kernel: bool = True,
         lan_addresses: Sequence[Address] = LAN_ADDRESSES,
-        frame_size: int = 2048,
+        headroom: int = 256,
+        capacity: int = 4096,
         limits: Limits = _LIMITS,
     ) -> None:
         self.link = link
         self.mtu = mtu
         self.tables = Tables(engine=engine, limits=limits)
-        self.pool = Pool(FRAMES, frame_size)
-        self.lan = MemoryPort(self.pool, "lan", 0, link, mtu, lan_addresses)
-        self.wan = MemoryPort(self.pool, "wan", 1, link, mtu)
-        self.kernel = MemoryPort(self.pool, "kernel", 0, IP, mtu) if kernel else None
+        self.pool = Pool(FRAMES, 2048, headroom)
+        self.lan = MemoryPort(self.pool, "lan", 0, link, mtu, lan_addresses, capacity)
+        self.wan = MemoryPort(self.pool, "wan", 1, link, mtu, (), capacity)
+        self.kernel = MemoryPort(self.pool, "kernel", 0, IP, mtu, (), capacity) if kernel else None
         self.loop = Loop(TablesView(self.tables.fd, 0), engine, [self.lan, self.wan], self.kernel)
         self.indices: dict[str, int] = {}
         self.specs: dict[str, SaSpec] = {}
@@ -231,6 +236,30 @@ class Gateway:
     def _unlink(self, frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
         cut = 14 if self.link == ETHERNET else 0
         return [frame[:cut] for frame in frames], [frame[cut:] for frame in frames]
+
+
+MakeGateway = Callable[..., Gateway]
+
+
+@pytest.fixture(params=list(ENGINES))
+def engine_name(request: pytest.FixtureRequest) -> str:
+    """Each engine of this machine."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def make_gateway(engine_name: str) -> Iterator[MakeGateway]:
+    """Makes gateways on that engine; they go when the test ends."""
+    made: list[Gateway] = []
+
+    def make(**options: object) -> Gateway:
+        made.append(Gateway(ENGINES[engine_name], **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for gateway in made:
+        gateway.close()
 
 
 def _ethertype(packet: bytes) -> bytes:

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.ciphers import algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from dataplane.model import Cipher, EspProposal
-from tests.exchange.conftest import MakeGateway
 from tests.exchange.suites import mirror, outbound_sa
 from tests.ext.crypto_jobs import vectors
+from tests.gateway import MakeGateway
 from tests.packets import ESP, checksum, ip4
 
 CIPHERS = {

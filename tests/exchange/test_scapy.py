@@ -15,8 +15,8 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.ipsec import ESP, SecurityAssociation
 
 from dataplane.model import EspProposal, SaSpec
-from tests.exchange.conftest import MakeGateway
 from tests.exchange.suites import SUITES, inbound_sa, outbound_sa, scapy_names, suite_id
+from tests.gateway import MakeGateway
 from tests.packets import ip, udp_packet
 
 MIXES = [(outer, inner) for outer in (4, 6) for inner in (4, 6)]

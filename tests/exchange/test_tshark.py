@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dataplane.model import Cipher, Integrity, SaSpec
 from dataplane.ports import pcap
-from tests.exchange.conftest import MakeGateway
 from tests.exchange.suites import SUITES, outbound_sa, suite_id
+from tests.gateway import MakeGateway
 from tests.packets import tcp_packet, udp_packet
 
 _CRYPT = {
