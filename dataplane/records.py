@@ -37,9 +37,10 @@ from dataplane.spd import selector_family
 PROTOCOL_UDP = 17
 PROTOCOL_ESP = 50
 ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
-#: Past these a number would repeat (RFC 4303 section 3.3.3); exclusive.
+#: Past these a number would repeat (RFC 4303 section 3.3.3); exclusive. Workers add a whole batch and look
+#: afterwards, so `next` runs a little past its limit: with ESN that must not come round to 0.
 HARD_LIMIT = 2**32
-HARD_LIMIT_ESN = 2**64 - 1
+HARD_LIMIT_ESN = 2**64 - 2**32
 
 _LOW = 2**64 - 1
 _KEY_BITS = {

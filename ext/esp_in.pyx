@@ -19,13 +19,13 @@ from ext.counters cimport (
     DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
 from ext.crypto cimport Job
-from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_UDP_ENCAP, Packet
+from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet
 from ext.policy cimport (
     Addresses, Lpm, judge_reversed, lpm_find, lpm_open, lpm_prefetch, prefetch_sa, read_addresses, selector_matches,
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
-    REPLAY_BLOCKS, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Replay, Sa, SaInbound, spi_find, spi_prefetch,
+    REPLAY_BLOCKS, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Replay, Sa, spi_find, spi_prefetch,
 )
 from ext.wire cimport (
     PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, clamp_mss,
@@ -140,16 +140,17 @@ cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcep
                                              & (REPLAY_BLOCKS - 1)], 1)
 
 
-cdef inline bint _addresses_match(const Packet *packet, const SaInbound *inbound) noexcept nogil:
-    """The outer destination is the SA's own. The source may differ: a peer behind NAT moves."""
+cdef inline bint _addresses_match(const Packet *packet, const Sa *sa) noexcept nogil:
+    """The outer destination is the SA's own, in its family. The source may differ: a peer behind NAT moves."""
     if packet.family == 4:
-        return load32(packet.data + 16) == inbound.local_low and inbound.local_high == 0
-    return load64(packet.data + 24) == inbound.local_high and load64(packet.data + 32) == inbound.local_low
+        return load32(packet.data + 16) == sa.inbound.local_low and sa.hot.header_length == 20
+    return (load64(packet.data + 24) == sa.inbound.local_high and load64(packet.data + 32) == sa.inbound.local_low
+            and sa.hot.header_length == 40)
 
 
 cdef inline uint8_t _suits(const Packet *packet, const Sa *sa) noexcept nogil:
     """What holds for a whole run: outer destination and encapsulation are the SA's."""
-    if not _addresses_match(packet, &sa.inbound):
+    if not _addresses_match(packet, sa):
         return DROP_WRONG_ADDRESS
     if (sa.hot.flags & SA_ENCAP != 0) != (packet.flags & PACKET_UDP_ENCAP != 0):
         return DROP_ENCAP_MISMATCH
@@ -411,6 +412,10 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
             continue
         if scratch.leaders.leader[index] != leader:
             leader = scratch.leaders.leader[index]
+            # ... and has its ports from it: the parser read none but the leader's.
+            packet.source_port = batch.packets[leader].source_port
+            packet.destination_port = batch.packets[leader].destination_port
+            packet.flags |= batch.packets[leader].flags & PACKET_NO_PORTS
             sa = packet.sa
             read_addresses(packet, &addresses)
             verdict = DROP_INNER_SELECTORS

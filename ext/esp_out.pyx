@@ -446,6 +446,8 @@ cdef void account(Batch *batch, const Tables *tables, Outbound *scratch, uint64_
                 _checksum_udp6(packet.data, packet.length)
     for index in range(scratch.run_count):
         run = &scratch.runs[index]
+        if unlikely(run.count == 0, 0):
+            continue
         counters = &tables.sa_counters[run.sa]
         counters.packets += run.count
         counters.bytes += run.bytes

@@ -56,7 +56,7 @@ cdef struct SaSequence:         # 64 bytes: written by workers
     uint64_t next               # host order; the next number to send; never reused (atomic)
     uint64_t limit              # exclusive; workers use numbers below it only
     uint8_t  iv_mask[16]        # XORed into the number: the IV (AEAD: bytes 0-7) or the nonce block (CBC)
-    uint64_t hard_limit         # exclusive: 2**32, or 2**64 - 1 with ESN; `next == hard_limit`: exhausted
+    uint64_t hard_limit         # exclusive: 2**32, or 2**64 - 2**32 with ESN, so that `next` may pass it a little
     uint8_t  spare[24]
 
 cdef struct SaHot:              # 64 bytes: read per packet; while live only `adjacency` and `inner_mtu` change

@@ -116,8 +116,9 @@ cdef inline void decrement_ttl(Packet *packet) noexcept nogil:
     if packet.family == 4:
         packet.data[8] -= 1
         # The TTL is the high byte of its word: the sum falls by 0x0100, so the stored complement rises by it.
+        # 0xFFFF is written as 0, as a sum made anew would be.
         checksum = <uint32_t>load16(packet.data + 10) + 0x0100
-        store16(packet.data + 10, <uint16_t>(checksum + (checksum >> 16)))
+        store16(packet.data + 10, <uint16_t>(checksum + (checksum >= 0xFFFF)))
     else:
         packet.data[7] -= 1
 
@@ -153,8 +154,9 @@ cdef inline bint same_flow(const Packet *one, const Packet *other) noexcept nogi
             or one.flags != other.flags or one.family != other.family or one.protocol != other.protocol
             or one.transport != other.transport):
         return False
-    if one.protocol == PROTOCOL_ESP and (one.length < <uint32_t>one.transport + 4
-                                         or other.length < <uint32_t>other.transport + 4
+    # Whole ESP headers only: a cut one must not pass its verdict on to good packets behind it.
+    if one.protocol == PROTOCOL_ESP and (one.length < <uint32_t>one.transport + 8
+                                         or other.length < <uint32_t>other.transport + 8
                                          or raw32(a + one.transport) != raw32(b + one.transport)):
         return False
     if one.family == 4:

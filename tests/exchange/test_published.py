@@ -151,7 +151,7 @@ def whole(row: dict[str, str]) -> bool:
         text[0] == 0x45
         and int.from_bytes(text[2:4], "big") == length
         and int.from_bytes(aad[:4], "big") > 0
-        and int.from_bytes(aad[4:], "big") < 2**64 - 1
+        and int.from_bytes(aad[4:], "big") < 2**64 - 2**32
     )
 
 
