@@ -14,7 +14,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from ext.counters cimport (
-    DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED, DROP_ESP_TRUNCATED, DROP_FRAGMENT,
+    BYPASSED, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED, DROP_ESP_TRUNCATED, DROP_FRAGMENT,
     DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE, DROP_NEXT_HEADER, DROP_NO_SA,
     DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
@@ -101,9 +101,11 @@ cdef inline bint _follows(const Packet *packet, const Leaders *leaders, uint32_t
 
 cdef void _judge_clear(Batch *batch, uint32_t index, const Tables *tables, const Leaders *leaders) noexcept nogil:
     """Not ESP, or UDP that only looked like it: steering sends these up when they come from a protected network."""
-    cdef uint8_t verdict = judge_reversed(&batch.packets[index], &batch.packets[leaders.leader[index]], tables)
-    if verdict != PASS:
-        batch.packets[index].verdict = verdict
+    cdef Packet *packet = &batch.packets[index]
+    cdef uint8_t verdict = judge_reversed(packet, &batch.packets[leaders.leader[index]], tables)
+    # A fragment that may not pass keeps its name: it may be one of ESP in UDP.
+    if verdict == BYPASSED or (verdict != PASS and packet.verdict != DROP_FRAGMENT):
+        packet.verdict = verdict
 
 
 cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcept nogil:
@@ -117,8 +119,12 @@ cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcep
         if packet.verdict != PASS or _follows(packet, leaders, index):
             continue
         packet.verdict = _find_esp(packet)
-        if unlikely(packet.verdict == DROP_NOT_ESP, 0):
-            _judge_clear(batch, index, tables, leaders)
+        if unlikely(packet.verdict != PASS, 0):
+            # UDP with next to nothing in it is no ESP either, nor are fragments of other protocols.
+            if packet.verdict == DROP_NOT_ESP or (
+                    packet.protocol != PROTOCOL_ESP
+                    and (packet.verdict == DROP_ESP_TRUNCATED or packet.verdict == DROP_FRAGMENT)):
+                _judge_clear(batch, index, tables, leaders)
         if packet.verdict == PASS and leaders.count > FEW:
             spi_prefetch(tables, load32(packet.data + packet.transport))
     for index in range(batch.count):

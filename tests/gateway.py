@@ -143,13 +143,10 @@ class Gateway:
         )
         self.settle()
 
-    def protect(self, sa: str) -> None:
-        """An SPD that protects everything by one SA."""
+    def protect(self, sa: str, selectors: Sequence[SelectorSpec] = (ANY4, ANY6)) -> None:
+        """An SPD that protects everything, or what is said, by one SA."""
         self.set_policies(
-            [
-                PolicySpec(name=sa, action=Action.PROTECT, selector=selector, sa=sa)
-                for selector in (ANY4, ANY6)
-            ]
+            [PolicySpec(name=sa, action=Action.PROTECT, selector=selector, sa=sa) for selector in selectors]
         )
 
     def sequence(self, sa: str) -> tuple[int, int]:

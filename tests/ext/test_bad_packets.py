@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
@@ -44,6 +45,12 @@ GOOD = udp_packet(4, b"good", source=SERVER4, destination=CLIENT4)
 GOOD_OUT = udp_packet(4, b"good")
 SOURCE_MAC = bytes.fromhex("020000000001")
 
+#: What the tunnels are for. The outer addresses are not in it: such packets may come in clear.
+LOCAL = [
+    SelectorSpec.from_networks(ip_network(local), ip_network(any_))
+    for local, any_ in (("10.1.0.0/16", "0.0.0.0/0"), ("2001:db8:1::/48", "::/0"))
+]
+
 #: Drops that no packet can cause, and who tests them.
 ELSEWHERE = {
     "crypto": "an engine refuses text that the kernels never send it: tests/ext/test_crypto.py",
@@ -75,7 +82,7 @@ class Pair:
         self.ours = outbound_sa(proposal, family=family, encap=encap)  # type: ignore[arg-type]
         self.theirs = inbound_sa(proposal, family=family, encap=encap, **fields)  # type: ignore[arg-type]
         gateway.add(self.ours, self.theirs)
-        gateway.protect("out")
+        gateway.protect("out", LOCAL)
         self.peer = Peer(self.theirs)
 
     def receive(self, name: str, bad: bytes, *, sa: str | None = None, frame: bytes | None = None) -> None:
@@ -663,8 +670,8 @@ OWN: dict[str, Callable[..., None]] = {
     "not_ip": test_link_header,
     "vlan": test_link_header,
 }
-#: And those of what a good gateway does with good packets: tests/ext/test_forwarding.py, tests/ext/test_sequence.py.
-RULES = {"ttl", "too_big", "icmp_limit", "ecn", "sequence_exhausted", "sequence_unreserved"}
+#: And those of rules with a file of their own: test_forwarding.py, test_sequence.py, test_cleartext.py.
+RULES = {"ttl", "too_big", "icmp_limit", "ecn", "sequence_exhausted", "sequence_unreserved", "cleartext"}
 
 
 def test_every_drop_has_its_test() -> None:

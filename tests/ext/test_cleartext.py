@@ -10,7 +10,7 @@ import pytest
 from dataplane.engine import open_engine
 from dataplane.model import Action, PolicySpec, SelectorSpec
 from tests.gateway import Gateway
-from tests.packets import CLIENT4, CLIENT6, SERVER4, SERVER6, tcp_packet, udp_packet
+from tests.packets import CLIENT4, CLIENT6, SERVER4, SERVER6, ip4, tcp_packet, udp, udp_packet
 
 
 def policy(name: str, action: Action, local: str, remote: str, **rest: object) -> PolicySpec:
@@ -60,6 +60,25 @@ def test_bypassed_answer_goes_to_the_kernel(gateway: Gateway) -> None:
     result = gateway.receive([answer, answer, other])
     assert result.verdicts == {"bypassed": 2, "cleartext": 1}
     assert result.kernel == [answer, answer]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 7, 8])
+def test_bypassed_and_small(gateway: Gateway, size: int) -> None:
+    """A datagram that is too small for ESP in UDP is none, and may still be an answer."""
+    answer = udp_packet(4, bytes(size), source=SERVER4, destination=CLIENT4, ports=(53, 4000))
+    result = gateway.receive([answer])
+    assert (result.verdicts, result.kernel) == ({"bypassed": 1}, [answer])
+
+
+def test_bypassed_fragments(gateway: Gateway) -> None:
+    """An answer that was cut up: later pieces have no ports, so that only a policy without ports lets them by."""
+    whole = udp(bytes(64), source=SERVER4, destination=CLIENT4, ports=(53, 4000))
+    ends = {"source": SERVER4, "destination": CLIENT4}
+    pieces = [ip4(whole[:40], more=True, **ends), ip4(whole[40:], offset=40, **ends)]
+    assert gateway.receive(pieces).verdicts == {"bypassed": 1, "fragment": 1}
+    gateway.set_policies([policy("all", Action.BYPASS, "10.1.0.0/16", "10.2.0.0/16")])
+    result = gateway.receive(pieces)
+    assert (result.verdicts, result.kernel) == ({"bypassed": 2}, pieces)
 
 
 def test_nobody_speaks_of_it(gateway: Gateway) -> None:
