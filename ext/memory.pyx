@@ -25,7 +25,7 @@ import os
 from ext.counters cimport PASS
 from ext.packet cimport (
     BATCH_MAX, LINK_ETHERNET, NO_INDEX, PACKET_PARTIAL_CHECKSUM, Batch, FramePool, Packet, Pool, Port, PortHandle,
-    frame_give, frame_take, hide_bytes, show_bytes,
+    frame_give, frame_take, hide_bytes,
 )
 
 cdef extern from "<unistd.h>" nogil:
