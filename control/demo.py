@@ -186,7 +186,7 @@ def ping_all(lab: Lab, count: int) -> tuple[int, int]:
         for space, target in ways
         for version in (4, 6)
     ]
-    done = [finish_ping(program) for program in running]
+    done = [finish_ping(program, count=count) for program in running]
     return sum(pings.sent for pings in done), sum(pings.lost for pings in done)
 
 

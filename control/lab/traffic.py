@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ IPERF_PORT = 5201
 # Fits every tunnel of ours on a 1500-byte path, IPv6 inside and outside and UDP encapsulation included.
 UDP_PAYLOAD = 1300
 GRACE_SECONDS = 10.0
+PATIENCE_SECONDS = 5.0  # for the answers that are still out when the last ping has been sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,27 +37,34 @@ class Throughput:
 
 
 def start_ping(space: Space, target: Address, *, count: int, interval: float = 0.01) -> Program:
-    """Start `count` echo requests, `interval` seconds apart; give the program to `finish_ping`."""
-    # No -w: with it ping sends until `count` answers are there, and counts the last ones as lost.
-    argv = ["ping", "-q", "-n", "-i", f"{interval:g}", "-c", str(count), "-W", "2"]
-    return space.start([*argv, str(target)])
+    """Start `count` echo requests, `interval` seconds apart; give the program to `finish_ping`.
+
+    With only a count, ping waits for the last answers no longer than `interval` or two round trips, and on a busy
+    machine calls them lost. With a deadline it goes on sending until it has `count` answers, and which of the
+    first `count` requests were answered is in its output.
+    """
+    deadline = math.ceil(count * interval + PATIENCE_SECONDS)
+    argv = ["ping", "-n", "-i", f"{interval:g}", "-c", str(count), "-w", str(deadline), str(target)]
+    return space.start(argv)
 
 
-def finish_ping(program: Program, *, timeout: float = 60.0) -> Pings:
-    """Wait for a ping to end and read its summary."""
+def finish_ping(program: Program, *, count: int, timeout: float = 60.0) -> Pings:
+    """Wait for a ping of `count` requests to end, and count the answers to them."""
     program.wait(timeout)
-    summary = re.search(r"(\d+) packets transmitted, (\d+) received", program.output())
-    if not summary:
+    if "packets transmitted" not in program.output():
         raise LabError(f"{program.name}: no summary: {(program.log() or program.output()).strip()}")
-    sent, received = int(summary[1]), int(summary[2])
-    times = re.search(r"= [\d.]+/([\d.]+)/", program.output())
-    return Pings(sent=sent, lost=sent - received, mean_ms=float(times[1]) if times else None)
+    answers = {
+        int(number): float(time)
+        for number, time in re.findall(r"icmp_seq=(\d+) .*time=([\d.]+) ms", program.output())
+    }
+    times = [time for number, time in answers.items() if number <= count]
+    return Pings(sent=count, lost=count - len(times), mean_ms=sum(times) / len(times) if times else None)
 
 
 def ping(space: Space, target: Address, *, count: int, interval: float = 0.01) -> Pings:
     """Send `count` echo requests, `interval` seconds apart, and count the answers."""
     return finish_ping(
-        start_ping(space, target, count=count, interval=interval), timeout=count * interval + 15
+        start_ping(space, target, count=count, interval=interval), count=count, timeout=count * interval + 15
     )
 
 

@@ -44,7 +44,12 @@ def wait_flowing(gateway: Gateway, lab: Lab, what: str) -> None:
         return ready and ping_all(lab, 3)[1] == 0
 
     wait_until(flowing, timeout=BACK_SECONDS, what=f"traffic flows again after {what}")
-    assert ping_all(lab, 20)[1] == 0, f"{what}: {gateway.log(20)}"
+    assert ping_all(lab, 20)[1] == 0, f"{what}: {drops(gateway)}\n{gateway.log(20)}"
+
+
+def drops(gateway: Gateway) -> dict[str, int]:
+    """What the gateway has dropped, by reason."""
+    return {name: count for name, count in gateway.status()["drops"].items() if count}
 
 
 def gone(pids: list[int]) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from control.lab import Lab, LabError, sweep
 from control.lab.space import NETNS_DIRECTORY
 from control.lab.topology import address
-from control.lab.traffic import iperf3, ping
+from control.lab.traffic import finish_ping, iperf3, ping, start_ping
 from control.lab.wiretap import EspRecorder, WireTap, split_esp
 
 pytestmark = pytest.mark.root
@@ -36,6 +36,20 @@ def test_plain_forwarding(static: bool) -> None:
         assert iperf3(lab.client, lab.server, SERVER[4], proto="tcp", seconds=1).gbps > 0.01
         assert iperf3(lab.client, lab.server, SERVER[4], proto="udp", seconds=1, rate="20M").gbps > 0.001
     assert not spaces_of(os.getpid())
+
+
+def test_lost_pings_are_counted() -> None:
+    """An interruption in the middle costs some, a cut line all of them."""
+    with Lab() as lab:
+        interrupted = start_ping(lab.client, SERVER[4], count=60)
+        lab.client.run(["sleep", "0.2"])
+        lab.server.ip("link set eth0 down")
+        lab.client.run(["sleep", "0.1"])
+        lab.server.ip("link set eth0 up", "route replace default via 10.2.0.1")
+        lost = finish_ping(interrupted, count=60).lost
+        assert 0 < lost < 60
+        lab.server.ip("link set eth0 down")
+        assert ping(lab.client, SERVER[4], count=10).lost == 10
 
 
 def test_tap_tells_clear_text_from_esp() -> None:
