@@ -14,18 +14,19 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from ext.counters cimport (
-    BYPASSED, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED, DROP_ESP_TRUNCATED, DROP_FRAGMENT,
+    BYPASSED, DROP_CLEARTEXT, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED, DROP_ESP_TRUNCATED,
+    DROP_FRAGMENT,
     DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE, DROP_NEXT_HEADER, DROP_NO_SA,
     DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
 from ext.crypto cimport Job
 from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet
 from ext.policy cimport (
-    Addresses, Lpm, judge_reversed, lpm_find, lpm_open, lpm_prefetch, prefetch_sa, read_addresses, selector_matches,
+    Addresses, Lpm, lpm_find, lpm_open, lpm_prefetch, policy_of, prefetch_sa, read_addresses, selector_matches,
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
-    REPLAY_BLOCKS, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Replay, Sa, spi_find, spi_prefetch,
+    ACTION_BYPASS, REPLAY_BLOCKS, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Policy, Replay, Sa, spi_find, spi_prefetch,
 )
 from ext.wire cimport (
     PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, clamp_mss,
@@ -102,10 +103,14 @@ cdef inline bint _follows(const Packet *packet, const Leaders *leaders, uint32_t
 cdef void _judge_clear(Batch *batch, uint32_t index, const Tables *tables, const Leaders *leaders) noexcept nogil:
     """Not ESP, or UDP that only looked like it: steering sends these up when they come from a protected network."""
     cdef Packet *packet = &batch.packets[index]
-    cdef uint8_t verdict = judge_reversed(packet, &batch.packets[leaders.leader[index]], tables)
-    # A fragment that may not pass keeps its name: it may be one of ESP in UDP.
-    if verdict == BYPASSED or (verdict != PASS and packet.verdict != DROP_FRAGMENT):
-        packet.verdict = verdict
+    cdef const Policy *policy = policy_of(packet, &batch.packets[leaders.leader[index]], tables, True)
+    if policy == NULL:
+        return
+    if policy.action == ACTION_BYPASS:
+        packet.verdict = BYPASSED
+    elif packet.verdict != DROP_FRAGMENT:
+        # A fragment that may not pass keeps its name: it may be one of ESP in UDP.
+        packet.verdict = DROP_CLEARTEXT
 
 
 cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcept nogil:

@@ -19,7 +19,7 @@ cdef struct Worker:
     int stop_fd
     uint32_t idle_loops         # empty loops before sleep
     Batch batch
-    Batch answers               # ICMP errors on their way back through the tunnel
+    Batch returns               # decrypted packets, and ICMP errors about them, that go out through a tunnel
     Outbound out
     Inbound into
     IcmpLimit limit

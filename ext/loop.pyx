@@ -1,6 +1,7 @@
 """One worker's life in one nogil loop: receive, walk, dispatch, flush; sleep when nothing comes.
 
     step      for each port: receive a batch -> parse_batch -> outbound (protected) or inbound (unprotected)
+    turn back what came out of a tunnel and is not for the protected side is the SPD's before it is the kernel's
     answer    TTL and size verdicts become ICMP errors, back to the sender or back through the tunnel
     dispatch  by adjacency to a port's queue, to the kernel, or back to the frame pool; every verdict counted
     flush     each port kicks the kernel, reaps and refills
@@ -16,15 +17,16 @@ from libc.string cimport memcpy, memset
 
 from ext.clock cimport now_ns
 from ext.counters cimport (
-    BYPASSED, DROP_ICMP_LIMIT, DROP_KERNEL, DROP_NO_ROUTE, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL, ICMP_SENT, PASS,
-    SA_VERDICTS, TO_KERNEL, WorkerCounters,
+    BYPASSED, DROP_ICMP_LIMIT, DROP_KERNEL, DROP_NO_ROUTE, DROP_POLICY_DISCARD, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL,
+    ICMP_SENT, PASS, SA_VERDICTS, TO_KERNEL, WorkerCounters,
 )
 from ext.esp_in cimport inbound
 from ext.esp_out cimport outbound
 from ext.icmp cimport icmp_answer
 from ext.packet cimport LINK_ETHERNET, Leaders, NO_INDEX, ROLE_PROTECTED, frame_give
-from ext.sa cimport Adjacency, tables_enter, tables_leave, tables_pass
-from ext.wire cimport parse_batch, store16
+from ext.policy cimport policy_of
+from ext.sa cimport ACTION_BYPASS, ACTION_DISCARD, Adjacency, Policy, tables_enter, tables_leave, tables_pass
+from ext.wire cimport decrement_ttl, likely, parse_batch, store16
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
@@ -67,10 +69,11 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
         else:
             parse_batch(batch, port, &worker.into.leaders)
             inbound(batch, worker.tables, worker.engine, &worker.into, now)
+            _turn_back(worker, batch)
         _answer(worker, batch, port, now)
         _dispatch(worker, batch)
-        if worker.answers.count:
-            _send_answers(worker, now)
+        if worker.returns.count:
+            _send_returns(worker, now)
     for index in range(worker.port_count):
         worker.ports[index].flush(worker.ports[index])
     if worker.kernel != NULL:
@@ -78,17 +81,52 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
     return total
 
 
-cdef void _send_answers(Worker *worker, uint64_t now) noexcept nogil:
-    """ICMP errors about decrypted packets go back through the tunnel, like all that this host sends."""
+cdef void _turn_back(Worker *worker, Batch *batch) noexcept nogil:
+    """A decrypted packet without a way to the protected side is the SPD's before it is the kernel's (RFC 4301 5.1).
+
+    Between two spokes of a hub it leaves through the other's tunnel; the kernel would send it on in clear.
+    """
+    cdef uint32_t index
+    cdef Packet *packet
+    cdef Packet *back
+    cdef const Packet *leader
+    cdef const Policy *policy
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        if likely(packet.verdict != TO_KERNEL, 1):
+            continue
+        leader = &batch.packets[worker.into.leaders.leader[index]]
+        policy = policy_of(packet, leader, worker.tables, False)
+        if policy == NULL or policy.action == ACTION_BYPASS:
+            continue
+        if policy.action == ACTION_DISCARD:
+            packet.verdict = DROP_POLICY_DISCARD
+            continue
+        if (packet.data[8] if packet.family == 4 else packet.data[7]) <= 1:
+            packet.verdict = DROP_TTL
+            continue
+        decrement_ttl(packet)
+        back = &worker.returns.packets[worker.returns.count]
+        worker.returns.count += 1
+        back[0] = packet[0]
+        back.source_port = leader.source_port
+        back.destination_port = leader.destination_port
+        back.sa = NO_INDEX
+        back.verdict = PASS
+        packet.verdict = ICMP_SENT      # dispatch: nothing left to do
+
+
+cdef void _send_returns(Worker *worker, uint64_t now) noexcept nogil:
+    """What came out of one tunnel and goes into another, and ICMP errors about decrypted packets."""
     cdef uint32_t index
     cdef Leaders *leaders = &worker.out.leaders
-    leaders.count = worker.answers.count
-    for index in range(worker.answers.count):
+    leaders.count = worker.returns.count
+    for index in range(worker.returns.count):
         leaders.packets[index] = <uint8_t>index
         leaders.leader[index] = <uint8_t>index
-    outbound(&worker.answers, worker.tables, worker.engine, &worker.out, False, now)
-    _dispatch(worker, &worker.answers)
-    worker.answers.count = 0
+    outbound(&worker.returns, worker.tables, worker.engine, &worker.out, False, now)
+    _dispatch(worker, &worker.returns)
+    worker.returns.count = 0
 
 
 cdef const Port *_first_protected(const Worker *worker, uint8_t family) noexcept nogil:
@@ -144,8 +182,8 @@ cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexce
             _queue(worker, port.index, packet)
             packet.verdict = ICMP_SENT
         else:
-            worker.answers.packets[worker.answers.count] = packet[0]
-            worker.answers.count += 1
+            worker.returns.packets[worker.returns.count] = packet[0]
+            worker.returns.count += 1
             packet.verdict = ICMP_SENT
 
 

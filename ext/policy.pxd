@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.packet cimport BATCH_MAX, NO_INDEX, PACKET_NO_PORTS, Batch, Leaders, Packet
-from ext.sa cimport LpmHalf, LpmSlot, LpmTable, Sa, Selector, Tables
+from ext.sa cimport LpmHalf, LpmSlot, LpmTable, Policy, Sa, Selector, Tables
 from ext.wire cimport load32, load64, prefetch, prefetch_write
 
 cdef struct Lpm:                # one half resolved to pointers, taken once per batch
@@ -116,4 +116,5 @@ cdef inline void prefetch_sa(const Tables *tables, uint32_t index) noexcept nogi
     prefetch(key + 256)
     prefetch(key + 320)
     prefetch_write(&tables.sa_counters[index], 1)
-cdef uint8_t judge_reversed(const Packet *packet, const Packet *leader, const Tables *tables) noexcept nogil
+cdef const Policy *policy_of(const Packet *packet, const Packet *leader, const Tables *tables,
+                             bint reversed) noexcept nogil

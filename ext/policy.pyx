@@ -15,7 +15,7 @@ A table has two halves. Control fills the idle one and flips `active`; a batch r
 
 from libc.string cimport memset
 
-from ext.counters cimport DROP_CLEARTEXT, DROP_NO_POLICY, DROP_POLICY_DISCARD, DROP_POLICY_NO_SA, BYPASSED, PASS
+from ext.counters cimport DROP_NO_POLICY, DROP_POLICY_DISCARD, DROP_POLICY_NO_SA, BYPASSED, PASS
 from ext.sa cimport ACTION_BYPASS, ACTION_PROTECT, Policy, TablesView, VALUE_DIRECT
 from ext.wire cimport prefetch
 
@@ -109,30 +109,30 @@ cdef inline void _judge(Packet *packet, const Tables *tables, const Lpm *spd, ui
         packet.verdict = DROP_POLICY_DISCARD
 
 
-cdef uint8_t judge_reversed(const Packet *packet, const Packet *leader, const Tables *tables) noexcept nogil:
-    """What the SPD says of a packet that came in clear by an unprotected port (RFC 4301 5.2); `leader` has its ports.
+cdef const Policy *policy_of(const Packet *packet, const Packet *leader, const Tables *tables,
+                             bint reversed) noexcept nogil:
+    """The SPD entry of one packet off the usual way, or NULL; `leader` has its ports.
 
-    DROP_CLEARTEXT where its way out would be protected or discarded, BYPASSED where it would be bypassed, PASS where
-    no policy speaks of it.
+    `reversed` swaps the ends: which policy would the answer meet on its way out (RFC 4301 5.2)?
     """
     cdef Lpm spd
     cdef Addresses there
-    cdef Addresses back
-    cdef Packet reply = packet[0]
-    cdef const Policy *policy
+    cdef Addresses ends
+    cdef Packet asked = packet[0]
     read_addresses(packet, &there)
-    back.source_high = there.destination_high
-    back.source_low = there.destination_low
-    back.destination_high = there.source_high
-    back.destination_low = there.source_low
-    reply.source_port = leader.destination_port
-    reply.destination_port = leader.source_port
+    ends = there
+    asked.source_port = leader.source_port
+    asked.destination_port = leader.destination_port
+    if reversed:
+        ends.source_high = there.destination_high
+        ends.source_low = there.destination_low
+        ends.destination_high = there.source_high
+        ends.destination_low = there.source_low
+        asked.source_port = leader.destination_port
+        asked.destination_port = leader.source_port
     lpm_open(&spd, tables, &tables.header.spd)
-    policy = _match(&reply, tables, &spd,
-                    lpm_find(&spd, packet.family, back.destination_high, back.destination_low), &back)
-    if policy == NULL:
-        return PASS
-    return BYPASSED if policy.action == ACTION_BYPASS else DROP_CLEARTEXT
+    return _match(&asked, tables, &spd,
+                  lpm_find(&spd, packet.family, ends.destination_high, ends.destination_low), &ends)
 
 
 cdef void lookup_policies(Batch *batch, const Tables *tables, const Leaders *leaders) noexcept nogil:
