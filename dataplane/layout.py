@@ -13,6 +13,7 @@ import numpy.typing as npt
 TABLES_MAGIC = 0x45535031
 TABLES_VERSION = 1
 NO_INDEX = 0xFFFFFFFF
+ROUTE_KERNEL = 0xFFFFFFFE
 VALUE_DIRECT = 0x40000000  # LpmSlot.value of the SPD: one policy, given by its index
 QUIESCENT = 2**64 - 1
 SA_VERDICTS = 28

@@ -222,7 +222,12 @@ class AdjacencySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RouteSpec:
-    """A route of decrypted packets: destination prefix to adjacency; None hands its packets to the kernel."""
+    """A route of decrypted packets: destination prefix to adjacency; None hands its packets to the kernel.
+
+    Without adjacency, `inside` says whether the prefix is this host's or on the protected side all the same (a
+    neighbour yet to be resolved). If it is not, the SPD is asked before the kernel: another tunnel may be the way.
+    """
 
     prefix: Network
     adjacency: AdjacencySpec | None
+    inside: bool = True

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataplane import layout
-from dataplane.layout import CACHE_LINE, NO_INDEX, Records
+from dataplane.layout import CACHE_LINE, NO_INDEX, ROUTE_KERNEL, Records
 from dataplane.model import AdjacencySpec, Direction, PolicySpec, RouteSpec, SaSpec
 from dataplane.records import (
     adjacency_row,
@@ -273,7 +273,7 @@ class Tables:
         values: list[int] = []
         try:
             for route in routes:
-                value = NO_INDEX
+                value = ROUTE_KERNEL if route.inside else NO_INDEX
                 if route.adjacency is not None:
                     port, mac = ports[route.adjacency.port]
                     value = self._take_adjacency(route.adjacency, route.prefix.version, mac, port)

@@ -26,7 +26,7 @@ from ext.policy cimport (
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
-    ACTION_BYPASS, REPLAY_BLOCKS, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Policy, Replay, Sa, spi_find, spi_prefetch,
+    ACTION_BYPASS, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Policy, Replay, Sa, spi_find, spi_prefetch,
 )
 from ext.wire cimport (
     PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, clamp_mss,
@@ -432,7 +432,7 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
             verdict = DROP_INNER_SELECTORS
             if _selected(tables, &tables.sas[sa], packet, &addresses):
                 adjacency = lpm_find(&routes, packet.family, addresses.destination_high, addresses.destination_low)
-                verdict = TO_KERNEL if adjacency == NO_INDEX else PASS
+                verdict = TO_KERNEL if adjacency == NO_INDEX or adjacency == ROUTE_KERNEL else PASS
                 forwards = verdict == PASS and tables.adjacencies[adjacency].link_length != 0
         packet.verdict = verdict
         packet.adjacency = adjacency

@@ -82,7 +82,7 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
 
 
 cdef void _turn_back(Worker *worker, Batch *batch) noexcept nogil:
-    """A decrypted packet without a way to the protected side is the SPD's before it is the kernel's (RFC 4301 5.1).
+    """A decrypted packet whose way does not lead to the protected side is the SPD's before it is the kernel's (RFC 4301 5.1).
 
     Between two spokes of a hub it leaves through the other's tunnel; the kernel would send it on in clear.
     """
@@ -93,7 +93,7 @@ cdef void _turn_back(Worker *worker, Batch *batch) noexcept nogil:
     cdef const Policy *policy
     for index in range(batch.count):
         packet = &batch.packets[index]
-        if likely(packet.verdict != TO_KERNEL, 1):
+        if likely(packet.verdict != TO_KERNEL or packet.adjacency != NO_INDEX, 1):
             continue
         leader = &batch.packets[worker.into.leaders.leader[index]]
         policy = policy_of(packet, leader, worker.tables, False)

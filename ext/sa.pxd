@@ -40,6 +40,7 @@ cdef enum:
     TABLES_VERSION = 1
     REPLAY_BLOCKS = 128         # 64-bit blocks: the power of two above 4096 / 64 + 1
     VALUE_DIRECT = 0x40000000
+    ROUTE_KERNEL = 0xFFFFFFFE   # a route's value: the kernel's, whatever the SPD says (NO_INDEX: the SPD is asked first)
     SA_LINES = 39               # odd, so that hot lines of neighbours fall into different cache sets
 
 cdef enum SaFlag:
@@ -128,7 +129,7 @@ cdef struct Adjacency:          # 32 bytes; never changed once published: a new 
 cdef struct LpmSlot:            # 32 bytes: one prefix in an open-addressing hash
     uint64_t high, low          # host order, masked
     uint32_t value              # SPD: first index in the candidates array, or VALUE_DIRECT | policy index where
-                                # there is just one; routes: adjacency index
+                                # there is just one; routes: adjacency index, ROUTE_KERNEL or NO_INDEX
     uint8_t  prefix             # length in bits (IPv4: 0-32)
     uint8_t  family             # 4, 6; 0: free slot
     uint8_t  spare[10]

@@ -265,9 +265,12 @@ class Mirror:
         """
         fallback = self._fallback()
         table: dict[Network, AdjacencySpec | None] = dict.fromkeys(DEFAULTS.values(), fallback)
+        inside: set[Network] = set()
         best = self._best_routes()
         for prefix, route in best.items():
             table[prefix] = self._route_adjacency(route, fallback)
+            if self._leads_inside(route):
+                inside.add(prefix)
         for (interface, address), neighbour in self.neighbours.items():
             port = self._port_of(interface)
             if (
@@ -281,10 +284,21 @@ class Mirror:
                 table[ip_network(address)] = self._adjacency(port, interface, neighbour)
         for address in self.local_addresses():
             table[ip_network(address)] = fallback
+            inside.add(ip_network(address))
         order = sorted(
             table, key=lambda prefix: (prefix.version, int(prefix.network_address), prefix.prefixlen)
         )
-        return [RouteSpec(prefix=prefix, adjacency=table[prefix]) for prefix in order]
+        return [
+            RouteSpec(
+                prefix=prefix, adjacency=table[prefix], inside=table[prefix] is not None or prefix in inside
+            )
+            for prefix in order
+        ]
+
+    def _leads_inside(self, route: Route) -> bool:
+        """Some hop of the route is on a protected port."""
+        ports = (self._port_of(hop.interface) for hop in route.hops)
+        return any(port is not None and port.role is Role.PROTECTED for port in ports)
 
     def _fallback(self) -> AdjacencySpec | None:
         """Where packets go that no protected Ethernet port takes: the first TUN device, else the kernel."""

@@ -14,7 +14,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from dataplane.model import Action, EspProposal, PolicySpec, SelectorSpec
+from dataplane.model import Action, EspProposal, PolicySpec, RouteSpec, SelectorSpec
 from ext.counters import DROP_NAMES
 from tests.esp import Peer
 from tests.exchange.suites import SUITES, inbound_sa, mirror, outbound_sa, suite_id
@@ -596,7 +596,7 @@ def test_no_route(make_gateway: MakeGateway) -> None:
     pair.send("no_route", udp_packet(4, destination="10.9.0.1"))
     result = gateway.send([tcp_packet(4, destination="10.9.0.1")])
     assert result.verdicts == {"no_route": 1}
-    gateway.set_routes([])
+    gateway.set_routes([RouteSpec(prefix=ip_network("0.0.0.0/0"), adjacency=None)])
     assert gateway.receive([pair.peer.packet(GOOD)]).verdicts == {"no_route": 1}
 
 
@@ -608,7 +608,7 @@ def test_to_kernel(make_gateway: MakeGateway) -> None:
         homeless = replace(outbound_sa(CBC, family=6, encap=True), name="homeless", spi=0xC0000009)
         gateway.add(homeless, adjacency=False)
         gateway.set_policies([PolicySpec(name="all", action=Action.PROTECT, selector=ANY4, sa="homeless")])
-        gateway.set_routes([])
+        gateway.set_routes([RouteSpec(prefix=ip_network("0.0.0.0/0"), adjacency=None)])
         sent = gateway.send([GOOD_OUT])
         assert (sent.verdicts, sent.passed) == ({"to_kernel": 1}, {"homeless": (1, len(GOOD_OUT))})
         gateway.add(mirror(homeless, name="back"))

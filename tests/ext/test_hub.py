@@ -120,6 +120,17 @@ def test_spoke_to_spoke(west: Gateway, hub: Gateway, east: Gateway) -> None:
     assert {packet[8] for packet in arrived.packets} == {64 - 3}
 
 
+def test_unresolved_neighbour_is_the_kernels(west: Gateway, hub: Gateway) -> None:
+    """A policy for everything does not send back what is only waiting for ARP on the protected side."""
+    hub.protect("to-east")
+    hub.set_routes([RouteSpec(prefix=LAN, adjacency=None)])
+    result = hub.receive(west.send([udp_packet(4, b"x", source="10.2.0.1", destination="10.1.0.7")]).packets)
+    assert result.verdicts == {"to_kernel": 1}
+    hub.set_routes([RouteSpec(prefix=LAN, adjacency=None, inside=False)])
+    result = hub.receive(west.send([udp_packet(4, b"x", source="10.2.0.1", destination="10.1.0.7")]).packets)
+    assert result.verdicts == {"pass": 1} and len(result.back) == 1
+
+
 def test_discard_and_bypass_hold_for_them_too(west: Gateway, hub: Gateway) -> None:
     """The SPD's other answers."""
     sent = west.send(
