@@ -48,7 +48,7 @@ HOT = np.dtype(
         ("inner_mtu", "<u2"),
         ("header_length", "u1"),
         ("flags", "u1"),
-        ("cipher", "u1"),
+        ("suite", "u1"),
         ("iv_length", "u1"),
         ("icv_length", "u1"),
         ("align", "u1"),

@@ -203,6 +203,11 @@ def sequence_row(spec: SaSpec, start: int, limit: int) -> tuple[int | bytes, ...
     return start, limit, mask, hard_limit(spec.proposal), b""
 
 
+def suite(proposal: EspProposal) -> int:
+    """ext.crypto.suite_of: what engines are told of an SA's algorithms with each packet."""
+    return int(proposal.cipher) | proposal.key_bits // 64 << 2 | int(proposal.integrity) << 5
+
+
 def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | bytes, ...]:
     """A SaHot for an outer path MTU of `mtu` bytes."""
     proposal = spec.proposal
@@ -219,7 +224,7 @@ def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | by
         inner_mtu(spec, mtu),
         len(header),
         sa_flags(spec),
-        int(proposal.cipher),
+        suite(proposal),
         proposal.iv_length,
         proposal.icv_length,
         proposal.alignment,

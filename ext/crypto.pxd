@@ -28,6 +28,8 @@ cdef enum:
     EXPANDED_IPAD = 512
     EXPANDED_OPAD = 576
     ICV_MAX = 32                # longest ICV we use, bytes
+    SUITE_CIPHER = 3            # mask: see suite_of
+    SUITE_ODD_ICV = 0x80
     TEXT_MAX = 65000            # bytes of text in a job: libipsec-mb counts lengths in 16 bits
 
 cdef struct Key:                # 1152 bytes
@@ -54,7 +56,8 @@ cdef struct Job:                # 64 bytes
     uint8_t  *icv               # seal: written here; open: what arrived, compared in constant time
     const Key *key
     uint32_t text_length        # bytes (CBC: with the IV's 16)
-    uint16_t packet             # index of the packet in its batch
+    uint8_t  packet             # index of the packet in its batch
+    uint8_t  suite              # suite_of(key): what an engine would else have to fetch the end of Key for
     uint8_t  aad_length         # AEAD: 8 or 12; others: 0 or 4
     uint8_t  ok                 # result: 1 done (open: and the ICV matched), 0 not
 
@@ -94,6 +97,12 @@ cdef inline uint8_t icv_length_of(uint32_t integrity) noexcept nogil:
     """Bytes of ICV by Integrity, RFC 4868 2.1.1 (none for INTEGRITY_NONE)."""
     return <uint8_t>(8 * integrity + 8) if integrity else 0
 
+cdef inline uint8_t suite_of(const Key *key) noexcept nogil:
+    """Cipher | words of 64 bits of key << 2 | Integrity << 5 | 0x80 where the ICV's length is not the usual one."""
+    cdef uint8_t usual = 16 if key.cipher >= CIPHER_AES_GCM else icv_length_of(key.integrity)
+    return (key.cipher | (key.encryption_length >> 3) << 2 | key.integrity << 5
+            | (0 if key.icv_length == usual else SUITE_ODD_ICV))
+
 cdef inline bint key_valid(const Key *key) noexcept nogil:
     """The algorithms and lengths of a key are a combination that both engines can do."""
     cdef uint32_t length = key.encryption_length
@@ -114,7 +123,7 @@ cdef inline bint text_fits(const Job *job) noexcept nogil:
     """The text has a length that its cipher can take; the ESP passes send no other."""
     if job.text_length > TEXT_MAX:
         return False
-    if job.key.cipher != CIPHER_AES_CBC:
+    if job.suite & SUITE_CIPHER != CIPHER_AES_CBC:
         return True
     return job.text_length >= 16 and job.text_length % 16 == 0
 

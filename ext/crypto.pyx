@@ -155,6 +155,7 @@ cdef list _run_list(EngineHandle engine, bint opening, specs):
             _fill_key(&keys[index], specs[index], index)
             engine.expand_at(<size_t>&keys[index])
             jobs.jobs[index].key = &keys[index]
+            jobs.jobs[index].suite = suite_of(&keys[index])
             _fill_job(&jobs.jobs[index], specs[index], opening)
         jobs.count = count
         with nogil:
@@ -278,6 +279,7 @@ cdef int _lay_timed(EngineHandle engine, Timed *timed, spec, bint opening, uint3
     for slot in range(<uint32_t>BATCH_MAX):
         job = &timed.jobs.jobs[slot]
         job.key = timed.key
+        job.suite = suite_of(timed.key)
         _copy(job.nonce, 12, spec.nonce, "nonce")
         _copy(job.aad, 12, spec.aad, "aad")
         job.aad_length = <uint8_t>len(spec.aad)

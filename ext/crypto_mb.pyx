@@ -23,8 +23,8 @@ from libc.string cimport memcpy, memset
 from ext.clock cimport now_ns
 from ext.crypto cimport (
     CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT,
-    EXPANDED_IPAD, EXPANDED_OPAD, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, KEY_EXPANDED,
-    Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_valid, text_fits,
+    EXPANDED_IPAD, EXPANDED_OPAD, SUITE_CIPHER, SUITE_ODD_ICV, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, KEY_EXPANDED,
+    Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_prefetch, key_valid, text_fits,
 )
 from ext.libipsec_mb cimport *
 from ext.packet cimport BATCH_MAX
@@ -38,11 +38,28 @@ cdef extern from *:
     int posix_memalign(void **area, size_t alignment, size_t size) noexcept nogil
 
 cdef enum:
+    AHEAD = 4                   # jobs between asking for a key and its use
     GROUP_CHACHA = 16           # below it: Integrity + 4 * (0 NULL, 1 CBC-128, 2 CBC-192, 3 CBC-256)
     GROUP_OPEN = 32             # added to `laid_out` for the direction
     NO_GROUP = 0xFFFFFFFF
 
 cdef const uint8_t *ZERO_IV = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+
+
+# Keys on their way.
+
+cdef inline void _look_ahead(const Engine *engine, const JobList *list, uint32_t first, uint32_t end,
+                             bint opening) noexcept nogil:
+    """Ask for the keys of jobs first .. end-1, a while before the cipher needs them; a key that repeats is here already.
+
+    Six lines or more per key: asked for all at once they would wait for one another, between cipher calls they come in
+    the cipher's time.
+    """
+    cdef uint32_t index
+    for index in range(first, end if end < list.count else list.count):
+        if index and list.jobs[index].key == list.jobs[index - 1].key:
+            continue
+        key_prefetch(engine, list.jobs[index].key, list.jobs[index].suite & SUITE_CIPHER, opening)
 
 
 # The list, seal.
@@ -55,13 +72,15 @@ cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
     cdef Job *job
     cdef const Key *key
     state.others = 0
+    _look_ahead(engine, list, 0, AHEAD, False)
     for index in range(list.count):
         job = &list.jobs[index]
         key = job.key
-        if key.cipher == CIPHER_AES_GCM:
-            state.gcm_seal[key.encryption_length >> 3](
+        _look_ahead(engine, list, index + AHEAD, index + AHEAD + 1, False)
+        if job.suite & SUITE_CIPHER == CIPHER_AES_GCM:
+            state.gcm_seal[job.suite >> 2 & 7](
                 <const gcm_key_data *>key.expanded, &state.context, job.text, job.text, job.text_length,
-                job.nonce, job.aad, job.aad_length, job.icv, key.icv_length)
+                job.nonce, job.aad, job.aad_length, job.icv, key.icv_length if job.suite & SUITE_ODD_ICV else 16)
             job.ok = 1
         else:
             groups |= _note(state, job, index)
@@ -71,14 +90,11 @@ cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
 
 cdef inline uint32_t _note(MbState *state, Job *job, uint32_t index) noexcept nogil:
     """Remember a job that is not GCM; returns its group's bit."""
-    cdef const Key *key = job.key
-    cdef uint32_t group
-    if key.cipher == CIPHER_CHACHA20_POLY1305:
+    cdef uint32_t group = job.suite >> 5
+    if job.suite & SUITE_CIPHER == CIPHER_CHACHA20_POLY1305:
         group = GROUP_CHACHA
-    elif key.cipher == CIPHER_AES_CBC:
-        group = 4 * ((key.encryption_length >> 3) - 1) + key.integrity
-    else:
-        group = key.integrity
+    elif job.suite & SUITE_CIPHER == CIPHER_AES_CBC:
+        group += 4 * ((job.suite >> 2 & 7) - 1)
     job.ok = 0
     state.member[state.others] = <uint8_t>index
     state.group[state.others] = <uint8_t>group
@@ -189,14 +205,17 @@ cdef void _open(Engine *engine, JobList *list) noexcept nogil:
     cdef Job *job
     cdef const Key *key
     state.others = 0
+    _look_ahead(engine, list, 0, AHEAD, True)
     for index in range(list.count):
         job = &list.jobs[index]
         key = job.key
-        if key.cipher == CIPHER_AES_GCM:
-            state.gcm_open[key.encryption_length >> 3](
+        _look_ahead(engine, list, index + AHEAD, index + AHEAD + 1, True)
+        if job.suite & SUITE_CIPHER == CIPHER_AES_GCM:
+            state.gcm_open[job.suite >> 2 & 7](
                 <const gcm_key_data *>key.expanded, &state.context, job.text, job.text, job.text_length,
                 job.nonce, job.aad, job.aad_length, tag, 16)
-            job.ok = same_icv16(tag, job.icv) if key.icv_length == 16 else same_icv(tag, job.icv, key.icv_length)
+            job.ok = (same_icv(tag, job.icv, key.icv_length) if job.suite & SUITE_ODD_ICV
+                      else same_icv16(tag, job.icv))
         else:
             groups |= _note(state, job, index)
     if groups:
@@ -517,7 +536,6 @@ cdef void _lay_scratch(IMB_JOB *mb, uint8_t *packet, uint32_t size, const uint8_
 cdef int _find_key_lines(Engine *engine) except -1:
     """Fill Engine.key_lines. For GCM by trial: which lines of the key data change the result of an 84-byte packet
     (the hash keys' place in it depends on the code the library picked for the CPU)."""
-    cdef uint32_t tail = (<uint32_t>1 << 17) | (<uint32_t>1 << 16)      # raw key | lengths and algorithms
     cdef uint32_t rounds_of_256 = 0xF                                   # 240 bytes of round keys
     cdef uint32_t opening, line, index
     cdef MbState *state = <MbState *>engine.state
@@ -533,11 +551,11 @@ cdef int _find_key_lines(Engine *engine) except -1:
     memset(nonce, 0, sizeof(nonce))
     key.cipher, key.encryption_length, key.icv_length = CIPHER_AES_GCM, 32, 16
     for opening in range(2):
-        engine.key_lines[opening][<int>CIPHER_NULL] = 1 << 17 | 1 << (EXPANDED_IPAD // 64) | 1 << (EXPANDED_OPAD // 64)
+        engine.key_lines[opening][<int>CIPHER_NULL] = 1 << (EXPANDED_IPAD // 64) | 1 << (EXPANDED_OPAD // 64)
         engine.key_lines[opening][<int>CIPHER_AES_CBC] = engine.key_lines[opening][<int>CIPHER_NULL] | (
             rounds_of_256 << ((EXPANDED_DECRYPT if opening else EXPANDED_ENCRYPT) // 64))
-        engine.key_lines[opening][<int>CIPHER_CHACHA20_POLY1305] = tail
-        engine.key_lines[opening][<int>CIPHER_AES_GCM] = 1 << 17
+        engine.key_lines[opening][<int>CIPHER_CHACHA20_POLY1305] = 1 << 16      # the raw key
+        engine.key_lines[opening][<int>CIPHER_AES_GCM] = 0
         for line in range(KEY_EXPANDED // 64 + 1):
             # First with nothing spoilt: the tag that is wanted.
             _expand(engine, key)

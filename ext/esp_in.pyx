@@ -22,7 +22,7 @@ from ext.counters cimport (
 from ext.crypto cimport Job
 from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet
 from ext.policy cimport (
-    Addresses, Lpm, lpm_find, lpm_open, lpm_prefetch, policy_of, prefetch_sa, read_addresses, selector_matches,
+    Addresses, Lpm, lpm_find, lpm_open, lpm_prefetch, policy_of, read_addresses, selector_matches,
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
@@ -144,7 +144,7 @@ cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcep
                 _judge_clear(batch, index, tables, leaders)
         elif leaders.count > FEW:
             sa = &tables.sas[packet.sa]
-            prefetch_sa(tables, packet.sa)
+            prefetch(&sa.hot)
             prefetch(&sa.inbound)
             prefetch_write(&sa.replay, 1)
             prefetch_write(&sa.replay.blocks[(load32(packet.data + packet.transport + 4) >> 6)
@@ -176,6 +176,7 @@ cdef struct Lock:               # what all packets of one SA have in common, tak
     uint32_t align_mask
     uint32_t iv_length
     uint32_t salt
+    uint8_t suite
     bint plain                  # AEAD without ESN: the way most packets go
 
 
@@ -188,6 +189,7 @@ cdef void _take(Sa *sa, Lock *lock) noexcept nogil:
     lock.align_mask = sa.hot.align - 1
     lock.iv_length = sa.hot.iv_length
     lock.salt = raw32(sa.hot.salt)
+    lock.suite = sa.hot.suite
     lock.plain = sa.hot.iv_length == 8 and not sa.hot.flags & SA_ESN
 
 
@@ -210,13 +212,14 @@ cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
             if verdict == PASS:
                 verdict = _suits(packet, &tables.sas[sa])
                 _take(&tables.sas[sa], &lock)
+                prefetch_write(&tables.sa_counters[sa], 1)
         packet.sa = sa
         if unlikely(verdict != PASS, 0):
             packet.verdict = verdict
             continue
         packet.verdict = _prepare(packet, &lock, &scratch.jobs.jobs[count])
         if likely(packet.verdict == PASS, 1):
-            scratch.jobs.jobs[count].packet = <uint16_t>index
+            scratch.jobs.jobs[count].packet = <uint8_t>index
             count += 1
     scratch.jobs.count = count
 
@@ -237,6 +240,7 @@ cdef inline uint8_t _prepare(Packet *packet, const Lock *lock, Job *job) noexcep
     sequence = bswap32(<uint32_t>(spi_and_number >> 32))
     job.text_length = text_length
     job.key = &lock.sa.key
+    job.suite = lock.suite
     if likely(lock.plain, 1):
         packet.sequence = sequence
         # Right of the window's top it is new for certain; accept() looks again in any case.

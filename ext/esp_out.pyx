@@ -25,7 +25,7 @@ from ext.packet cimport NO_INDEX, NO_LEADER, Packet
 from ext.policy cimport lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
 from ext.wire cimport (
-    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, decrement_ttl, fold, likely, load16,
+    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, decrement_ttl, fold, likely, load16, prefetch_write,
     put_raw16, put_raw32, put_raw64, raw32, raw64, store32, sum_bytes, unlikely,
 )
 
@@ -142,6 +142,7 @@ cdef void number(Batch *batch, const Tables *tables, Outbound *scratch) noexcept
     for index in range(scratch.run_count):
         run = &scratch.runs[index]
         sequence = &tables.sas[run.sa].sequence
+        prefetch_write(&tables.sa_counters[run.sa], 1)
         limit = load_relaxed(&sequence.limit)
         # Looked at first, so that a stopped SA's counter does not run on; the add alone decides.
         if unlikely(load_relaxed(&sequence.next) >= limit, 0):
@@ -165,6 +166,7 @@ cdef struct Stamp:              # what all packets of one SA have in common, tak
     uint32_t adjacency
     uint32_t overhead           # ESP header, IV and ICV
     uint32_t align_mask
+    uint8_t suite
     uint32_t lead               # bytes from the outer IP header to the inner packet
     bint plain                  # IPv4 outside, AEAD, neither ESN nor UDP: the way most packets go
 
@@ -174,6 +176,7 @@ cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
     cdef const SaHot *hot = &sa.hot
     stamp.iv_mask = raw64(sa.sequence.iv_mask)
     stamp.spi = hot.spi
+    stamp.suite = hot.suite
     stamp.salt = raw32(hot.salt)
     stamp.adjacency = hot.adjacency
     stamp.overhead = ESP_HEADER + hot.iv_length + hot.icv_length
@@ -263,6 +266,7 @@ cdef inline Job *_begin_job(Outbound *scratch, uint32_t at, const Sa *sa) noexce
     cdef Job *job = &scratch.jobs.jobs[scratch.jobs.count]
     scratch.jobs.count += 1
     job.packet = scratch.admitted[at]
+    job.suite = sa.hot.suite
     job.key = &sa.key
     return job
 
@@ -312,6 +316,7 @@ cdef void _build_plain(Batch *batch, Outbound *scratch, uint64_t sequence, const
         job.key = &sa.key
         job.text_length = length
         job.packet = scratch.admitted[at]
+        job.suite = stamp.suite
         job.aad_length = 8
         length += PLAIN_OVERHEAD
         varying = varying & stamp.copied | <uint64_t>bswap16(<uint16_t>length) << 16 | (sequence & 0xFFFF) << 32

@@ -58,7 +58,7 @@ cdef tuple sa_hot_layout():
         "inner_mtu": at(&x, &x.inner_mtu, sizeof(x.inner_mtu), "u2"),
         "header_length": at(&x, &x.header_length, sizeof(x.header_length), "u1"),
         "flags": at(&x, &x.flags, sizeof(x.flags), "u1"),
-        "cipher": at(&x, &x.cipher, sizeof(x.cipher), "u1"),
+        "suite": at(&x, &x.suite, sizeof(x.suite), "u1"),
         "iv_length": at(&x, &x.iv_length, sizeof(x.iv_length), "u1"),
         "icv_length": at(&x, &x.icv_length, sizeof(x.icv_length), "u1"),
         "align": at(&x, &x.align, sizeof(x.align), "u1"),

@@ -104,17 +104,9 @@ cdef void lpm_prefetch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t l
 cdef void lookup_policies(Batch *batch, const Tables *tables, const Leaders *leaders) noexcept nogil
 
 cdef inline void prefetch_sa(const Tables *tables, uint32_t index) noexcept nogil:
-    """Ask for the lines of an SA that every packet needs: number, header, round keys and hash keys."""
-    cdef Sa *sa = &tables.sas[index]
-    cdef const uint8_t *key = sa.key.expanded
-    prefetch_write(&sa.sequence, 1)
-    prefetch(&sa.hot)
-    prefetch(key)
-    prefetch(key + 64)
-    prefetch(key + 128)
-    prefetch(key + 192)
-    prefetch(key + 256)
-    prefetch(key + 320)
-    prefetch_write(&tables.sa_counters[index], 1)
+    """Ask for what the next pass reads of an outbound SA: its number and its header. Counters and keys come later."""
+    prefetch(&tables.sas[index].hot)
+    prefetch_write(&tables.sas[index].sequence, 1)
+
 cdef const Policy *policy_of(const Packet *packet, const Packet *leader, const Tables *tables,
                              bint reversed) noexcept nogil

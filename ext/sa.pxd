@@ -69,7 +69,7 @@ cdef struct SaHot:              # 64 bytes: read per packet; while live only `ad
     uint16_t inner_mtu          # outbound: largest inner packet, host order (outer PMTU less overhead)
     uint8_t  header_length      # 20 or 40 (without UDP)
     uint8_t  flags              # SaFlag
-    uint8_t  cipher             # crypto.Cipher
+    uint8_t  suite              # crypto.suite_of(key)
     uint8_t  iv_length          # 0, 8 or 16
     uint8_t  icv_length
     uint8_t  align              # of payload + trailer: 4 or 16

@@ -75,8 +75,8 @@ def test_outbound_sa(tables: Tables, proposal: Any, encap: Encap | None, v6: boo
     flags |= layout.SA_ENCAP if encap else 0
     assert hot["flags"] == flags
     assert hot["adjacency"] == NO_INDEX
-    assert (hot["cipher"], hot["iv_length"], hot["icv_length"], hot["align"]) == (
-        proposal.cipher,
+    assert (hot["suite"], hot["iv_length"], hot["icv_length"], hot["align"]) == (
+        proposal.cipher | proposal.key_bits // 64 << 2 | proposal.integrity << 5,
         proposal.iv_length,
         proposal.icv_length,
         proposal.alignment,

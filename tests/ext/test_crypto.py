@@ -245,10 +245,11 @@ def test_features_name_library_and_cpu(engine: EngineHandle) -> None:
 
 
 def test_key_lines(engine: EngineHandle) -> None:
-    """The lines worth prefetching: always the last, which says what the key is; for AES-GCM its round keys too."""
+    """The lines worth prefetching: for AES-GCM its round keys, and what libcrypto needs to know of every key."""
     for opening in (False, True):
         lines = engine.key_lines(opening)
-        assert all(mask >> 17 == 1 for mask in lines)
-        if engine.name == "ipsec-mb":
+        if engine.name == "openssl":
+            assert all(mask >> 17 == 1 for mask in lines)
+        else:
             assert lines[Cipher.AES_GCM] & 0xF == 0xF
             assert lines[Cipher.AES_GCM].bit_count() < 10
