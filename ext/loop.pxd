@@ -19,7 +19,8 @@ cdef struct Worker:
     int stop_fd
     uint32_t idle_loops         # empty loops before sleep
     Batch batch
-    Batch returns               # decrypted packets, and ICMP errors about them, that go out through a tunnel
+    Batch returns               # decrypted packets that go out through a tunnel
+    Batch answers               # ICMP errors about decrypted packets: they do, too
     Outbound out
     Inbound into
     IcmpLimit limit

@@ -23,7 +23,7 @@ from ext.counters cimport (
 from ext.esp_in cimport inbound
 from ext.esp_out cimport outbound
 from ext.icmp cimport icmp_answer
-from ext.packet cimport LINK_ETHERNET, Leaders, NO_INDEX, ROLE_PROTECTED, frame_give
+from ext.packet cimport LINK_ETHERNET, NO_INDEX, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders, frame_give
 from ext.policy cimport policy_of
 from ext.sa cimport ACTION_BYPASS, ACTION_DISCARD, Adjacency, Policy, tables_enter, tables_leave, tables_pass
 from ext.wire cimport decrement_ttl, likely, parse_batch, store16
@@ -73,7 +73,14 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
         _answer(worker, batch, port, now)
         _dispatch(worker, batch)
         if worker.returns.count:
-            _send_returns(worker, now)
+            _send_own(worker, &worker.returns, now)
+            _answer(worker, &worker.returns, port, now)
+            _dispatch(worker, &worker.returns)
+            worker.returns.count = 0
+        if worker.answers.count:
+            _send_own(worker, &worker.answers, now)
+            _dispatch(worker, &worker.answers)
+            worker.answers.count = 0
     for index in range(worker.port_count):
         worker.ports[index].flush(worker.ports[index])
     if worker.kernel != NULL:
@@ -111,22 +118,21 @@ cdef void _turn_back(Worker *worker, Batch *batch) noexcept nogil:
         back[0] = packet[0]
         back.source_port = leader.source_port
         back.destination_port = leader.destination_port
+        back.flags |= leader.flags & PACKET_NO_PORTS
         back.sa = NO_INDEX
         back.verdict = PASS
         packet.verdict = ICMP_SENT      # dispatch: nothing left to do
 
 
-cdef void _send_returns(Worker *worker, uint64_t now) noexcept nogil:
-    """What came out of one tunnel and goes into another, and ICMP errors about decrypted packets."""
+cdef void _send_own(Worker *worker, Batch *batch, uint64_t now) noexcept nogil:
+    """Outbound for packets that no port brought: each leads itself, and none costs a hop."""
     cdef uint32_t index
     cdef Leaders *leaders = &worker.out.leaders
-    leaders.count = worker.returns.count
-    for index in range(worker.returns.count):
+    leaders.count = batch.count
+    for index in range(batch.count):
         leaders.packets[index] = <uint8_t>index
         leaders.leader[index] = <uint8_t>index
-    outbound(&worker.returns, worker.tables, worker.engine, &worker.out, False, now)
-    _dispatch(worker, &worker.returns)
-    worker.returns.count = 0
+    outbound(batch, worker.tables, worker.engine, &worker.out, False, now)
 
 
 cdef const Port *_first_protected(const Worker *worker, uint8_t family) noexcept nogil:
@@ -182,8 +188,9 @@ cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexce
             _queue(worker, port.index, packet)
             packet.verdict = ICMP_SENT
         else:
-            worker.returns.packets[worker.returns.count] = packet[0]
-            worker.returns.count += 1
+            # At most one for each packet that came in, so there is room for all.
+            worker.answers.packets[worker.answers.count] = packet[0]
+            worker.answers.count += 1
             packet.verdict = ICMP_SENT
 
 

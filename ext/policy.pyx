@@ -123,6 +123,7 @@ cdef const Policy *policy_of(const Packet *packet, const Packet *leader, const T
     ends = there
     asked.source_port = leader.source_port
     asked.destination_port = leader.destination_port
+    asked.flags |= leader.flags & PACKET_NO_PORTS
     if reversed:
         ends.source_high = there.destination_high
         ends.source_low = there.destination_low

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -19,8 +20,9 @@ from dataplane.model import (
     SaSpec,
     SelectorSpec,
 )
-from tests.gateway import ETHERNET, HOST_MAC, Gateway
-from tests.packets import tcp_packet, udp_packet
+from tests.esp import open_packet
+from tests.gateway import ETHERNET, HOST_MAC, LAN_ADDRESSES, Gateway
+from tests.packets import ip4, tcp_packet, transport_sums_right, udp_packet
 
 GCM = EspProposal(cipher=Cipher.AES_GCM, key_bits=128)
 HUB, WEST, EAST = (ip_address(f"192.0.2.{host}") for host in (1, 2, 3))
@@ -118,6 +120,42 @@ def test_spoke_to_spoke(west: Gateway, hub: Gateway, east: Gateway) -> None:
     arrived = east.receive(at_hub.back)
     assert [packet[20:] for packet in arrived.packets] == [packet[20:] for packet in inner]
     assert {packet[8] for packet in arrived.packets} == {64 - 3}
+
+
+def test_too_big_for_the_other_tunnel(west: Gateway, hub: Gateway) -> None:
+    """The sender behind West learns of it by its own tunnel, from the hub's protected address."""
+    hub.add(sa("to-west", Direction.OUT, 0x1001, HUB, WEST, 3))
+    to_west = PolicySpec(
+        name="west", action=Action.PROTECT, selector=selector("0.0.0.0/0", "10.2.0.0/16"), sa="to-west"
+    )
+    to_east = PolicySpec(
+        name="east", action=Action.PROTECT, selector=selector("0.0.0.0/0", "10.3.0.0/16"), sa="to-east"
+    )
+    hub.set_policies([to_west, to_east])
+    hub.tables.view.set_inner_mtu(hub.indices["to-east"], 1000)
+    cause = udp_packet(4, bytes(1100), source="10.2.0.1", destination="10.3.0.1", df=True)
+    small = udp_packet(4, b"small", source="10.2.0.1", destination="10.3.0.1")
+    result = hub.receive(west.send([small, cause, small]).packets)
+    assert result.verdicts == {"too_big": 1, "icmp_sent": 1, "pass": 3}
+    assert result.drops == {"to-east": {"too_big": 1}}
+    assert result.passed["from-west"][0] == 3 and result.passed["to-west"][0] == 1
+    _, answer = open_packet(hub.specs["to-west"], result.back[-1], 1)
+    assert transport_sums_right(answer)
+    assert (answer[9], answer[20], answer[21], int.from_bytes(answer[26:28], "big")) == (1, 3, 4, 1000)
+    assert (ip_address(answer[12:16]), ip_address(answer[16:20])) == (
+        LAN_ADDRESSES[0],
+        ip_address("10.2.0.1"),
+    )
+
+
+def test_esp_within_has_no_ports(west: Gateway, hub: Gateway) -> None:
+    """A follower of an inner ESP flow must not show its SPI's halves as ports."""
+    by_port = replace(
+        selector("0.0.0.0/0", "10.3.0.0/16"), local_ports=(0x1111, 0x1111), remote_ports=(0x2222, 0x2222)
+    )
+    hub.set_policies([PolicySpec(name="ports", action=Action.PROTECT, selector=by_port, sa="to-east")])
+    inner = ip4(b"\x11\x11\x22\x22" + bytes(60), protocol=50, source="10.2.0.1", destination="10.3.0.1")
+    assert hub.receive(west.send([inner] * 4).packets).verdicts == {"to_kernel": 4}
 
 
 def test_unresolved_neighbour_is_the_kernels(west: Gateway, hub: Gateway) -> None:
