@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address
 from typing import Any
 
 from bench.options import Options
 from bench.packets import udp_packet
+from bench.quiet import undisturbed
 from bench.report import Row
 from control.lab import Lab, LabError
 from control.lab.gateway import SOURCE_ROOT
@@ -40,13 +42,10 @@ START_SECONDS = 1.5  # until the generator runs, at most
 def run(options: Options) -> list[Row]:
     """Rows {driver, mode, test, size, mpps, runs}."""
     rows: list[Row] = []
-    cpus = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cpus[-1]})
-    try:
+    generator_cpu = min(os.sched_getaffinity(0))
+    with undisturbed():  # on the last CPU
         for driver in filter(options.wants, PORTS):
-            rows += measure_driver(driver, cpus[0], options)
-    finally:
-        os.sched_setaffinity(0, set(cpus))
+            rows += measure_driver(driver, generator_cpu, options)
     return rows
 
 
@@ -103,7 +102,7 @@ def frame(lab: Lab, size: int) -> bytes:
     macs = [
         bytes.fromhex(lab.mac(*where).replace(":", "")) for where in (("gwa", "lan0"), ("client", "eth0"))
     ]
-    source, destination = address("client", "eth0"), address("server", "eth0")
+    source, destination = (IPv4Address(str(address(host, "eth0"))) for host in ("client", "server"))
     return macs[0] + macs[1] + b"\x08\x00" + udp_packet(source, destination, size)
 
 
