@@ -26,7 +26,7 @@ from control.lab.topology import FAR_LAN, NEAR_LAN, PEER, SEGMENTS, Lab, address
 DRIVERS = ("xdp", "packet", "tun")
 PROPOSAL = "aes128gcm16-esn"
 KEY_BYTES = 20  # AES-128 and salt
-READY_SECONDS = 60.0  # a bound, not an expectation: a first start on a busy machine reads everything from disk
+READY_SECONDS = 60.0  # a bound, not an expectation: a first start on a busy machine is slow
 SOURCE_ROOT = Path(control.__file__).resolve().parents[1]
 
 
