@@ -23,8 +23,8 @@ from libc.string cimport memcpy, memset
 from ext.clock cimport now_ns
 from ext.crypto cimport (
     CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT,
-    EXPANDED_IPAD, EXPANDED_OPAD, SUITE_CIPHER, SUITE_ODD_ICV, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, KEY_EXPANDED,
-    Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_prefetch, key_valid, text_fits,
+    EXPANDED_IPAD, EXPANDED_OPAD, SUITE_CIPHER, SUITE_ODD_ICV, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384,
+    INTEGRITY_NONE, KEY_EXPANDED, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_prefetch, key_valid, text_fits,
 )
 from ext.libipsec_mb cimport *
 from ext.packet cimport BATCH_MAX
@@ -50,7 +50,7 @@ cdef const uint8_t *ZERO_IV = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
 
 cdef inline void _look_ahead(const Engine *engine, const JobList *list, uint32_t first, uint32_t end,
                              bint opening) noexcept nogil:
-    """Ask for the keys of jobs first .. end-1, a while before the cipher needs them; a key that repeats is here already.
+    """Ask for the keys of jobs first .. end-1, a while before the cipher needs them; a repeated key is here already.
 
     Six lines or more per key: asked for all at once they would wait for one another, between cipher calls they come in
     the cipher's time.

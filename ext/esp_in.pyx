@@ -26,7 +26,8 @@ from ext.policy cimport (
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
-    ACTION_BYPASS, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Policy, Replay, Sa, spi_find, spi_prefetch,
+    ACTION_BYPASS, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Policy, Replay, Sa, spi_find,
+    spi_prefetch,
 )
 from ext.wire cimport (
     PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, clamp_mss,

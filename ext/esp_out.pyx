@@ -25,8 +25,8 @@ from ext.packet cimport NO_INDEX, NO_LEADER, Packet
 from ext.policy cimport lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
 from ext.wire cimport (
-    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, decrement_ttl, fold, likely, load16, prefetch_write,
-    put_raw16, put_raw32, put_raw64, raw32, raw64, store32, sum_bytes, unlikely,
+    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, decrement_ttl, fold, likely, load16,
+    prefetch_write, put_raw16, put_raw32, put_raw64, raw32, raw64, store32, sum_bytes, unlikely,
 )
 
 cdef extern from *:

@@ -89,7 +89,7 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
 
 
 cdef void _turn_back(Worker *worker, Batch *batch) noexcept nogil:
-    """A decrypted packet whose way does not lead to the protected side is the SPD's before it is the kernel's (RFC 4301 5.1).
+    """What does not lead to the protected side is the SPD's before it is the kernel's (RFC 4301 5.1).
 
     Between two spokes of a hub it leaves through the other's tunnel; the kernel would send it on in clear.
     """

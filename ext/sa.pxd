@@ -40,7 +40,7 @@ cdef enum:
     TABLES_VERSION = 1
     REPLAY_BLOCKS = 128         # 64-bit blocks: the power of two above 4096 / 64 + 1
     VALUE_DIRECT = 0x40000000
-    ROUTE_KERNEL = 0xFFFFFFFE   # a route's value: the kernel's, whatever the SPD says (NO_INDEX: the SPD is asked first)
+    ROUTE_KERNEL = 0xFFFFFFFE   # a route's value: the kernel's, whatever the SPD says (NO_INDEX: ask the SPD first)
     SA_LINES = 39               # odd, so that hot lines of neighbours fall into different cache sets
 
 cdef enum SaFlag:
