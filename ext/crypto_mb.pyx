@@ -24,7 +24,8 @@ from ext.clock cimport now_ns
 from ext.crypto cimport (
     CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT,
     EXPANDED_IPAD, EXPANDED_OPAD, SUITE_CIPHER, SUITE_ODD_ICV, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384,
-    INTEGRITY_NONE, KEY_EXPANDED, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_prefetch, key_valid, text_fits,
+    INTEGRITY_NONE, KEY_EXPANDED, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_prefetch, key_valid,
+    text_fits,
 )
 from ext.libipsec_mb cimport *
 from ext.packet cimport BATCH_MAX
