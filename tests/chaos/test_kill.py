@@ -4,6 +4,7 @@ One worker, then both, then the control process, then every process of the gatew
 one key, and one recording of the cable over all of it.
 """
 
+import contextlib
 import os
 import signal
 
@@ -60,7 +61,8 @@ def gone(pids: list[int]) -> bool:
 def kill(pids: list[int]) -> None:
     """SIGKILL all of them and wait until their parent has noticed."""
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have gone with the one before it
+            os.kill(pid, signal.SIGKILL)
     wait_until(lambda: gone(pids), timeout=2, what="killed workers are reaped")
 
 
