@@ -1,0 +1,198 @@
+"""What happened, in the past tense: all that the protocol tells the rest of control. Frozen; keys are not shown.
+
+The order of a child's events is what makes a rekey lossless (RFC 7296 section 2.8):
+
+    we rekey        ChildEstablished(outbound=True, replaces=old)   then, deleted on both sides, ChildClosed(old)
+    peer rekeys     ChildEstablished(outbound=False, replaces=old)  then, with the peer's delete,
+                    ChildOutboundReady(new), ChildClosed(old)
+
+Whoever installs SAs keeps a closed child's inbound SA for a moment when another replaces it.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from control.ike.settings import ChildSettings, Mode, TrafficSelector
+from dataplane.model import Address, EspProposal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerPath:
+    """The two ends of a datagram's way; an interface index for link-local addresses is not supported."""
+
+    local: Address
+    local_port: int
+    remote: Address
+    remote_port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datagram:
+    """A whole IKE message to send, without non-ESP marker: the socket knows whether one belongs before it."""
+
+    path: PeerPath
+    data: bytes
+    keepalive: bool = False  # data is the single byte 0xFF of RFC 3948 and goes without marker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why something did not come about: both sides' view in `text`, what to do in `advice`."""
+
+    code: str  # no_proposal_chosen, authentication_failed, ts_unacceptable, peer_silent, id_mismatch, ...
+    text: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.advice}" if self.advice else self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildSa:
+    """A negotiated pair of SAs: all that the dataplane needs."""
+
+    id: int  # never used twice while the daemon runs
+    ike: int  # id of its IKE SA
+    connection: str
+    settings: ChildSettings
+    mode: Mode
+    suite: EspProposal
+    suite_name: str  # strongSwan's keywords, e.g. aes128gcm16-esn-x25519
+    spi_in: int
+    spi_out: int
+    encryption_key_in: bytes = field(repr=False)  # salt appended
+    encryption_key_out: bytes = field(repr=False)
+    integrity_key_in: bytes = field(default=b"", repr=False)
+    integrity_key_out: bytes = field(default=b"", repr=False)
+    local_selectors: tuple[TrafficSelector, ...]  # narrowed: first and last are set
+    remote_selectors: tuple[TrafficSelector, ...]
+    path: PeerPath
+    encapsulated: bool  # ESP in UDP between the ports of `path`
+    established: float  # time
+    rekey_at: float  # time; 0 is never
+    expires_at: float  # time; 0 is never
+
+
+class Closed(enum.Enum):
+    """Why an IKE or child SA is gone."""
+
+    LOCAL = "closed by us"
+    PEER = "closed by the peer"
+    REPLACED = "replaced"
+    EXPIRED = "expired"
+    PEER_DEAD = "the peer is silent"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to an IKE SA."""
+
+    ike: int  # unique id, kept by the daemon's lifetime
+    connection: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IkeEstablished(Event):
+    """Both sides are authenticated."""
+
+    path: PeerPath
+    local_id: str
+    remote_id: str
+    suite_name: str
+    initiator: bool
+    eap_identity: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IkeRekeyed(Event):
+    """`ike` goes on as `new`, which has all its children."""
+
+    new: int
+    suite_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IkeClosed(Event):
+    """An established IKE SA is gone, and its children with it (each has had its own event before)."""
+
+    why: Closed
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IkeFailed(Event):
+    """An IKE SA did not come about. Without a connection's name none fitted."""
+
+    path: PeerPath
+    failure: Failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildEstablished(Event):
+    """Install the inbound SA; the outbound one too where `outbound` says so."""
+
+    child: ChildSa
+    outbound: bool
+    replaces: int | None = None  # id of the child that this one takes the place of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildOutboundReady(Event):
+    """The peer is ready for this child: send through it from now on."""
+
+    child: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildClosed(Event):
+    """Neither side sends through this child any more."""
+
+    child: int
+    name: str
+    why: Closed
+    replaced_by: int | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildFailed(Event):
+    """A child SA did not come about; the IKE SA lives on."""
+
+    name: str
+    failure: Failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathChanged(Event):
+    """The peer, or we, moved (RFC 4555, RFC 7296 section 2.23): all children use the new path."""
+
+    path: PeerPath
+    encapsulated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class VirtualAddressesAssigned(Event):
+    """A server lent us addresses; they go when the IKE SA goes."""
+
+    addresses: tuple[Address, ...]
+    dns: tuple[Address, ...] = ()
+    domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeysExported(Event):
+    """Lines for Wireshark's ikev2_decryption_table and esp_sa; made only where the settings allow it."""
+
+    table: str
+    line: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted(Event):
+    """Worth a line in the log, and nothing else: a retransmission, a message that was refused, a weak setting."""
+
+    level: str  # debug, info, warning
+    text: str
