@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 
 from control.ike.identity import Identity
 from control.ike.proposal import Proposal
@@ -70,12 +71,18 @@ class AuthSettings:
     """One side of the authentication: ours (what we use) or the peer's (what we demand)."""
 
     auth: Auth = Auth.PSK
-    identity: Identity | None = None  # None: ours is the certificate's subject or our address; the peer's: anyone
+    identity: Identity | None = (
+        None  # None: ours is the certificate's subject or our address; the peer's: anyone
+    )
     certificates: tuple[str, ...] = ()  # names in the credential store: ours to use, or the peer's only ones
-    authorities: tuple[str, ...] = ()  # names of CAs that the peer's chain must lead to; () is every one we trust
+    authorities: tuple[
+        str, ...
+    ] = ()  # names of CAs that the peer's chain must lead to; () is every one we trust
     eap_methods: tuple[str, ...] = ()  # mschapv2, tls; the first is what a server asks for
     eap_identity: str | None = None  # what we answer to EAP-Identity; None: our IKE identity
-    signature_hashes: tuple[str, ...] = ()  # of signatures (sha256, sha384, sha512, identity); () is all of them
+    signature_hashes: tuple[
+        str, ...
+    ] = ()  # of signatures (sha256, sha384, sha512, identity); () is all of them
     revocation: str = "relaxed"  # relaxed: a CRL that is missing is no reason; ifuri; strict
 
 
@@ -83,7 +90,9 @@ class AuthSettings:
 class TrafficSelector:
     """Addresses, protocol and ports of one side of a child SA (RFC 7296 section 3.13.1); `dynamic` follows the SA."""
 
-    network: Network | None = None  # None with first and last None: dynamic, the IKE SA's own (or virtual) address
+    network: Network | None = (
+        None  # None with first and last None: dynamic, the IKE SA's own (or virtual) address
+    )
     first: Address | None = None
     last: Address | None = None
     protocol: int = 0  # 0 is any
@@ -138,7 +147,9 @@ class Connection:
 
     name: str
     local_addresses: tuple[Address | Network, ...] = ()  # () is any
-    remote_addresses: tuple[Address | Network, ...] = ()  # () is any; the first plain address is where we initiate to
+    remote_addresses: tuple[
+        Address | Network, ...
+    ] = ()  # () is any; the first plain address is where we initiate to
     local_port: int = 500
     remote_port: int = 500
     proposals: tuple[Proposal, ...]
@@ -179,3 +190,61 @@ class EndpointSettings:
     send_vendor_id: bool = False
     export_keys: bool = False  # IKE and ESP keys leave in events, for Wireshark
     nat_ports: tuple[int, int] = field(default=(500, 4500))
+
+
+class SecretKind(enum.Enum):
+    """What a shared secret is for."""
+
+    IKE = "ike"  # a preshared key
+    EAP = "eap"  # a password
+    PPK = "ppk"  # a post-quantum preshared key (RFC 8784)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSecret:
+    """One entry of [secrets]; of preshared keys, the one with the most owners that fit is used."""
+
+    name: str
+    kind: SecretKind = SecretKind.IKE
+    owners: tuple[str, ...] = ()  # identities as written, both sides'; () is anyone. EAP and PPK: exact names
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateSettings:
+    """A certificate that we use or that a peer must show, by the name that `AuthSettings.certificates` says."""
+
+    name: str
+    certificate: Path  # PEM or DER; intermediates may follow the certificate
+    private_key: Path | None = None  # None: the peer's, or a key in the certificate's file
+    passphrase: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthoritySettings:
+    """A CA that is trusted, by the name that `AuthSettings.authorities` says."""
+
+    name: str
+    certificates: tuple[Path, ...]  # roots, and intermediates that peers do not send
+    crl_files: tuple[Path, ...] = ()
+    crl_urls: tuple[str, ...] = ()  # beside the distribution points in the certificates
+
+
+@dataclass(frozen=True, kw_only=True)
+class CredentialSettings:
+    """All that the credential store is made of."""
+
+    secrets: tuple[SharedSecret, ...] = ()
+    certificates: tuple[CertificateSettings, ...] = ()
+    authorities: tuple[AuthoritySettings, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """Addresses lent to clients, and what they are told beside (RFC 7296 section 3.15)."""
+
+    name: str
+    ranges: tuple[tuple[Address, Address], ...]  # first and last, inclusive, each of one family
+    dns: tuple[Address, ...] = ()
+    domains: tuple[str, ...] = ()  # INTERNAL_DNS_DOMAIN (RFC 8598)
+    split: tuple[Network, ...] = ()  # INTERNAL_IP4_SUBNET, INTERNAL_IP6_SUBNET
