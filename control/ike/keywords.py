@@ -1,0 +1,262 @@
+"""strongSwan's proposal keywords and the transforms they stand for; of several words for one the first is ours.
+
+Order in a table has no meaning; preference is the order in which a proposal names its words. What strongSwan knows
+and Esplanade does not offer is listed with the reason, so that nobody hunts for a spelling mistake that is none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from control.ike.numbers import (
+    ADDITIONAL_KEY_EXCHANGES,
+    Encr,
+    Esn,
+    Group,
+    Integ,
+    PrfId,
+    Protocol,
+    TransformType,
+    name_of,
+)
+from control.ike.wire.proposal import Transform
+
+_AES = (128, 192, 256)
+
+
+def _encr(number: Encr, bits: int | None = None) -> Transform:
+    return Transform(type=TransformType.ENCR, id=number, key_bits=bits)
+
+
+# Ciphers of IKE's own SAs (RFC 8247 section 2.1) and of ESP (RFC 8221 section 5).
+ENCRYPTION: dict[str, Transform] = {
+    **{f"aes{bits}": _encr(Encr.AES_CBC, bits) for bits in _AES},
+    "aes": _encr(Encr.AES_CBC, 128),
+    **{
+        f"aes{bits}{mode}{icv}": _encr(number, bits)
+        for bits in _AES
+        for mode, icv, number in (
+            ("gcm", 16, Encr.AES_GCM_16),
+            ("gcm", 12, Encr.AES_GCM_12),
+            ("gcm", 8, Encr.AES_GCM_8),
+            ("gcm", 128, Encr.AES_GCM_16),
+            ("gcm", 96, Encr.AES_GCM_12),
+            ("gcm", 64, Encr.AES_GCM_8),
+            ("ccm", 16, Encr.AES_CCM_16),
+            ("ccm", 12, Encr.AES_CCM_12),
+            ("ccm", 8, Encr.AES_CCM_8),
+            ("ccm", 128, Encr.AES_CCM_16),
+            ("ccm", 96, Encr.AES_CCM_12),
+            ("ccm", 64, Encr.AES_CCM_8),
+        )
+    },
+    **{f"aes{bits}gcm": _encr(Encr.AES_GCM_16, bits) for bits in _AES},
+    "chacha20poly1305": _encr(Encr.CHACHA20_POLY1305),
+    "null": _encr(Encr.NULL),
+}
+
+_INTEGRITY: dict[str, Integ] = {
+    "sha256": Integ.HMAC_SHA2_256_128,
+    "sha2_256": Integ.HMAC_SHA2_256_128,
+    "sha256_128": Integ.HMAC_SHA2_256_128,
+    "sha384": Integ.HMAC_SHA2_384_192,
+    "sha2_384": Integ.HMAC_SHA2_384_192,
+    "sha384_192": Integ.HMAC_SHA2_384_192,
+    "sha512": Integ.HMAC_SHA2_512_256,
+    "sha2_512": Integ.HMAC_SHA2_512_256,
+    "sha512_256": Integ.HMAC_SHA2_512_256,
+    "sha1": Integ.HMAC_SHA1_96,
+    "sha": Integ.HMAC_SHA1_96,
+    "aesxcbc": Integ.AES_XCBC_96,
+    "aescmac": Integ.AES_CMAC_96,
+}
+INTEGRITY: dict[str, Transform] = {
+    word: Transform(type=TransformType.INTEG, id=number) for word, number in _INTEGRITY.items()
+}
+
+_PRFS: dict[str, PrfId] = {
+    "prfsha256": PrfId.HMAC_SHA2_256,
+    "prfsha384": PrfId.HMAC_SHA2_384,
+    "prfsha512": PrfId.HMAC_SHA2_512,
+    "prfsha1": PrfId.HMAC_SHA1,
+    "prfaesxcbc": PrfId.AES128_XCBC,
+    "prfaescmac": PrfId.AES128_CMAC,
+}
+PRFS: dict[str, Transform] = {
+    word: Transform(type=TransformType.PRF, id=number) for word, number in _PRFS.items()
+}
+# The PRF of a proposal that names none is that of its integrity algorithms, as strongSwan has it.
+PRF_OF_INTEGRITY: dict[int, PrfId] = {
+    Integ.HMAC_SHA2_256_128: PrfId.HMAC_SHA2_256,
+    Integ.HMAC_SHA2_384_192: PrfId.HMAC_SHA2_384,
+    Integ.HMAC_SHA2_512_256: PrfId.HMAC_SHA2_512,
+    Integ.HMAC_SHA1_96: PrfId.HMAC_SHA1,
+    Integ.AES_XCBC_96: PrfId.AES128_XCBC,
+    Integ.AES_CMAC_96: PrfId.AES128_CMAC,
+}
+
+GROUPS: dict[str, Group] = {
+    "x25519": Group.CURVE25519,
+    "curve25519": Group.CURVE25519,
+    "x448": Group.CURVE448,
+    "curve448": Group.CURVE448,
+    "ecp256": Group.ECP_256,
+    "ecp384": Group.ECP_384,
+    "ecp521": Group.ECP_521,
+    "ecp256bp": Group.BRAINPOOL_P256R1,
+    "ecp384bp": Group.BRAINPOOL_P384R1,
+    "ecp512bp": Group.BRAINPOOL_P512R1,
+    **{f"modp{bits}": Group[f"MODP_{bits}"] for bits in (2048, 3072, 4096, 6144, 8192)},
+    **{f"mlkem{size}": Group[f"ML_KEM_{size}"] for size in (512, 768, 1024)},
+}
+ESN: dict[str, Transform] = {
+    "noesn": Transform(type=TransformType.ESN, id=Esn.NO_ESN),
+    "esn": Transform(type=TransformType.ESN, id=Esn.ESN),
+}
+KEYWORDS: tuple[str, ...] = (*ENCRYPTION, *INTEGRITY, *PRFS, *GROUPS, *ESN)
+
+# Ids that a peer may offer and we never take: named in refusals only.
+_SHOWN_ONLY: dict[tuple[int, int], str] = {
+    (TransformType.ENCR, Encr.TRIPLE_DES): "3des",
+    (TransformType.ENCR, Encr.DES): "des",
+    (TransformType.ENCR, Encr.BLOWFISH): "blowfish",
+    (TransformType.ENCR, Encr.CAST): "cast128",
+    (TransformType.ENCR, Encr.AES_CTR): "aesctr",
+    (TransformType.ENCR, Encr.NULL_AUTH_AES_GMAC): "aesgmac",
+    (TransformType.ENCR, Encr.CAMELLIA_CBC): "camellia",
+    (TransformType.ENCR, Encr.CAMELLIA_CTR): "camelliactr",
+    (TransformType.INTEG, Integ.HMAC_MD5_96): "md5",
+    (TransformType.INTEG, Integ.HMAC_MD5_128): "md5_128",
+    (TransformType.INTEG, Integ.HMAC_SHA1_160): "sha1_160",
+    (TransformType.PRF, PrfId.HMAC_MD5): "prfmd5",
+    (TransformType.KE, Group.MODP_768): "modp768",
+    (TransformType.KE, Group.MODP_1024): "modp1024",
+    (TransformType.KE, Group.MODP_1536): "modp1536",
+    (TransformType.KE, Group.MODP_1024_160): "modp1024s160",
+    (TransformType.KE, Group.MODP_2048_224): "modp2048s224",
+    (TransformType.KE, Group.MODP_2048_256): "modp2048s256",
+    (TransformType.KE, Group.ECP_192): "ecp192",
+    (TransformType.KE, Group.ECP_224): "ecp224",
+    (TransformType.KE, Group.BRAINPOOL_P224R1): "ecp224bp",
+}
+
+_BROKEN = "is broken or obsolete (RFC 8221, RFC 8247)"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        ("3des", "des", "blowfish", "cast128", "rc5", "idea", "md5", "md5_128", "prfmd5"), _BROKEN
+    ),
+    "sha1_160": "is not offered; use sha256",
+    "sha256_96": "has a wrong truncation of early Linux kernels, which is not offered; use sha256",
+    **{
+        f"{word}": "is too small (RFC 8247 section 2.4); use modp2048 or x25519"
+        for word in ("modp768", "modp1024")
+    },
+    "modp1536": "is too small (RFC 8247 section 2.4); use modp2048 or x25519",
+    **dict.fromkeys(
+        ("modp1024s160", "modp2048s224", "modp2048s256", "ecp192", "ecp224", "ecp224bp"),
+        "is not offered (RFC 8247 section 2.4); use x25519, ecp256 or modp2048",
+    ),
+    **{f"aes{bits}ctr": f"is not offered; use aes{bits}gcm16" for bits in _AES},
+    **{f"aes{bits}gmac": f"is not offered; use aes{bits}gcm16" for bits in _AES},
+    **{f"camellia{bits}": f"is not offered; use aes{bits}" for bits in _AES},
+}
+# What IKE's own SAs may use and the dataplane's ESP does not have.
+REFUSED_BY_ESP: dict[str, str] = {
+    **dict.fromkeys(("sha1", "sha"), "is not offered; use sha256 (RFC 8221)"),
+    **dict.fromkeys(("aesxcbc", "aescmac"), "is not offered; use sha256"),
+    **{
+        f"aes{bits}gcm{icv}": "has a truncated ICV, which is not offered; use the form that ends in gcm16"
+        for bits in _AES
+        for icv in (8, 12, 64, 96)
+    },
+    **{
+        f"aes{bits}ccm{icv}": f"is not offered; use aes{bits}gcm16"
+        for bits in _AES
+        for icv in (8, 12, 16, 64, 96, 128)
+    },
+}
+_KE_PREFIX = re.compile(r"ke([1-7])_(.+)")
+
+
+def transform_of(protocol: Protocol, word: str) -> Transform:
+    """The transform of one keyword; raises ValueError that completes "got 'text', "."""
+    prefix = _KE_PREFIX.fullmatch(word)
+    if prefix:
+        return _additional(int(prefix[1]), prefix[2])
+    if word in REFUSED or (protocol != Protocol.IKE and word in REFUSED_BY_ESP):
+        raise ValueError(f"but {word} {REFUSED.get(word) or REFUSED_BY_ESP[word]}")
+    if word in GROUPS:
+        return Transform(type=TransformType.KE, id=GROUPS[word])
+    for table, of in ((ENCRYPTION, None), (INTEGRITY, None), (PRFS, Protocol.IKE), (ESN, Protocol.ESP)):
+        if word in table:
+            if of not in (None, protocol):
+                raise ValueError(f"but {word} has no meaning for {protocol.name}; want it left out")
+            if protocol == Protocol.IKE and word == "null":
+                raise ValueError(
+                    "but an IKE SA is always encrypted (RFC 7296 section 3.14); want null left out"
+                )
+            return table[word]
+    if not word:
+        raise ValueError("which has an empty word; want algorithms joined by single hyphens")
+    match = difflib.get_close_matches(word[:64], KEYWORDS, n=1, cutoff=0.6)
+    hint = f'; did you mean "{match[0]}"?' if match else ""
+    raise ValueError(f"of which {word[:64]!r} is unknown{hint}")
+
+
+def _additional(round_: int, word: str) -> Transform:
+    """The transform of ke1_... to ke7_... (RFC 9370)."""
+    kind = ADDITIONAL_KEY_EXCHANGES[round_ - 1]
+    if word == "none":
+        return Transform(type=kind, id=Group.NONE)
+    if word in GROUPS:
+        return Transform(type=kind, id=GROUPS[word])
+    if word in REFUSED:
+        raise ValueError(f"but {word} {REFUSED[word]}")
+    match = difflib.get_close_matches(word[:64], GROUPS, n=1, cutoff=0.6)
+    hint = f'; did you mean "ke{round_}_{match[0]}"?' if match else ""
+    raise ValueError(f"of which {word[:64]!r} is no key exchange method{hint}")
+
+
+def _words() -> dict[tuple[int, int, int | None], str]:
+    words: dict[tuple[int, int, int | None], str] = {}
+    for table in (ENCRYPTION, INTEGRITY, PRFS, ESN):
+        for word, transform in table.items():
+            words.setdefault((transform.type, transform.id, transform.key_bits), word)
+    for word, group in GROUPS.items():
+        words.setdefault((TransformType.KE, group, None), word)
+    return words
+
+
+_WORDS = _words()
+_REGISTRIES = {
+    TransformType.ENCR: Encr,
+    TransformType.PRF: PrfId,
+    TransformType.INTEG: Integ,
+    TransformType.ESN: Esn,
+}
+
+
+def word_of(transform: Transform) -> str:
+    """The keyword of a transform, ours or a peer's; for what has none its registered name or number."""
+    kind, bits = transform.type, transform.key_bits
+    if kind in ADDITIONAL_KEY_EXCHANGES:
+        same = Transform(type=TransformType.KE, id=transform.id, key_bits=bits)
+        return f"ke{kind - TransformType.ADDKE1 + 1}_{word_of(same)}"
+    word = _WORDS.get((kind, transform.id, bits))
+    if word is None:
+        word = _SHOWN_ONLY.get((kind, transform.id))
+        if word is None:
+            if transform.id == 0 and kind in (TransformType.KE, TransformType.INTEG):
+                word = "none"
+            elif kind == TransformType.KE or kind in _REGISTRIES:
+                word = (
+                    name_of(_REGISTRIES.get(TransformType(kind), Group), transform.id)
+                    .lower()
+                    .replace(" ", "")
+                )
+            else:
+                word = f"type{kind}:{transform.id}"
+        if bits is not None:
+            word += f"/{bits}"
+    return word + ("/unknown-attribute" if transform.unknown_attribute else "")

@@ -1,0 +1,318 @@
+"""Algorithms: what a connection is configured with, what a peer offers, and the choice between the two.
+
+    Proposal   alternatives per transform type, as one string of strongSwan's keywords
+    Suite      one transform per type: the outcome
+    select     offers x configuration -> Suite, by our order of preference, or a refusal with every difference
+
+How a refusal is worded is in control.ike.refusal, the sets behind the word "default" in control.ike.defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from control.ike.errors import LocalError, PeerError
+from control.ike.keywords import PRF_OF_INTEGRITY, transform_of, word_of
+from control.ike.matching import common_transforms, kinds_of, skippable
+from control.ike.numbers import (
+    ADDITIONAL_KEY_EXCHANGES,
+    KEY_EXCHANGES,
+    Encr,
+    Esn,
+    Group,
+    Integ,
+    NotifyType,
+    Protocol,
+    TransformType,
+)
+from control.ike.refusal import explain_refusal
+from control.ike.wire.proposal import OfferedProposal, Transform
+from dataplane.model import Cipher, EspProposal, Integrity
+
+_ESP_ENCR = {
+    Encr.NULL: Cipher.NULL,
+    Encr.AES_CBC: Cipher.AES_CBC,
+    Encr.AES_GCM_16: Cipher.AES_GCM,
+    Encr.CHACHA20_POLY1305: Cipher.CHACHA20_POLY1305,
+}
+_ESP_INTEG = {
+    Integ.NONE: Integrity.NONE,
+    Integ.HMAC_SHA2_256_128: Integrity.HMAC_SHA2_256,
+    Integ.HMAC_SHA2_384_192: Integrity.HMAC_SHA2_384,
+    Integ.HMAC_SHA2_512_256: Integrity.HMAC_SHA2_512,
+}
+
+
+class NoProposalChosen(PeerError):
+    """Nothing that the peer offers is among what we accept; the text has both and the differences."""
+
+    def __init__(self, text: str, advice: str = "") -> None:
+        super().__init__(NotifyType.NO_PROPOSAL_CHOSEN, text, advice=advice)
+
+
+def is_aead(transform: Transform) -> bool:
+    """True for a cipher that brings its own integrity."""
+
+
+XX
+
+
+def _join(transforms: Iterable[Transform]) -> str:
+    return "-".join(word_of(transform) for transform in transforms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """One configured proposal: its transforms by type, those of a type in order of preference."""
+
+    protocol: Protocol
+    transforms: tuple[Transform, ...]
+
+    def of(self, kind: int) -> tuple[Transform, ...]:
+        """The alternatives of a type."""
+        return tuple(transform for transform in self.transforms if transform.type == kind)
+
+    @cached_property
+    def groups(self) -> tuple[int, ...]:
+        """Key exchange methods of the first (or only) exchange, preferred first; without NONE."""
+        return tuple(transform.id for transform in self.of(TransformType.KE) if transform.id != Group.NONE)
+
+    def without_key_exchanges(self) -> Proposal:
+        """The proposal of a child that IKE_AUTH makes: keys come from the IKE SA (RFC 7296 section 1.2)."""
+        kept = tuple(transform for transform in self.transforms if transform.type not in KEY_EXCHANGES)
+        return replace(self, transforms=kept)
+
+    def to_wire(self, number: int, spi: bytes = b"") -> OfferedProposal:
+        """What is sent as proposal `number`."""
+        return OfferedProposal(number=number, protocol=self.protocol, spi=spi, transforms=self.transforms)
+
+    def __str__(self) -> str:
+        """Keywords that `parse_proposal` reads back to the same proposal; what they imply is left out."""
+        hidden: tuple[Transform, ...] = ()
+        esn = self.of(TransformType.ESN)
+        if len(esn) == 1 and esn[0].id == Esn.NO_ESN:
+            hidden += esn
+        prfs, implied = self.of(TransformType.PRF), _implied_prfs(self.of(TransformType.INTEG))
+        if prfs == implied:
+            hidden += prfs
+        return _join(transform for transform in self.transforms if transform not in hidden)
+
+
+def _implied_prfs(integrity: Iterable[Transform]) -> tuple[Transform, ...]:
+    return tuple(
+        Transform(type=TransformType.PRF, id=PRF_OF_INTEGRITY[transform.id]) for transform in integrity
+    )
+
+
+def parse_proposal(protocol: Protocol, text: str) -> Proposal:
+    """The proposal that strongSwan's keywords name; raises ValueError that completes "got 'text', "."""
+    transforms: list[Transform] = []
+    for word in text.strip().lower().rstrip("!").split("-"):
+        transform = transform_of(protocol, word)
+        if transform in transforms:
+            raise ValueError(f"which says {word_of(transform)} twice")
+        transforms.append(transform)
+    proposal = Proposal(protocol=protocol, transforms=tuple(sorted(transforms, key=lambda each: each.type)))
+    ciphers, integrity = proposal.of(TransformType.ENCR), proposal.of(TransformType.INTEG)
+    if not ciphers:
+        raise ValueError("which names no cipher; want something like aes256gcm16 or aes256-sha256")
+    aead = [is_aead(cipher) for cipher in ciphers]
+    if any(aead) and not all(aead):
+        # RFC 7296 section 3.3: the one has an integrity algorithm and the other must not.
+        raise ValueError("which mixes ciphers with and without integrity of their own; want two proposals")
+    if not any(aead) and not integrity:
+        raise ValueError("which has no integrity; want it followed by -sha256, -sha384 or -sha512")
+    if protocol == Protocol.IKE:
+        proposal = _complete_ike(proposal, all(aead))
+    else:
+        if all(aead) and integrity:
+            raise ValueError("whose cipher brings its own integrity; want it without the -sha... part")
+        if not proposal.of(TransformType.ESN):
+            proposal = _with(proposal, (Transform(type=TransformType.ESN, id=Esn.NO_ESN),))
+        if any(proposal.of(kind) for kind in ADDITIONAL_KEY_EXCHANGES) and not proposal.groups:
+            raise ValueError(
+                "which has a key exchange ke1_... to ke7_... but no first one; want e.g. -x25519 added"
+            )
+    return proposal
+
+
+def _complete_ike(proposal: Proposal, aead: bool) -> Proposal:
+    """An IKE proposal with the PRFs it implies, and without what is only there to imply them."""
+    integrity = proposal.of(TransformType.INTEG)
+    if not proposal.of(TransformType.PRF):
+        if not integrity:
+            raise ValueError("which names no pseudorandom function; want e.g. -prfsha256 added")
+        proposal = _with(proposal, _implied_prfs(integrity))
+    elif aead and integrity:
+        raise ValueError(
+            "whose cipher brings its own integrity and which names a prf...; want it without -sha..."
+        )
+    if aead:
+        kept = tuple(transform for transform in proposal.transforms if transform.type != TransformType.INTEG)
+        proposal = replace(proposal, transforms=kept)
+    if not proposal.groups:
+        raise ValueError("which names no key exchange; want e.g. -x25519, -ecp256 or -modp2048 added")
+    return proposal
+
+
+def _with(proposal: Proposal, more: tuple[Transform, ...]) -> Proposal:
+    transforms = sorted((*proposal.transforms, *more), key=lambda each: each.type)
+    return replace(proposal, transforms=tuple(transforms))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What was agreed on: one transform of each type, in order of type; NONE is left out unless it was offered."""
+
+    protocol: Protocol
+    transforms: tuple[Transform, ...]
+
+    def _id(self, kind: int) -> int:
+        return next((transform.id for transform in self.transforms if transform.type == kind), 0)
+
+    @cached_property
+    def encr(self) -> int:
+        """The encryption algorithm's number."""
+        return self._id(TransformType.ENCR)
+
+    @cached_property
+    def key_bits(self) -> int:
+        """The cipher's key length; 0 where it has one only, or none."""
+        found = (each.key_bits for each in self.transforms if each.type == TransformType.ENCR)
+        return next(found, None) or 0
+
+    @cached_property
+    def prf(self) -> int:
+        """The pseudorandom function's number; 0 for ESP."""
+        return self._id(TransformType.PRF)
+
+    @cached_property
+    def integ(self) -> int:
+        """The integrity algorithm's number; 0 with an AEAD cipher."""
+        return self._id(TransformType.INTEG)
+
+    @cached_property
+    def group(self) -> int:
+        """The key exchange method of the first exchange; 0 for a child without one."""
+        return self._id(TransformType.KE)
+
+    @cached_property
+    def additional_groups(self) -> tuple[int, ...]:
+        """The methods of the additional exchanges in the order they are done, NONE skipped (RFC 9370 section 2.2.2)."""
+        return tuple(number for kind in ADDITIONAL_KEY_EXCHANGES if (number := self._id(kind)) != Group.NONE)
+
+    @cached_property
+    def esn(self) -> bool:
+        """Extended sequence numbers."""
+        return self._id(TransformType.ESN) == Esn.ESN
+
+    def to_wire(self, number: int, spi: bytes = b"") -> OfferedProposal:
+        """The answer to proposal `number`."""
+        return OfferedProposal(number=number, protocol=self.protocol, spi=spi, transforms=self.transforms)
+
+    def to_esp(self) -> EspProposal:
+        """The same for the dataplane; raises LocalError for what it does not have."""
+        if self.protocol != Protocol.ESP or self.encr not in _ESP_ENCR or self.integ not in _ESP_INTEG:
+            raise LocalError(f"the dataplane has no {self}")
+        cipher = _ESP_ENCR[Encr(self.encr)]
+        bits = 256 if cipher == Cipher.CHACHA20_POLY1305 else self.key_bits
+        return EspProposal(
+            cipher=cipher, key_bits=bits, integrity=_ESP_INTEG[Integ(self.integ)], esn=self.esn
+        )
+
+    def __str__(self) -> str:
+        """Keywords; only those of IKE name the pseudorandom function, and noesn and NONE are left out."""
+        return _join(
+            each
+            for each in self.transforms
+            if each.id != 0 or each.type not in (*KEY_EXCHANGES, TransformType.INTEG, TransformType.ESN)
+        )
+
+
+def select(
+    offered: Sequence[OfferedProposal],
+    configured: Sequence[Proposal],
+    *,
+    prefer_configured: bool = True,
+    prefer_group: int | None = None,
+    whose: str = "we",
+) -> tuple[Suite, int]:
+    """The best suite that both sides accept, and the number of the proposal it answers.
+
+    Our order decides unless `prefer_configured` is false. `prefer_group` is the method of a KE payload that has
+    come already: where it is acceptable it goes before all others, which saves a round trip. Raises NoProposalChosen.
+    """
+    pairs: Iterator[tuple[Proposal, OfferedProposal]]
+    if prefer_configured:
+        pairs = ((ours, theirs) for ours in configured for theirs in offered)
+    else:
+        pairs = ((ours, theirs) for theirs in offered for ours in configured)
+    best: tuple[Suite, int] | None = None
+    for ours, theirs in pairs:
+        suite = _match(ours, theirs, prefer_configured, prefer_group)
+        if suite is not None:
+            if prefer_group is None or suite.group == prefer_group:
+                return suite, theirs.number
+            best = best or (suite, theirs.number)
+    if best is not None:
+        return best
+    text, advice = explain_refusal(offered, configured, whose)
+    raise NoProposalChosen(text, advice)
+
+
+def _match(ours: Proposal, theirs: OfferedProposal, prefer_ours: bool, group: int | None) -> Suite | None:
+    """The suite of one pair of proposals, if there is one."""
+    if ours.protocol != theirs.protocol:
+        return None
+    choices: list[tuple[Transform, ...]] = []
+    for kind in kinds_of(ours, theirs):
+        common = common_transforms(kind, ours, theirs)
+        if not prefer_ours:
+            common = tuple(each for each in theirs.transforms if each in common)
+        if not common and not skippable(kind, ours, theirs):
+            return None
+        if kind == TransformType.KE and group is not None:
+            common = tuple(sorted(common, key=lambda each: each.id != group))
+        if common:
+            choices.append(common)
+    chosen = _distinct(choices, ())
+    if chosen is None:
+        return None
+    return Suite(protocol=ours.protocol, transforms=chosen)
+
+
+def _distinct(
+    choices: Sequence[tuple[Transform, ...]], chosen: tuple[Transform, ...]
+) -> tuple[Transform, ...] | None:
+    """One of each, preferred ones first, so that no key exchange method occurs twice (RFC 9370 section 2.2.2)."""
+    if len(chosen) == len(choices):
+        return chosen
+    used = {each.id for each in chosen if each.type in KEY_EXCHANGES and each.id != Group.NONE}
+    for transform in choices[len(chosen)]:
+        if transform.type in KEY_EXCHANGES and transform.id in used:
+            continue
+        whole = _distinct(choices, (*chosen, transform))
+        if whole is not None:
+            return whole
+    return None
+
+
+def suite_of(answer: OfferedProposal, sent: Sequence[Proposal]) -> Suite:
+    """The suite that a responder chose of the proposals we sent, numbered from 1; raises PeerError if it is none."""
+    if not 1 <= answer.number <= len(sent):
+        raise NoProposalChosen(
+            f"the peer chose proposal {answer.number} and we sent {len(sent)}",
+            "the peer breaks RFC 7296 section 2.7",
+        )
+    ours = sent[answer.number - 1]
+    kinds = [transform.type for transform in answer.transforms]
+    suite = _match(ours, answer, True, None)
+    # RFC 7296 section 3.3.6: exactly one transform of each type, or it is none of ours.
+    if suite is None or len(set(kinds)) != len(kinds) or len(suite.transforms) != len(kinds):
+        raise NoProposalChosen(
+            f"the peer chose {_join(answer.transforms[:16])} of proposal {answer.number}, which was {ours}",
+            "it may only choose one algorithm of each kind that was offered; the fault is the peer's",
+        )
+    return suite
