@@ -55,8 +55,7 @@ class NoProposalChosen(PeerError):
 def is_aead(transform: Transform) -> bool:
     """True for a cipher that brings its own integrity."""
 
-
-XX
+    return transform.type == TransformType.ENCR and transform.id in AEAD
 
 
 def _join(transforms: Iterable[Transform]) -> str:
