@@ -17,6 +17,7 @@ from control.ike.errors import LocalError, PeerError
 from control.ike.keywords import PRF_OF_INTEGRITY, transform_of, word_of
 from control.ike.matching import common_transforms, kinds_of, skippable
 from control.ike.numbers import (
+    AEAD,
     ADDITIONAL_KEY_EXCHANGES,
     KEY_EXCHANGES,
     Encr,
