@@ -1,0 +1,604 @@
+"""One IKE SA: 1 a message comes 2 number 3 opened 4 task 5 response; and our requests, timers, children and end.
+
+What is agreed on is kept here; what one exchange needs is in its task, and what only the handshake needs in
+`handshake`, which is dropped when both sides are authenticated. An IKE SA has no clock and no socket: its endpoint
+(`host`) calls `receive`, `handle_timers` and `run`, and takes datagrams and events.
+
+Not here: which connection a peer belongs to (v2/choice.py), bytes of messages (v2/codec.py), and what exchanges mean
+(v2/tasks).
+"""
+
+from __future__ import annotations
+
+import enum
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING
+
+from control.crypto.errors import CryptoError
+from control.ike.errors import LocalError, PeerError
+from control.ike.events import (
+    ChildClosed,
+    ChildEstablished,
+    ChildFailed,
+    ChildOutboundReady,
+    ChildSa,
+    Closed,
+    Datagram,
+    Event,
+    Failure,
+    IkeClosed,
+    IkeFailed,
+    Noted,
+    PathChanged,
+    PeerPath,
+)
+from control.ike.identity import Identity
+from control.ike.numbers import Exchange, NotifyType, name_of
+from control.ike.proposal import Suite
+from control.ike.settings import ChildSettings, Connection
+from control.ike.v2 import codec, lifetimes
+from control.ike.v2.states import ALLOWED, State, Step, advance
+from control.ike.v2.task import DONE, FAIL, MORE, Ignored, Incoming, Outgoing, Result, Task
+from control.ike.v2.window import Arrival, Window
+from control.ike.wire import Header, Notify
+from dataplane.model import Address
+
+if TYPE_CHECKING:
+    from control.crypto.keys import IkeKeys
+    from control.ike.v2.handshake import Handshake
+    from control.ike.v2.host import Host
+
+
+class Feature(enum.IntFlag):
+    """What both sides can do."""
+
+    FRAGMENTATION = 1
+    MOBIKE = 2
+    CHILDLESS = 4
+    INTERMEDIATE = 8
+    PPK = 16  # a PPK is in the keys
+    NAT_DETECTION = 32
+    SIGNATURE_HASHES = 64
+
+
+class Timer(enum.Enum):
+    """Moments of an IKE SA; its children and the window have theirs."""
+
+    HALF_OPEN = "half open"
+    REKEY = "rekey"
+    REAUTH = "reauthenticate"
+    EXPIRE = "expire"
+    DPD = "dead peer detection"
+    KEEPALIVE = "keepalive"
+
+
+class ChildState(enum.Enum):
+    """Where a child SA stands. The words are shown to users."""
+
+    INSTALLED = "installed"
+    REKEYING = "rekeying"  # our request to replace it is under way
+    REKEYED = "rekeyed"  # replaced; only its delete is still to come
+    DELETING = "deleting"  # our delete awaits its answer
+
+
+class Child:
+    """A child SA as its IKE SA keeps it. The keys have left with the event and are not kept."""
+
+    __slots__ = ("expires_at", "outbound", "rekey_at", "replaced_by", "spec", "state")
+
+    def __init__(self, spec: ChildSa, *, outbound: bool) -> None:
+        self.spec = spec
+        self.state = ChildState.INSTALLED
+        self.outbound = outbound  # we may send through it
+        self.rekey_at = spec.rekey_at
+        self.expires_at = spec.expires_at
+        self.replaced_by: int | None = None  # id of the child in its place
+
+
+class IkeSa:
+    """One IKE SA of version 2, for its whole life (a rekeyed one is another object with another id)."""
+
+    __slots__ = (
+        "active",
+        "children",
+        "connection",
+        "eap_identity",
+        "established_at",
+        "features",
+        "handshake",
+        "host",
+        "id",
+        "initiator",
+        "keys",
+        "last_error",
+        "last_heard",
+        "last_sent",
+        "local_id",
+        "my_spi",
+        "nat_local",
+        "nat_remote",
+        "path",
+        "peer_addresses",
+        "peer_hashes",
+        "peer_spi",
+        "queued",
+        "reassembly",
+        "remote_id",
+        "responding",
+        "scheduled",
+        "state",
+        "suite",
+        "timers",
+        "virtual_addresses",
+        "window",
+    )
+
+    def __init__(
+        self, host: Host, connection: Connection, path: PeerPath, *, initiator: bool, id: int | None = None
+    ) -> None:
+        self.host = host
+        self.id = host.new_id() if id is None else id
+        self.connection = connection  # of a responder: a first guess until IKE_AUTH
+        self.initiator = initiator  # the original initiator of this IKE SA
+        self.state = State.INITIATING
+        self.path = path
+        self.my_spi = host.new_ike_spi()
+        self.peer_spi = bytes(8)
+        self.suite: Suite | None = None
+        self.keys: IkeKeys | None = None
+        self.window = Window()
+        self.features = Feature(0)
+        self.nat_local = False  # we are behind a NAT
+        self.nat_remote = False
+        self.local_id: Identity | None = None
+        self.remote_id: Identity | None = None
+        self.eap_identity: str | None = None
+        self.peer_hashes: frozenset[int] = frozenset()  # of SIGNATURE_HASH_ALGORITHMS (RFC 7427 section 4)
+        self.peer_addresses: tuple[Address, ...] = ()  # the peer's other addresses (RFC 4555 section 3.4)
+        self.virtual_addresses: tuple[Address, ...] = ()  # lent to us, or to the peer by us
+        self.children: dict[int, Child] = {}  # by inbound SPI
+        self.active: Task | None = None  # ours, whose request is under way
+        self.queued: deque[tuple[float, Task]] = deque()  # ours that wait: not before this time
+        self.responding: Task | None = None  # of the peer, when it takes several exchanges
+        self.handshake: Handshake | None = None
+        self.reassembly: codec.Reassembly | None = None
+        self.timers: dict[Timer, float] = {}
+        self.scheduled: float | None = None  # the endpoint's: what its queue holds for us
+        self.established_at = 0.0
+        self.last_heard = 0.0  # an authenticated message, or traffic of a child
+        self.last_sent = 0.0
+        self.last_error: Failure | None = None
+
+    # What others ask about it
+
+    @property
+    def spi_initiator(self) -> bytes:
+        """The IKE SA initiator's SPI, as in every header."""
+        return self.my_spi if self.initiator else self.peer_spi
+
+    @property
+    def spi_responder(self) -> bytes:
+        """The IKE SA responder's SPI; zero until it is known."""
+        return self.peer_spi if self.initiator else self.my_spi
+
+    @property
+    def encapsulated(self) -> bool:
+        """True when ESP goes in UDP: a NAT was found, or encapsulation is forced (which looks like one)."""
+        return self.nat_local or self.nat_remote
+
+    def child_by_outbound(self, spi: int) -> Child | None:
+        """The child that sends with `spi`: what a peer's Delete payload and REKEY_SA name."""
+        return next((child for child in self.children.values() if child.spec.spi_out == spi), None)
+
+    def child_by_id(self, id: int) -> Child | None:
+        """The child with an event's id."""
+        return next((child for child in self.children.values() if child.spec.id == id), None)
+
+    def has_task(self, kind: type[Task]) -> bool:
+        """True while a task of ours of this class is under way or waits."""
+        return isinstance(self.active, kind) or any(isinstance(task, kind) for _, task in self.queued)
+
+    # A message comes
+
+    def receive(self, header: Header, data: bytes, path: PeerPath, now: float) -> None:
+        """Take in a datagram with our SPI. What is not the peer's changes nothing."""
+        if header.response:
+            self._receive_response(header, data, path, now)
+        else:
+            self._receive_request(header, data, path, now)
+
+    def _receive_request(self, header: Header, data: bytes, path: PeerPath, now: float) -> None:
+        arrival = self.window.arrival(header.message_id)
+        if arrival is Arrival.REPEATED:
+            # RFC 7296 section 2.1: a repeated request gets the identical response. Of a fragmented one the first
+            # fragment asks for it (RFC 7383 section 2.6.1).
+            if self.window.response and hash(data) == self.window.answered:
+                self._transmit(self.window.response, path, now)
+            return
+        if arrival is not Arrival.NEW:
+            self.note("debug", f"request {header.message_id} ignored, expected is {self.window.expected}")
+            return
+        message = self._open(header, data, path, now)
+        if message is None:
+            return
+        first = self.reassembly.first if self.reassembly is not None else hash(data)
+        self.reassembly = None
+        self._heard(path, now)
+        self._answer(message, first, now)
+
+    def _answer(self, message: Incoming, request_hash: int, now: float) -> None:
+        """Let a task process the request, and send its response."""
+        exchange = message.header.exchange
+        response = Outgoing(exchange)
+        failure: Failure | None = None
+        task = self.responding
+        try:
+            if exchange not in ALLOWED[self.state]:
+                raise PeerError(
+                    NotifyType.INVALID_SYNTAX,
+                    f"{name_of(Exchange, exchange)} while the IKE SA is {self.state.value}",
+                )
+            if task is None or exchange != task.exchange:
+                from control.ike.v2.tasks.respond import responder_task
+
+                task = responder_task(self, message)
+            result = task.process(self, message, now)
+            built = task.build(self, response, now)
+            result = FAIL if FAIL in (result, built) else built
+        except Ignored as reason:
+            self.note("debug", f"{name_of(Exchange, exchange)} ignored: {reason}")
+            return
+        except PeerError as error:
+            failure = codec.failure_of(error)
+            self.last_error = failure
+            response = Outgoing(exchange)
+            response.notify(error.notify, error.data)
+            result = FAIL
+        if self.state is State.CLOSED:
+            return
+        self.responding = task if result is MORE else None
+        datagrams = self._seal(response, message.header.message_id, response=True)
+        self.window.answer(request_hash, datagrams)
+        self._transmit(datagrams, message.path, now)
+        if failure is not None:
+            self.note("warning", f"{name_of(Exchange, exchange)} refused: {failure}")
+        if task is not None:
+            task.built(self, datagrams[0], now)
+        if result is FAIL and self.state.half_open:
+            failure = failure or self.last_error or Failure(code="failed", text="the handshake failed")
+            self.close(Closed.FAILED, now, failure=failure, linger=True)
+
+    def _receive_response(self, header: Header, data: bytes, path: PeerPath, now: float) -> None:
+        pending, task = self.window.pending, self.active
+        if pending is None or task is None or pending.message_id != header.message_id:
+            return
+        message = self._open(header, data, path, now)
+        if message is None:
+            return
+        self.reassembly = None
+        if header.exchange != Exchange.IKE_SA_INIT:
+            self._heard(path, now)
+        try:
+            if header.exchange != task.exchange:
+                raise PeerError(
+                    NotifyType.INVALID_SYNTAX,
+                    f"the response is {name_of(Exchange, header.exchange)}, the request was {task.exchange.name}",
+                )
+            result = task.process(self, message, now)
+        except Ignored as reason:
+            self.note("debug", f"response ignored: {reason}")
+            return
+        except PeerError as error:
+            self._done(now)
+            self.last_error = codec.failure_of(error)
+            task.failed(self, self.last_error, now)
+            return
+        if self.state is not State.CLOSED:
+            self._done(now, goes_on=result is MORE)
+
+    def _done(self, now: float, *, goes_on: bool = False) -> None:
+        if self.window.pending is not None:
+            self.window.responded()
+        if not goes_on:
+            self.active = None
+
+    def _open(self, header: Header, data: bytes, path: PeerPath, now: float) -> Incoming | None:
+        """The message in clear; None while fragments are missing, or when it is not the peer's at all."""
+        try:
+            return codec.open_message(self, header, data, path, now)
+        except CryptoError as error:
+            self.note("debug", f"{name_of(Exchange, header.exchange)} of {path.remote} dropped: {error}")
+        except PeerError as error:
+            self._malformed(header, data, error, path, now)
+        return None
+
+    def _malformed(self, header: Header, data: bytes, error: PeerError, path: PeerPath, now: float) -> None:
+        """What could not be parsed. Only what was protected by our keys gets an answer (RFC 7296 section 2.21)."""
+        failure = codec.failure_of(error)
+        self.note("warning", f"{name_of(Exchange, header.exchange)} of {path.remote} refused: {failure}")
+        self.reassembly = None
+        if self.keys is None or not codec.is_authentic(error):
+            return
+        self.last_error = failure
+        if header.response:
+            task = self.active
+            self._done(now)
+            if task is not None:
+                task.failed(self, failure, now)
+            return
+        response = Outgoing(Exchange(header.exchange))
+        response.notify(error.notify, error.data)
+        datagrams = self._seal(response, header.message_id, response=True)
+        self.window.answer(hash(data), datagrams)
+        self._transmit(datagrams, path, now)
+        if self.state.half_open:
+            self.close(Closed.FAILED, now, failure=failure, linger=True)
+
+    def _heard(self, path: PeerPath, now: float) -> None:
+        """An authenticated message has come: the peer lives, and where it is."""
+        self.last_heard = now
+        if self.connection.dpd_delay and not self.state.half_open:
+            self.timers[Timer.DPD] = now + self.connection.dpd_delay
+        # RFC 7296 section 2.23: the peer's new port or address is followed when it, and not we, is behind a NAT.
+        # With MOBIKE its initiator tells (RFC 4555 section 3.8). While half open the float is followed: choice of IKE_AUTH.
+        if path == self.path:
+            return
+        if self.state.half_open and not self.initiator:
+            self.path = path
+        elif self.nat_remote and not self.nat_local and not self.features & Feature.MOBIKE:
+            self.move(path, now)
+
+    def move(self, path: PeerPath, now: float) -> None:
+        """From now on this is the way, for our requests, too."""
+        self.path = path
+        if self.window.pending is not None:
+            self.window.pending.path = path
+        if not self.state.half_open:
+            self.emit(
+                PathChanged(
+                    ike=self.id, connection=self.connection.name, path=path, encapsulated=self.encapsulated
+                )
+            )
+
+    # Our requests
+
+    def queue(self, task: Task, now: float, *, delay: float = 0.0, first: bool = False) -> None:
+        """Have `task` done when the window is free, `delay` seconds from now at the earliest."""
+        if first:
+            self.queued.appendleft((now + delay, task))
+        else:
+            self.queued.append((now + delay, task))
+
+    def run(self, now: float) -> None:
+        """Send our next request if none is under way. The endpoint calls this after everything else."""
+        while self.window.pending is None and self.state is not State.CLOSED:
+            if self.active is None:
+                self.active = self._due_task(now)
+            task = self.active
+            if task is None:
+                return
+            message = Outgoing(task.exchange)
+            try:
+                result = task.build(self, message, now)
+            except PeerError as error:
+                self.active = None
+                task.failed(self, codec.failure_of(error), now)
+                continue
+            if result is not MORE:
+                if self.active is task:
+                    self.active = None
+                continue
+            message.exchange = task.exchange
+            datagrams = self._seal(message, self.window.next_request, response=False)
+            task.built(self, datagrams[0], now)
+            self.window.send(datagrams, self.path, self.connection.retransmission, now)
+            self._transmit(datagrams, self.path, now)
+
+    def _due_task(self, now: float) -> Task | None:
+        for index, (due, task) in enumerate(self.queued):
+            if due <= now:
+                del self.queued[index]
+                return task
+        return None
+
+    def _seal(self, message: Outgoing, message_id: int, *, response: bool) -> list[bytes]:
+        return codec.seal_message(self, message, message_id, response=response)
+
+    def _transmit(self, datagrams: list[bytes], path: PeerPath, now: float) -> None:
+        for data in datagrams:
+            self.host.send(Datagram(path=path, data=data))
+        self.last_sent = now
+        if Timer.KEEPALIVE in self.timers:
+            self.timers[Timer.KEEPALIVE] = now + self.connection.keepalive
+
+    # Timers
+
+    def next_timer(self) -> float | None:
+        """The earliest moment at which `handle_timers` has something to do."""
+        times = [at for at in self.timers.values() if at]
+        if self.window.pending is not None:
+            times.append(self.window.pending.due)
+        elif self.queued:
+            times.append(min(due for due, _ in self.queued))
+        for child in self.children.values():
+            times.extend(at for at in (child.rekey_at, child.expires_at) if at)
+        return min(times, default=None)
+
+    def handle_timers(self, now: float) -> None:
+        """Do what is due."""
+        pending = self.window.pending
+        if pending is not None and pending.due <= now:
+            self._retransmit(now)
+        for timer in [timer for timer, at in self.timers.items() if at and at <= now]:
+            if self.state is State.CLOSED:
+                return
+            self._timer(timer, now)
+        from control.ike.v2.tasks.renew import child_expired
+
+        for child in list(self.children.values()):
+            for at, hard in ((child.rekey_at, False), (child.expires_at, True)):
+                if at and at <= now and self.state is not State.CLOSED:
+                    child_expired(self, child, hard=hard, now=now)
+
+    def _retransmit(self, now: float) -> None:
+        pending, how = self.window.pending, self.connection.retransmission
+        if pending is None:
+            return
+        if pending.repeats >= how.tries:
+            from control.ike.v2.tasks.renew import peer_silent
+
+            peer_silent(self, pending, now)
+            return
+        pending.repeats += 1
+        pending.schedule(how, now)
+        self.note(
+            "info",
+            f"{self.active.exchange.name if self.active else 'request'} {pending.message_id} sent again to "
+            f"{pending.path.remote}:{pending.path.remote_port}, {pending.repeats} of {how.tries}",
+        )
+        self._transmit(pending.datagrams, pending.path, now)
+
+    def _timer(self, timer: Timer, now: float) -> None:
+        from control.ike.v2.tasks import renew
+
+        self.timers.pop(timer, None)
+        if timer is Timer.KEEPALIVE:
+            self.host.send(Datagram(path=self.path, data=b"\xff", keepalive=True))
+            self.timers[timer] = now + self.connection.keepalive
+        elif timer is Timer.HALF_OPEN:
+            failure = Failure(
+                code="half_open_timeout",
+                text=f"{self.path.remote} began, but did not finish within "
+                f"{self.host.settings.half_open_timeout:g} s",
+                advice="see the peer's log",
+            )
+            self.close(Closed.FAILED, now, failure=failure)
+        elif timer is Timer.REKEY:
+            renew.rekey_due(self, now)
+        elif timer is Timer.REAUTH:
+            renew.reauthentication_due(self, now)
+        elif timer is Timer.EXPIRE:
+            renew.expired(self, now)
+        elif timer is Timer.DPD:
+            renew.liveness_due(self, now)
+
+    def established(self, now: float, *, reauth_limit: float = 0.0) -> None:
+        """Both sides are authenticated (or a rekeyed SA has its keys): start its timers."""
+        self.state = advance(self.state, Step.AUTHENTICATED)
+        self.established_at = self.last_heard = now
+        self.handshake = None
+        times = lifetimes.ike_times(self.connection, now, self.host.random, reauth_limit)
+        self.timers = {
+            Timer.REKEY: times.rekey_at,
+            Timer.REAUTH: times.reauth_at,
+            Timer.EXPIRE: times.expires_at,
+            Timer.DPD: now + self.connection.dpd_delay if self.connection.dpd_delay else 0.0,
+        }
+        self.timers = {timer: at for timer, at in self.timers.items() if at}
+        self.start_keepalives(now)
+
+    def start_keepalives(self, now: float) -> None:
+        """Keep the mapping of a NAT before us alive (RFC 3948 section 4), or stop to, as `nat_local` says."""
+        self.timers.pop(Timer.KEEPALIVE, None)
+        if self.nat_local and self.connection.keepalive:
+            self.timers[Timer.KEEPALIVE] = now + self.connection.keepalive
+
+    # Children
+
+    def add_child(self, spec: ChildSa, *, outbound: bool, replaces: Child | None = None) -> Child:
+        """A child SA is negotiated: keep it and tell; the keys go with the event and are not kept."""
+        child = Child(codec.without_keys(spec), outbound=outbound)
+        self.children[spec.spi_in] = child
+        if replaces is not None:
+            replaces.replaced_by = spec.id
+        self.emit(
+            ChildEstablished(
+                ike=self.id,
+                connection=self.connection.name,
+                child=spec,
+                outbound=outbound,
+                replaces=replaces.spec.id if replaces is not None else None,
+            )
+        )
+        return child
+
+    def outbound_ready(self, child: Child) -> None:
+        """The peer can receive through `child` now; told once."""
+        if not child.outbound:
+            child.outbound = True
+            self.emit(ChildOutboundReady(ike=self.id, connection=self.connection.name, child=child.spec.id))
+
+    def close_child(self, child: Child, why: Closed, *, failure: Failure | None = None) -> None:
+        """`child` is gone on both sides, or as good as that. Told once."""
+        if self.children.pop(child.spec.spi_in, None) is None:
+            return
+        self.host.free_child_spi(child.spec.spi_in)
+        self.emit(
+            ChildClosed(
+                ike=self.id,
+                connection=self.connection.name,
+                child=child.spec.id,
+                name=child.spec.settings.name,
+                why=why,
+                replaced_by=child.replaced_by,
+                failure=failure,
+            )
+        )
+
+    def child_failed(self, settings: ChildSettings, failure: Failure) -> None:
+        """A child did not come about; the IKE SA lives on."""
+        self.last_error = failure
+        self.emit(
+            ChildFailed(ike=self.id, connection=self.connection.name, name=settings.name, failure=failure)
+        )
+
+    # Its end
+
+    def close(self, why: Closed, now: float, *, failure: Failure | None = None, linger: bool = False) -> None:
+        """It is over, with its children and tasks; nothing is sent. `linger`: our last response may be asked for again."""
+        if self.state is State.CLOSED:
+            return
+        half_open, replaced = self.state.half_open, self.state is State.REKEYED
+        self.state = advance(self.state, Step.GONE)
+        tasks = [task for _, task in self.queued]
+        if self.active is not None:
+            tasks.insert(0, self.active)
+        self.active = self.responding = None
+        self.queued.clear()
+        reason = failure or Failure(code="ike_sa_closed", text=f"the IKE SA is gone: {why.value}")
+        for task in tasks:
+            task.failed(self, reason, now)
+        for child in list(self.children.values()):
+            self.close_child(child, why, failure=failure)
+        if half_open:
+            self.emit(IkeFailed(ike=self.id, connection=self.connection.name, path=self.path, failure=reason))
+        elif not replaced:
+            self.emit(IkeClosed(ike=self.id, connection=self.connection.name, why=why, failure=failure))
+        self.host.unregister(self, linger=linger, now=now)
+        self.timers.clear()
+        self.handshake = self.keys = self.reassembly = None
+        self.window.pending = None
+
+    def bug(self, error: BaseException, now: float) -> None:
+        """Something raised that should not have: it is told, and this IKE SA ends; the daemon goes on."""
+        where = "".join(traceback.format_exception(error)).strip()
+        self.note("warning", f"internal error, the IKE SA is closed: {where}")
+        failure = Failure(
+            code="internal_error",
+            text=f"internal error: {type(error).__name__}",
+            advice="please report it with the log",
+        )
+        try:
+            self.close(Closed.FAILED, now, failure=failure)
+        except Exception:  # a task that cannot even be told
+            self.state = State.CLOSED
+            self.host.unregister(self, linger=False, now=now)
+
+    def emit(self, event: Event) -> None:
+        """Tell the rest of control."""
+        self.host.emit(event)
+
+    def note(self, level: str, text: str) -> None:
+        """A line for the log."""
+        self.emit(Noted(ike=self.id, connection=self.connection.name, level=level, text=text))

@@ -1,0 +1,139 @@
+"""What a protocol act is: two verbs, `build` and `process`, and three results, DONE, MORE and FAIL.
+
+    initiator                                        responder
+    sa.queue(task)                                   respond.responder_task(sa, request) -> task
+    build    MORE: send, and wait for the response   process  (result is not looked at, except FAIL)
+             DONE: nothing to send, it is over       build    DONE: send the response, it is over
+             FAIL: given up and reported                      MORE: send; the next request is this task's, too
+    process  DONE: over                                       FAIL: send; it is over
+             MORE: `build` makes the next request
+             FAIL: given up and reported
+
+One request of ours is under way at a time (window of 1, RFC 7296 section 2.3); others wait in `sa.queue`. A task
+holds what one exchange needs and nothing of it outlives the task; what is agreed on goes into the IkeSa.
+
+PeerError out of `process` or `build`: a responder answers with its notify alone, and the task is over; an
+initiator's task is over after its `failed` was called. Either is noted with its text. A message that must not be
+answered at all raises Ignored. Anything else that is raised is a bug: it is noted, and the IKE SA is closed.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from control.ike.errors import PeerError
+from control.ike.events import PeerPath
+from control.ike.numbers import FIRST_STATUS, Exchange, NotifyType
+from control.ike.wire import Header, Notify, Payload
+
+if TYPE_CHECKING:
+    from control.ike.events import Failure
+    from control.ike.v2.sa import IkeSa
+
+P = TypeVar("P")
+
+
+class Result(enum.Enum):
+    """How a verb went."""
+
+    DONE = "done"
+    MORE = "more"
+    FAIL = "fail"
+
+
+DONE, MORE, FAIL = Result.DONE, Result.MORE, Result.FAIL
+
+
+class Ignored(Exception):
+    """This message gets no answer and changes nothing; the text says why."""
+
+
+class Incoming:
+    """A message of the peer, opened and parsed. `data` is the datagram as it came (of a fragmented one, the last)."""
+
+    __slots__ = ("data", "header", "inner", "path", "payloads")
+
+    def __init__(
+        self, header: Header, payloads: list[Payload], *, path: PeerPath, data: bytes, inner: bytes = b""
+    ) -> None:
+        self.header = header
+        self.payloads = payloads  # outer ones first, then those that SK protected
+        self.path = path
+        self.data = data
+        self.inner = inner  # the plaintext of SK: what RFC 9242 authenticates
+
+    def all(self, kind: type[P]) -> Iterator[P]:
+        """Payloads of one class, in their order."""
+        return (payload for payload in self.payloads if isinstance(payload, kind))
+
+    def get(self, kind: type[P]) -> P | None:
+        """The first payload of a class."""
+        return next(self.all(kind), None)
+
+    def need(self, kind: type[P]) -> P:
+        """The payload of a class that must be there exactly once; PeerError (INVALID_SYNTAX) else."""
+        found = list(self.all(kind))
+        if len(found) != 1:
+            raise PeerError(
+                NotifyType.INVALID_SYNTAX,
+                f"{self.header.exchange.name} has {len(found)} {kind.__name__} payloads, wanted one",
+            )
+        return found[0]
+
+    def notify(self, kind: NotifyType) -> Notify | None:
+        """The first notification of a type."""
+        return next(self.notifies(kind), None)
+
+    def notifies(self, kind: NotifyType) -> Iterator[Notify]:
+        """All notifications of a type."""
+        return (notify for notify in self.all(Notify) if notify.type == kind)
+
+    def error(self) -> Notify | None:
+        """The first notification that reports an error (types below 16384, RFC 7296 section 3.10.1)."""
+        return next((notify for notify in self.all(Notify) if notify.type < FIRST_STATUS), None)
+
+
+class Outgoing:
+    """A message in the making. The IkeSa numbers, protects, cuts and sends it."""
+
+    __slots__ = ("exchange", "payloads")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.payloads: list[Payload] = []
+
+    def add(self, *payloads: Payload) -> None:
+        """Append payloads."""
+        self.payloads.extend(payloads)
+
+    def notify(self, kind: NotifyType, data: bytes = b"", *, protocol: int = 0, spi: bytes = b"") -> None:
+        """Append a notification."""
+        self.payloads.append(Notify(type=kind, data=data, protocol=protocol, spi=spi))
+
+
+class Task(abc.ABC):
+    """One protocol act, by the initiator or the responder of its exchange (not of the IKE SA)."""
+
+    __slots__ = ("initiator",)
+    exchange: Exchange  # of the next request; a class attribute, or set by a task with several
+    name = "act"  # for the log
+
+    def __init__(self, *, initiator: bool) -> None:
+        self.initiator = initiator
+
+    @abc.abstractmethod
+    def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
+        """Fill in the next request or the response."""
+
+    @abc.abstractmethod
+    def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
+        """Take the peer's request or response in."""
+
+    def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
+        """As initiator: the peer's answer was no good, or the IKE SA ended first. Report it, undo what was begun."""
+
+    def built(self, sa: IkeSa, data: bytes, now: float) -> None:
+        """The whole message that `build` filled in, as it goes out (IKE_SA_INIT's octets enter AUTH)."""
