@@ -1,0 +1,254 @@
+"""`Credentials`: every key, certificate and secret of a gateway, loaded and ready to be asked.
+
+Walk of an authentication: `certificate_requests` (what our CERTREQ says) -> `key_for` (our key, our chain, the ID
+they prove) or `find_psk` -> `verify_peer` (the peer's chain, and the public key that its AUTH must fit).
+Nothing here opens a file or a socket; the clock is handed in, because a certificate's dates are wall-clock time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from control.ike.identity import Identity
+from control.pki import names
+from control.pki.errors import CredentialError
+from control.pki.settings import EapSecret, PostquantumKey, PresharedKey
+
+if TYPE_CHECKING:
+    from control.ike.settings import AuthSettings
+
+PrivateKey = (
+    rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
+)
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCertificate:
+    """A certificate of the configuration: ours when the key is there, else a peer's that is trusted for itself."""
+
+    name: str
+    certificate: x509.Certificate
+    key: PrivateKey | None = field(default=None, repr=False)
+    chain: tuple[x509.Certificate, ...] = ()  # what came along, in any order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Authority:
+    """A trusted CA of the configuration; several certificates when it was renewed, or the file is a bundle."""
+
+    name: str
+    certificates: tuple[x509.Certificate, ...]
+    crl_urls: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credential:
+    """What we authenticate with: the key, the certificates to send, and the identity that they prove."""
+
+    name: str
+    identity: Identity
+    private_key: PrivateKey = field(repr=False)
+    chain: tuple[
+        bytes, ...
+    ]  # DER: our certificate, then intermediate CAs towards the root, which is left out
+    certificate: x509.Certificate
+
+
+class Credentials:
+    """The credential store of a gateway; read-only but for revocation lists that arrive."""
+
+    def __init__(
+        self,
+        *,
+        preshared_keys: Sequence[PresharedKey] = (),
+        eap_secrets: Sequence[EapSecret] = (),
+        postquantum_keys: Sequence[PostquantumKey] = (),
+        certificates: Sequence[LoadedCertificate] = (),
+        authorities: Sequence[Authority] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.preshared_keys = tuple(preshared_keys)
+        self.certificates = tuple(certificates)
+        self.authorities = tuple(authorities)
+        self.clock = clock
+        self._eap = {secret.identity: secret.secret for secret in eap_secrets}
+        self._postquantum = {key.id: key.secret for key in postquantum_keys}
+
+    # ---- shared secrets -------------------------------------------------------------------------------------
+
+    def find_psk(self, local: Identity | None, remote: Identity | None) -> PresharedKey | None:
+        """The preshared key whose identities fit these two ends best; the peer's identity counts before ours.
+
+        As in strongSwan, a key fits when either end fits one of its identities, or when it has none.
+        """
+        best: PresharedKey | None = None
+        best_quality = (0, 0, 0)
+        for key in self.preshared_keys:
+            ours = max((_quality(local, pattern) for pattern in key.identities), default=0)
+            peers = max((_quality(remote, pattern) for pattern in key.identities), default=0)
+            if key.identities and not ours and not peers:
+                continue
+            quality = (1 + (ours > 0) + (peers > 0), peers, ours)
+            if quality > best_quality:
+                best, best_quality = key, quality
+        return best
+
+    def missing_psk(self, local: Identity | None, remote: Identity | None) -> CredentialError:
+        """The error of two ends for whom `find_psk` finds nothing."""
+        known = [" and ".join(map(str, key.identities)) for key in self.preshared_keys]
+        have = f"the keys are for {_list(known)}" if known else "no preshared key is configured"
+        return CredentialError(
+            "no_preshared_key",
+            f"no preshared key for {local or '%any'} (us) and {remote or '%any'} (the peer): {have}",
+            "add a secret for one of these identities on this side",
+        )
+
+    def eap_secret(self, identity: str) -> bytes | None:
+        """The password of an EAP identity in UTF-8; None where there is none."""
+        return self._eap.get(identity)
+
+    def ppk(self, ppk_id: str) -> bytes | None:
+        """The post-quantum preshared key of a PPK_ID (RFC 8784); None where there is none."""
+        return self._postquantum.get(ppk_id)
+
+    # ---- our own certificates -------------------------------------------------------------------------------
+
+    def certificate_requests(self, auth: AuthSettings | None = None) -> list[bytes]:
+        """What our CERTREQ holds: the SHA-1 of the public key info of each CA that we trust (RFC 7296 section 3.7).
+
+        With `auth`, the settings of the peer's side, only of those that its chain must lead to.
+        """
+        trusted = self.trusted(auth.authorities if auth else ())
+        return list(dict.fromkeys(key_hash(certificate) for certificate in trusted))
+
+    def trusted(self, wanted: Sequence[str] = ()) -> tuple[x509.Certificate, ...]:
+        """The certificates of the CAs of these names; of all CAs for ()."""
+        chosen = [authority for authority in self.authorities if not wanted or authority.name in wanted]
+        return tuple(certificate for authority in chosen for certificate in authority.certificates)
+
+    def key_for(
+        self,
+        auth: AuthSettings,
+        identity: Identity | None = None,
+        authorities: Iterable[bytes] = (),
+        usable: Callable[[PrivateKey], bool] = lambda key: True,
+    ) -> Credential:
+        """What we prove `identity` with (default: that of `auth`, else the certificate's subject).
+
+        Of the certificates that `auth` names, or of all, the first whose chain leads to one of the `authorities`
+        that the peer's CERTREQ asked for, else the first at all: the peer may know more than it asks for.
+        `usable` tells which keys the peer can verify (an Ed25519 key wants RFC 8420). Raises CredentialError.
+        """
+        identity = identity or auth.identity
+        if identity is not None and identity.is_pattern:
+            identity = None
+        fitting = self._fitting(auth, identity)
+        able = [one for one in fitting if one.key is not None and usable(one.key)]
+        if not able:
+            kinds = ", ".join(sorted({describe_key(one.certificate) for one in fitting}))
+            raise CredentialError(
+                "no_private_key",
+                f"the peer cannot verify a signature of our key ({kinds})",
+                "use a certificate with an ECDSA P-256 or RSA key for this connection",
+            )
+        wanted = frozenset(authorities)
+        chains = [(one, self.chain_of(one)) for one in able]
+        chosen, chain = next(
+            ((one, chain) for one, chain in chains if wanted & {key_hash(issuer) for issuer in chain[1:]}),
+            chains[0],
+        )
+        assert chosen.key is not None
+        return Credential(
+            name=chosen.name,
+            identity=identity or _own_identity(chosen.certificate),
+            private_key=chosen.key,
+            chain=tuple(
+                certificate.public_bytes(Encoding.DER)
+                for index, certificate in enumerate(chain)
+                if index == 0 or certificate.subject != certificate.issuer
+            ),
+            certificate=chosen.certificate,
+        )
+
+    def _fitting(self, auth: AuthSettings, identity: Identity | None) -> list[LoadedCertificate]:
+        """Our certificates that `auth` allows and that have `identity`."""
+        named = [one for one in self.certificates if not auth.certificates or one.name in auth.certificates]
+        ours = [one for one in named if one.key is not None]
+        if not ours:
+            what = f"named {_list(auth.certificates)}" if auth.certificates else "at all"
+            raise CredentialError(
+                "no_private_key",
+                f"we have no certificate with a private key {what} to prove {identity or 'who we are'} with",
+                "give [certificates.NAME] a certificate and its key",
+            )
+        fitting = [one for one in ours if identity is None or names.has_identity(one.certificate, identity)]
+        if fitting or identity is None:
+            return fitting
+        have = "; ".join(f"{one.name} has {names.describe_names(one.certificate)}" for one in ours[:4])
+        raise CredentialError(
+            "id_mismatch",
+            f"our identity {identity} ({identity.kind_name}) is in none of our certificates: {have}",
+            "set local.id to one of these names, or make a certificate that has it",
+        )
+
+    def chain_of(self, own: LoadedCertificate) -> list[x509.Certificate]:
+        """The certificate, then its issuers as far as they are known, the root included."""
+        pool = [*own.chain, *self.trusted(), *(more for one in self.certificates for more in one.chain)]
+        chain = [own.certificate]
+        while len(chain) < 10 and chain[-1].subject != chain[-1].issuer:
+            issuer = next((one for one in pool if _issued(chain[-1], one)), None)
+            if issuer is None or issuer in chain:
+                break
+            chain.append(issuer)
+        return chain
+
+
+def _own_identity(certificate: x509.Certificate) -> Identity:
+    """The subject; of a certificate with an empty one, its first other name."""
+    found = names.identities(certificate)
+    return found[0] if found else names.subject(certificate)
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception:  # the library raises several kinds; none of them makes this an issuer
+        return False
+    return True
+
+
+def key_hash(certificate: x509.Certificate) -> bytes:
+    """SHA-1 of a certificate's SubjectPublicKeyInfo: a CA's name in CERTREQ (RFC 7296 section 3.7); 20 bytes."""
+    info = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha1(info, usedforsecurity=False).digest()
+
+
+def describe_key(certificate: x509.Certificate) -> str:
+    """A certificate's key in words: "RSA 2048", "ECDSA secp256r1", "Ed25519"."""
+    try:
+        key = certificate.public_key()
+    except Exception:  # a key of a kind, or with parameters, that the library does not know
+        return "an unknown key"
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"RSA {key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"ECDSA {key.curve.name}"
+    return type(key).__name__.replace("PublicKey", "").lstrip("_")
+
+
+def _quality(identity: Identity | None, pattern: Identity) -> int:
+    return identity.match_quality(pattern) if identity is not None else 0
+
+
+def _list(words: Sequence[str]) -> str:
+    shown = ", ".join(word or "%any" for word in words[:5])
+    return shown + (f" and {len(words) - 5} more" if len(words) > 5 else "")
