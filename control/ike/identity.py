@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
 from control.ike import dn
+from control.ike.errors import syntax_error
 from dataplane.model import Address
 
 
-class IdType(enum.IntEnum):
-    """Kinds of identities (IANA, IKEv2 Identification Payload ID Types; networks and ranges: IKEv1's numbers)."""
+class IdKind(enum.IntEnum):
+    """Kinds of identities and patterns: numbers.IdType, and for patterns the numbers that IKEv1 gave them."""
 
     ANY = 0
     IPV4_ADDR = 1
@@ -48,39 +49,39 @@ PERFECT_MATCH = 1000  # quality of an identity that is the pattern
 ANY_MATCH = 1  # of one that fits %any only
 _WILDCARD_MATCH = 500  # of one that fits a pattern with a wildcard; what the pattern spells out is added
 
-_ADDRESSES = {IdType.IPV4_ADDR: 4, IdType.IPV6_ADDR: 16}  # bytes of data
+_ADDRESSES = {IdKind.IPV4_ADDR: 4, IdKind.IPV6_ADDR: 16}  # bytes of data
 _RANGES = {
-    IdType.IPV4_ADDR_SUBNET: 8,
-    IdType.IPV6_ADDR_SUBNET: 32,
-    IdType.IPV4_ADDR_RANGE: 8,
-    IdType.IPV6_ADDR_RANGE: 32,
+    IdKind.IPV4_ADDR_SUBNET: 8,
+    IdKind.IPV6_ADDR_SUBNET: 32,
+    IdKind.IPV4_ADDR_RANGE: 8,
+    IdKind.IPV6_ADDR_RANGE: 32,
 }
 _PREFIXES = {
-    "ipv4": IdType.IPV4_ADDR,
-    "ipv6": IdType.IPV6_ADDR,
-    "fqdn": IdType.FQDN,
-    "dns": IdType.FQDN,
-    "email": IdType.RFC822_ADDR,
-    "rfc822": IdType.RFC822_ADDR,
-    "userfqdn": IdType.RFC822_ADDR,
-    "asn1dn": IdType.DER_ASN1_DN,
-    "keyid": IdType.KEY_ID,
+    "ipv4": IdKind.IPV4_ADDR,
+    "ipv6": IdKind.IPV6_ADDR,
+    "fqdn": IdKind.FQDN,
+    "dns": IdKind.FQDN,
+    "email": IdKind.RFC822_ADDR,
+    "rfc822": IdKind.RFC822_ADDR,
+    "userfqdn": IdKind.RFC822_ADDR,
+    "asn1dn": IdKind.DER_ASN1_DN,
+    "keyid": IdKind.KEY_ID,
 }
 _NAMES = {
-    IdType.ANY: "%any",
-    IdType.IPV4_ADDR: "an IPv4 address",
-    IdType.FQDN: "a host name",
-    IdType.RFC822_ADDR: "a mail address",
-    IdType.IPV4_ADDR_SUBNET: "an IPv4 network",
-    IdType.IPV6_ADDR: "an IPv6 address",
-    IdType.IPV6_ADDR_SUBNET: "an IPv6 network",
-    IdType.IPV4_ADDR_RANGE: "an IPv4 range",
-    IdType.IPV6_ADDR_RANGE: "an IPv6 range",
-    IdType.DER_ASN1_DN: "a distinguished name",
-    IdType.DER_ASN1_GN: "a general name",
-    IdType.KEY_ID: "a key id",
-    IdType.FC_NAME: "a Fibre Channel name",
-    IdType.NULL: "the NULL identity",
+    IdKind.ANY: "%any",
+    IdKind.IPV4_ADDR: "an IPv4 address",
+    IdKind.FQDN: "a host name",
+    IdKind.RFC822_ADDR: "a mail address",
+    IdKind.IPV4_ADDR_SUBNET: "an IPv4 network",
+    IdKind.IPV6_ADDR: "an IPv6 address",
+    IdKind.IPV6_ADDR_SUBNET: "an IPv6 network",
+    IdKind.IPV4_ADDR_RANGE: "an IPv4 range",
+    IdKind.IPV6_ADDR_RANGE: "an IPv6 range",
+    IdKind.DER_ASN1_DN: "a distinguished name",
+    IdKind.DER_ASN1_GN: "a general name",
+    IdKind.KEY_ID: "a key id",
+    IdKind.FC_NAME: "a Fibre Channel name",
+    IdKind.NULL: "the NULL identity",
 }
 _ANY = ("", "%any", "%any4", "%any6", "*", "0.0.0.0", "::")
 _TEXT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
@@ -110,42 +111,45 @@ class Identity:
     @classmethod
     def from_address(cls, address: Address) -> Identity:
         """The identity of an address, as an end without a name of its own uses it."""
-        kind = IdType.IPV4_ADDR if address.version == 4 else IdType.IPV6_ADDR
+        kind = IdKind.IPV4_ADDR if address.version == 4 else IdKind.IPV6_ADDR
         return cls(kind, address.packed)
 
     @classmethod
     def from_name(cls, der: bytes) -> Identity:
         """The identity of a distinguished name in DER, such as a certificate's subject."""
-        return cls(IdType.DER_ASN1_DN, der)
+        return cls(IdKind.DER_ASN1_DN, der)
 
     @classmethod
     def from_wire(cls, kind: int, data: bytes) -> Identity:
-        """ID type and Identification Data of a payload; ValueError where the data cannot be of this type."""
+        """ID type and Identification Data of a payload; PeerError where the data cannot be of this type."""
         want = _ADDRESSES.get(kind)  # type: ignore[call-overload]
         if want is not None and len(data) != want:
-            raise ValueError(f"{_NAMES[IdType(kind)]} of {len(data)} bytes, want {want}")
-        if kind in _RANGES or kind == IdType.ANY:
-            raise ValueError(f"ID type {kind}, which is no identity in IKEv2")
-        if not data and kind != IdType.NULL:  # RFC 7619 section 2.2: NULL is empty
-            raise ValueError(f"an empty identity of type {kind}")
-        if kind == IdType.DER_ASN1_DN:
-            dn.decode_name(data)
-        return cls(IdType(kind) if kind in _NAMES else kind, data)
+            raise syntax_error(f"{_NAMES[IdKind(kind)]} of {len(data)} bytes, want {want}")
+        if kind in _RANGES or kind == IdKind.ANY:
+            raise syntax_error(f"ID type {kind}, which is no identity in IKEv2")
+        if not data and kind != IdKind.NULL:  # RFC 7619 section 2.2: NULL is empty
+            raise syntax_error(f"an empty identity of type {kind}")
+        if kind == IdKind.DER_ASN1_DN:
+            try:
+                dn.decode_name(data)
+            except ValueError as error:
+                raise syntax_error(f"ID payload: {error}") from None
+        return cls(IdKind(kind) if kind in _NAMES else kind, data)
 
     def to_wire(self) -> tuple[int, bytes]:
         """ID type and Identification Data; ValueError for what is only a pattern."""
-        if self.kind == IdType.ANY or self.kind in _RANGES:
+        if self.kind == IdKind.ANY or self.kind in _RANGES:
             raise ValueError(f"{self} is a pattern; want one identity")
         return int(self.kind), self.value
 
     @property
     def is_pattern(self) -> bool:
         """True for what several identities may fit: wildcards, networks, %any."""
-        if self.kind == IdType.ANY or self.kind in _RANGES:
+        if self.kind == IdKind.ANY or self.kind in _RANGES:
             return True
-        if self.kind in (IdType.FQDN, IdType.RFC822_ADDR):
+        if self.kind in (IdKind.FQDN, IdKind.RFC822_ADDR):
             return self.value.startswith(b"*")
-        if self.kind == IdType.DER_ASN1_DN and isinstance(self._key, tuple):
+        if self.kind == IdKind.DER_ASN1_DN and isinstance(self._key, tuple):
             return any(text == "*" for rdn in self._key for _, text in rdn)
         return False
 
@@ -160,7 +164,7 @@ class Identity:
 
     def match_quality(self, pattern: Identity | None) -> int:
         """How well: 0 not at all, ANY_MATCH by %any, up to PERFECT_MATCH for the identity itself."""
-        if pattern is None or pattern.kind == IdType.ANY:
+        if pattern is None or pattern.kind == IdKind.ANY:
             return ANY_MATCH
         if self == pattern:
             return PERFECT_MATCH
@@ -168,7 +172,7 @@ class Identity:
             return _match_range(self.value, pattern)
         if self.kind != pattern.kind or not pattern.is_pattern:
             return 0
-        if self.kind == IdType.DER_ASN1_DN:
+        if self.kind == IdKind.DER_ASN1_DN:
             return _match_names(self._key, pattern._key)
         suffix = pattern.value[1:].lower()
         found = self.value.lower().endswith(suffix) and len(self.value) > len(suffix)
@@ -177,7 +181,7 @@ class Identity:
     @property
     def kind_name(self) -> str:
         """The kind in words, with its article: "a host name"."""
-        return _NAMES[IdType(self.kind)] if self.kind in _NAMES else f"an identity of type {self.kind}"
+        return _NAMES[IdKind(self.kind)] if self.kind in _NAMES else f"an identity of type {self.kind}"
 
     def __str__(self) -> str:
         """Text that `parse` reads back, if the identity came from text; cut where it is longer than a log line."""
@@ -187,9 +191,9 @@ class Identity:
 
 def _comparable(kind: int, value: bytes) -> object:
     """What the values of equal identities of one kind share."""
-    if kind in (IdType.FQDN, IdType.RFC822_ADDR):
+    if kind in (IdKind.FQDN, IdKind.RFC822_ADDR):
         return value.lower()
-    if kind == IdType.DER_ASN1_DN:
+    if kind == IdKind.DER_ASN1_DN:
         try:
             return dn.comparable(dn.decode_name(value))
         except ValueError:
@@ -202,7 +206,7 @@ def _match_range(address: bytes, pattern: Identity) -> int:
     first, last = pattern.value[:half], pattern.value[half:]
     if len(address) != half:
         return 0
-    if pattern.kind in (IdType.IPV4_ADDR_SUBNET, IdType.IPV6_ADDR_SUBNET):
+    if pattern.kind in (IdKind.IPV4_ADDR_SUBNET, IdKind.IPV6_ADDR_SUBNET):
         inside = all(byte & mask == net for byte, mask, net in zip(address, last, first, strict=True))
         return _WILDCARD_MATCH + int.from_bytes(last, "big").bit_count() if inside else 0
     return _WILDCARD_MATCH if first <= address <= last else 0
@@ -228,7 +232,7 @@ def _match_names(found: object, pattern: object) -> int:
 
 def _parse(text: str) -> Identity:
     if text in _ANY:
-        return Identity(IdType.ANY)
+        return Identity(IdKind.ANY)
     prefix, colon, rest = text.partition(":")
     if colon and prefix.lower() in _PREFIXES:
         return _PARSERS[_PREFIXES[prefix.lower()]](rest.strip())
@@ -251,14 +255,14 @@ def _parse(text: str) -> Identity:
 
 def _parse_name(text: str) -> Identity:
     try:
-        return Identity(IdType.DER_ASN1_DN, dn.parse_name(text))
+        return Identity(IdKind.DER_ASN1_DN, dn.parse_name(text))
     except ValueError as error:
         raise ValueError(f"which reads as a distinguished name, but {error}") from None
 
 
 def _parse_key_id(text: str) -> Identity:
     if not text.startswith("#"):
-        return Identity(IdType.KEY_ID, _encode(text))
+        return Identity(IdKind.KEY_ID, _encode(text))
     digits = text[1:].replace(":", "")
     try:
         value = bytes.fromhex(digits)
@@ -266,7 +270,7 @@ def _parse_key_id(text: str) -> Identity:
         value = b""
     if not value:
         raise ValueError(f"whose key id of {len(digits)} characters is no pairs of hex digits")
-    return Identity(IdType.KEY_ID, value)
+    return Identity(IdKind.KEY_ID, value)
 
 
 def _parse_mail(text: str) -> Identity:
@@ -274,14 +278,14 @@ def _parse_mail(text: str) -> Identity:
     local, _, host = text.rpartition("@")
     if not host or not local or " " in text:
         raise ValueError("want a mail address such as jo@example.org")
-    return Identity(IdType.RFC822_ADDR, value)
+    return Identity(IdKind.RFC822_ADDR, value)
 
 
 def _parse_host(text: str) -> Identity:
     value = _encode(text)
     if " " in text:
         raise ValueError("which has a blank; want a host name, or keyid: before any other text")
-    return Identity(IdType.FQDN, value)
+    return Identity(IdKind.FQDN, value)
 
 
 def _parse_address(text: str) -> Identity:
@@ -289,13 +293,13 @@ def _parse_address(text: str) -> Identity:
         if "/" in text:
             network = ip_network(text)
             data = network.network_address.packed + network.netmask.packed
-            kind = IdType.IPV4_ADDR_SUBNET if network.version == 4 else IdType.IPV6_ADDR_SUBNET
+            kind = IdKind.IPV4_ADDR_SUBNET if network.version == 4 else IdKind.IPV6_ADDR_SUBNET
             return Identity(kind, data)
         if "-" in text:
             first, last = (ip_address(part.strip()) for part in text.split("-", 1))
             if first.version != last.version or int(first) > int(last):
                 raise ValueError
-            kind = IdType.IPV4_ADDR_RANGE if first.version == 4 else IdType.IPV6_ADDR_RANGE
+            kind = IdKind.IPV4_ADDR_RANGE if first.version == 4 else IdKind.IPV6_ADDR_RANGE
             return Identity(kind, first.packed + last.packed)
         return Identity.from_address(ip_address(text))
     except ValueError:
@@ -308,39 +312,39 @@ def _encode(text: str) -> bytes:
     return text.encode()
 
 
-_PARSERS: dict[IdType, Callable[[str], Identity]] = {
-    IdType.IPV4_ADDR: _parse_address,
-    IdType.IPV6_ADDR: _parse_address,
-    IdType.FQDN: _parse_host,
-    IdType.RFC822_ADDR: _parse_mail,
-    IdType.DER_ASN1_DN: _parse_name,
-    IdType.KEY_ID: _parse_key_id,
+_PARSERS: dict[IdKind, Callable[[str], Identity]] = {
+    IdKind.IPV4_ADDR: _parse_address,
+    IdKind.IPV6_ADDR: _parse_address,
+    IdKind.FQDN: _parse_host,
+    IdKind.RFC822_ADDR: _parse_mail,
+    IdKind.DER_ASN1_DN: _parse_name,
+    IdKind.KEY_ID: _parse_key_id,
 }
 
 
 def _format(identity: Identity) -> str:
     kind, value = identity.kind, identity.value
-    if kind == IdType.ANY:
+    if kind == IdKind.ANY:
         return "%any"
-    if kind in _ADDRESSES and len(value) == _ADDRESSES[IdType(kind)]:
+    if kind in _ADDRESSES and len(value) == _ADDRESSES[IdKind(kind)]:
         return str(ip_address(value))
-    if kind in _RANGES and len(value) == _RANGES[IdType(kind)]:
-        return _format_range(IdType(kind), value)
-    if kind == IdType.DER_ASN1_DN:
+    if kind in _RANGES and len(value) == _RANGES[IdKind(kind)]:
+        return _format_range(IdKind(kind), value)
+    if kind == IdKind.DER_ASN1_DN:
         try:
             return _printable(dn.format_name(dn.decode_name(value)))
         except ValueError:
             return f"asn1dn:#{value.hex()}"
-    if kind == IdType.NULL:
+    if kind == IdKind.NULL:
         return "%null"
     text = value.decode("utf-8", "replace")
-    if kind in (IdType.FQDN, IdType.RFC822_ADDR) and identity == _reread(text):
+    if kind in (IdKind.FQDN, IdKind.RFC822_ADDR) and identity == _reread(text):
         return text
-    if kind == IdType.FQDN:
+    if kind == IdKind.FQDN:
         return f"@{_printable(text)}"
-    if kind == IdType.RFC822_ADDR:
+    if kind == IdKind.RFC822_ADDR:
         return f"email:{_printable(text)}"
-    if kind == IdType.KEY_ID:
+    if kind == IdKind.KEY_ID:
         plain = text.isascii() and _TEXT.fullmatch(text) and not text.startswith("#")
         return f"keyid:{text}" if plain else f"@#{value.hex()}"
     return f"{{{int(kind)}}}:#{value.hex()}"
@@ -354,10 +358,10 @@ def _reread(text: str) -> Identity | None:
         return None
 
 
-def _format_range(kind: IdType, value: bytes) -> str:
+def _format_range(kind: IdKind, value: bytes) -> str:
     half = len(value) // 2
     first, last = value[:half], value[half:]
-    if kind in (IdType.IPV4_ADDR_RANGE, IdType.IPV6_ADDR_RANGE):
+    if kind in (IdKind.IPV4_ADDR_RANGE, IdKind.IPV6_ADDR_RANGE):
         return f"{ip_address(first)}-{ip_address(last)}"
     return f"{ip_address(first)}/{int.from_bytes(last, 'big').bit_count()}"
 

@@ -13,15 +13,15 @@ from ipaddress import IPv4Address, IPv6Address
 
 from cryptography import x509
 
-from control.ike.identity import Identity, IdType
+from control.ike.identity import Identity, IdKind
 
 FIELDS = {
-    IdType.FQDN: "subjectAltName dNSName",
-    IdType.RFC822_ADDR: "subjectAltName rfc822Name",
-    IdType.IPV4_ADDR: "subjectAltName iPAddress",
-    IdType.IPV6_ADDR: "subjectAltName iPAddress",
-    IdType.DER_ASN1_DN: "subject",
-    IdType.KEY_ID: "subjectKeyIdentifier",
+    IdKind.FQDN: "subjectAltName dNSName",
+    IdKind.RFC822_ADDR: "subjectAltName rfc822Name",
+    IdKind.IPV4_ADDR: "subjectAltName iPAddress",
+    IdKind.IPV6_ADDR: "subjectAltName iPAddress",
+    IdKind.DER_ASN1_DN: "subject",
+    IdKind.KEY_ID: "subjectKeyIdentifier",
 }
 
 
@@ -40,16 +40,16 @@ def identities(certificate: x509.Certificate) -> tuple[Identity, ...]:
     found = [subject(certificate)] if len(certificate.subject.rdns) else []
     for name in alternative_names(certificate):
         if isinstance(name, x509.DNSName):
-            found.append(Identity(IdType.FQDN, name.value.encode()))
+            found.append(Identity(IdKind.FQDN, name.value.encode()))
         elif isinstance(name, x509.RFC822Name):
-            found.append(Identity(IdType.RFC822_ADDR, name.value.encode()))
+            found.append(Identity(IdKind.RFC822_ADDR, name.value.encode()))
         elif isinstance(name, x509.IPAddress) and isinstance(name.value, IPv4Address | IPv6Address):
             found.append(Identity.from_address(name.value))
         elif isinstance(name, x509.DirectoryName):
             found.append(Identity.from_name(name.value.public_bytes()))
     try:
         key_id = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        found.append(Identity(IdType.KEY_ID, key_id.value.digest))
+        found.append(Identity(IdKind.KEY_ID, key_id.value.digest))
     except (x509.ExtensionNotFound, ValueError):
         pass
     return tuple(found)
@@ -72,8 +72,8 @@ def describe_names(certificate: x509.Certificate) -> str:
     """The names as an error shows them: "subject CN=gw; subjectAltName dNSName gw.example"."""
     shown = []
     for name in identities(certificate):
-        if name.kind != IdType.KEY_ID:
-            shown.append(f"{FIELDS[IdType(name.kind)]} {name}")
+        if name.kind != IdKind.KEY_ID:
+            shown.append(f"{FIELDS[IdKind(name.kind)]} {name}")
     return (
         "; ".join(shown[:6]) + (f"; and {len(shown) - 6} more" if len(shown) > 6 else "") or "no name at all"
     )

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from control.crypto.auth import PrivateKey, key_name
 from control.ike.identity import Identity
 from control.pki import names
 from control.pki.errors import CredentialError
@@ -24,11 +24,6 @@ from control.pki.settings import EapSecret, PostquantumKey, PresharedKey
 
 if TYPE_CHECKING:
     from control.ike.settings import AuthSettings
-
-PrivateKey = (
-    rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
-)
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,16 +228,11 @@ def key_hash(certificate: x509.Certificate) -> bytes:
 
 
 def describe_key(certificate: x509.Certificate) -> str:
-    """A certificate's key in words: "RSA 2048", "ECDSA secp256r1", "Ed25519"."""
+    """A certificate's key in words: "RSA 2048", "ECDSA secp256r1"."""
     try:
-        key = certificate.public_key()
+        return key_name(certificate.public_key())  # type: ignore[arg-type]
     except Exception:  # a key of a kind, or with parameters, that the library does not know
         return "an unknown key"
-    if isinstance(key, rsa.RSAPublicKey):
-        return f"RSA {key.key_size}"
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return f"ECDSA {key.curve.name}"
-    return type(key).__name__.replace("PublicKey", "").lstrip("_")
 
 
 def _quality(identity: Identity | None, pattern: Identity) -> int:

@@ -11,27 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control.ike.dn import decode_name, encode_name, format_name, parse_name
-from control.ike.identity import ANY_MATCH, PERFECT_MATCH, Identity, IdType
+from control.ike.errors import PeerError
+from control.ike.identity import ANY_MATCH, PERFECT_MATCH, Identity, IdKind
+from control.ike.numbers import IdType
 
 KINDS = {
-    "%any": (IdType.ANY, b""),
-    "": (IdType.ANY, b""),
-    "0.0.0.0": (IdType.ANY, b""),
-    "10.0.0.1": (IdType.IPV4_ADDR, bytes((10, 0, 0, 1))),
-    "2001:db8::1": (IdType.IPV6_ADDR, ip_address("2001:db8::1").packed),
-    "10.0.0.0/8": (IdType.IPV4_ADDR_SUBNET, bytes((10, 0, 0, 0, 255, 0, 0, 0))),
-    "10.0.0.1-10.0.0.9": (IdType.IPV4_ADDR_RANGE, bytes((10, 0, 0, 1, 10, 0, 0, 9))),
-    "gw.example": (IdType.FQDN, b"gw.example"),
-    "branch-7": (IdType.FQDN, b"branch-7"),
-    "cafe": (IdType.FQDN, b"cafe"),
-    "@10.0.0.1": (IdType.FQDN, b"10.0.0.1"),
-    "fqdn:10.0.0.1": (IdType.FQDN, b"10.0.0.1"),
-    "jo@example.org": (IdType.RFC822_ADDR, b"jo@example.org"),
-    "@@jo@host": (IdType.RFC822_ADDR, b"jo@host"),
-    "@#0a:1B": (IdType.KEY_ID, b"\x0a\x1b"),
-    "keyid:office": (IdType.KEY_ID, b"office"),
-    "keyid:#6f6b": (IdType.KEY_ID, b"ok"),
-    "*.example.org": (IdType.FQDN, b"*.example.org"),
+    "%any": (IdKind.ANY, b""),
+    "": (IdKind.ANY, b""),
+    "0.0.0.0": (IdKind.ANY, b""),
+    "10.0.0.1": (IdKind.IPV4_ADDR, bytes((10, 0, 0, 1))),
+    "2001:db8::1": (IdKind.IPV6_ADDR, ip_address("2001:db8::1").packed),
+    "10.0.0.0/8": (IdKind.IPV4_ADDR_SUBNET, bytes((10, 0, 0, 0, 255, 0, 0, 0))),
+    "10.0.0.1-10.0.0.9": (IdKind.IPV4_ADDR_RANGE, bytes((10, 0, 0, 1, 10, 0, 0, 9))),
+    "gw.example": (IdKind.FQDN, b"gw.example"),
+    "branch-7": (IdKind.FQDN, b"branch-7"),
+    "cafe": (IdKind.FQDN, b"cafe"),
+    "@10.0.0.1": (IdKind.FQDN, b"10.0.0.1"),
+    "fqdn:10.0.0.1": (IdKind.FQDN, b"10.0.0.1"),
+    "jo@example.org": (IdKind.RFC822_ADDR, b"jo@example.org"),
+    "@@jo@host": (IdKind.RFC822_ADDR, b"jo@host"),
+    "@#0a:1B": (IdKind.KEY_ID, b"\x0a\x1b"),
+    "keyid:office": (IdKind.KEY_ID, b"office"),
+    "keyid:#6f6b": (IdKind.KEY_ID, b"ok"),
+    "*.example.org": (IdKind.FQDN, b"*.example.org"),
 }
 
 
@@ -133,13 +135,13 @@ def test_a_pattern_has_no_bytes_on_the_wire() -> None:
         (5, bytes(4), "an IPv6 address of 4 bytes, want 16"),
         (2, b"", "an empty identity of type 2"),
         (4, bytes(8), "ID type 4, which is no identity in IKEv2"),
-        (9, b"\x30\x05\x31", "a DER element of 5 bytes with only 1 there"),
-        (9, b"\x30\x02\x31\x00", "a distinguished name has an empty SET"),
-        (9, b"\x31\x00", "a distinguished name begins with tag 0x31 and has 0 bytes behind it"),
+        (9, b"\x30\x05\x31", "ID payload: a DER element of 5 bytes with only 1 there"),
+        (9, b"\x30\x02\x31\x00", "ID payload: a distinguished name has an empty SET"),
+        (9, b"\x31\x00", "ID payload: a distinguished name begins with tag 0x31 and has 0 bytes behind it"),
     ],
 )
 def test_bytes_refused(kind: int, data: bytes, message: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(PeerError) as caught:
         Identity.from_wire(kind, data)
     assert str(caught.value) == message
 
@@ -148,7 +150,7 @@ def test_bytes_refused(kind: int, data: bytes, message: str) -> None:
 def test_any_bytes_are_an_identity_or_refused(kind: int, data: bytes) -> None:
     try:
         identity = Identity.from_wire(kind, data)
-    except ValueError:
+    except PeerError:
         return
     assert identity.to_wire() == (kind, data)
     text = str(identity)
@@ -168,6 +170,12 @@ def test_any_bytes_are_a_name_or_refused(data: bytes) -> None:
 def test_names_survive_text(values: list[str]) -> None:
     der = encode_name([("2.5.4.3", value) for value in values])
     assert parse_name(format_name(decode_name(der))) == der
+
+
+def test_kinds_are_the_registry_s() -> None:
+    assert {kind.name: int(kind) for kind in IdType}.items() <= {
+        kind.name: int(kind) for kind in IdKind
+    }.items()
 
 
 def test_a_hostile_name_does_not_disturb_the_log() -> None:
