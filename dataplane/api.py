@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -121,6 +122,25 @@ class DataPlane(Book):
         )
 
     # --- life ----------------------------------------------------------------------------------------
+
+    def open_control_sockets(self) -> dict[Address, int]:
+        """Control's own socket in each SO_REUSEPORT group of the `udp` port, by bound address: IKE arrives there.
+
+        Before `start` only. Empty without such a port: then nobody shares the kernel's sockets. The caller owns them.
+        """
+        if self._supervisor is not None or self._prepared:
+            raise DataPlaneError("control's sockets must be opened before the workers'")
+        from dataplane.ports import udp
+
+        opened: dict[Address, int] = {}
+        for index, spec in enumerate(self._specs):
+            if spec.driver != "udp":
+                continue
+            with named(f"port {spec.name!r}"):
+                opened.update(udp.open_control(spec, self._workers))
+            shared = replace(spec, options={**spec.options, "control": "on"})
+            self._specs = (*self._specs[:index], shared, *self._specs[index + 1 :])
+        return opened
 
     async def start(self) -> None:
         """Prepare the ports and start the workers; returns when every one is ready."""

@@ -5,17 +5,19 @@
 Which worker gets a datagram: the kernel's hash of addresses and ports, so all SAs between two gateways meet at one
 worker; with `reuseport_filter` on the group (option `spread` = "spi", the default with several workers) each SPI goes
 to one worker instead. The same program gives datagrams with the non-ESP marker, which are IKE, to the first socket of
-the group when control owns that one.
+the group when control owns that one (option `control` = "on"; `open_control` makes it before any worker's).
 
 Other options: none. The kernel reassembles fragments and checks UDP checksums before we see anything.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
+from ipaddress import ip_address
 
-from dataplane.model import PortSpec, Role
+from dataplane.model import Address, PortSpec, Role
 from dataplane.ports.errors import PortError
 from dataplane.ports.sockets import (
     ADD_K,
@@ -84,12 +86,36 @@ def open_socket(family: int, address: str, port: int, program: list[Instruction]
         raise OSError(error.errno, f"UDP {address} port {port}: {error.strerror}") from None
 
 
+def open_control(spec: PortSpec, workers: int) -> dict[Address, int]:
+    """Control's own sockets in the groups of this port, by the address they are bound to; the caller owns them.
+
+    To be called before the first worker opens its own: the kernel counts a group's sockets in the order of bind().
+    """
+    program = reuseport_filter(workers, control=True)
+    opened: dict[Address, int] = {}
+    try:
+        for family, address in families(spec.addresses).items():
+            opened[ip_address(address)] = open_socket(family, address, spec.encap_port, program)
+    except BaseException:
+        for fd in opened.values():
+            os.close(fd)
+        raise
+    return opened
+
+
 def open_port(spec: PortSpec, queue: int, workers: int, pool: Pool, fds: Mapping[str, int]) -> UdpPort:
     """Worker `queue`'s sockets; fds["udp4"] and fds["udp6"] where control opened them."""
     spread = spec.options.get("spread", "spi")
     if spread not in ("spi", "hash"):
         raise PortError(f"{spec.name}: spread is {spread!r}; it may be spi or hash")
-    program = reuseport_filter(workers) if workers > 1 and spread == "spi" else None
+    shared = spec.options.get("control") == "on"
+    if shared and spread == "hash":
+        raise PortError(
+            f"{spec.name}: spread = hash knows no IKE; it cannot be had where IKE shares the port"
+        )
+    program = (
+        reuseport_filter(workers, control=shared) if shared or (workers > 1 and spread == "spi") else None
+    )
     opened = {}
     for family, address in families(spec.addresses).items():
         lent = fds.get(f"udp{family}")

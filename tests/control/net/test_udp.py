@@ -1,0 +1,232 @@
+"""IKE's sockets over loopback: marker, our side's address, what is not IKE, ICMP errors, a port in use."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+
+from control.ike.events import Datagram, PeerPath
+from control.net.udp import UdpError, UdpSockets, source_address
+from dataplane.api import DataPlane
+from dataplane.model import Address, PortSpec, Role
+from dataplane.ports import udp as udp_port
+from ext.packet import Pool
+
+MARKER = bytes(4)
+
+
+@dataclass
+class Ike:
+    """Sockets, and what they told."""
+
+    messages: list[tuple[bytes, PeerPath]] = field(default_factory=list)
+    errors: list[tuple[PeerPath, str]] = field(default_factory=list)
+
+    def sockets(self, ports: tuple[int, int]) -> UdpSockets:
+        return UdpSockets(
+            lambda data, path: self.messages.append((data, path)),
+            lambda path, text: self.errors.append((path, text)),
+            ports=ports,
+        )
+
+
+@pytest.fixture
+def ports() -> Iterator[tuple[int, int]]:
+    """Two ports that nobody has at the moment."""
+    with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket(type=socket.SOCK_DGRAM) as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        found = one.getsockname()[1], other.getsockname()[1]
+    yield found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until something holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 (sockets tell nobody)
+            await asyncio.sleep(0.002)
+
+
+def peer(address: str) -> socket.socket:
+    """Another host's socket."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, 0))
+    sock.settimeout(5)
+    return sock
+
+
+@pytest.mark.parametrize("ours", ["127.0.0.9", "::1"])
+def test_messages_come_and_go_with_their_addresses(ports: tuple[int, int], ours: str) -> None:
+    """Wildcard sockets say which of our addresses a message came to, and answer from it."""
+
+    async def body() -> None:
+        ike = Ike()
+        sockets = ike.sockets(ports)
+        sockets.open()
+        with peer("::1" if ":" in ours else "127.0.0.1") as other:
+            other.sendto(b"plain", (ours, ports[0]))
+            other.sendto(MARKER + b"through NAT", (ours, ports[1]))
+            await until(lambda: len(ike.messages) == 2)
+            remote = ip_address(other.getsockname()[0])
+            for (data, path), want, port in zip(ike.messages, (b"plain", b"through NAT"), ports, strict=True):
+                assert data == want
+                assert path == PeerPath(
+                    local=ip_address(ours), local_port=port, remote=remote, remote_port=other.getsockname()[1]
+                )
+                sockets.send(Datagram(path=path, data=b"answer"))
+                answer, name = other.recvfrom(100)
+                assert answer == (b"answer" if port == ports[0] else MARKER + b"answer")
+                assert name[:2] == (ours, port)
+            sockets.send(Datagram(path=ike.messages[1][1], data=b"\xff", keepalive=True))
+            assert other.recv(100) == b"\xff"
+        assert not ike.errors and sockets.counters.sent == 3 and sockets.counters.received == 2
+        sockets.close()
+
+    asyncio.run(body())
+
+
+def test_what_is_not_ike_goes_no_further(ports: tuple[int, int]) -> None:
+    """Keepalives, ESP and short datagrams on the NAT port are counted and dropped."""
+
+    async def body() -> None:
+        ike = Ike()
+        sockets = ike.sockets(ports)
+        sockets.open([IPv4Address("127.0.0.1")])
+        with peer("127.0.0.1") as other:
+            for data in (b"\xff", b"\x00\x00\x10\x01esp", b"ab", b""):
+                other.sendto(data, ("127.0.0.1", ports[1]))
+            await until(lambda: sockets.counters.keepalives + sockets.counters.strays == 4)
+        assert (sockets.counters.keepalives, sockets.counters.strays, ike.messages) == (1, 3, [])
+        sockets.close()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("address", [IPv4Address("127.0.0.1"), IPv6Address("::1")])
+def test_icmp_errors_are_heard(ports: tuple[int, int], address: Address) -> None:
+    """Nobody listens at the peer's port: the error says so, and the next message leaves all the same."""
+
+    async def body() -> None:
+        ike = Ike()
+        sockets = ike.sockets(ports)
+        sockets.open()
+        with peer(str(address)) as other:
+            closed = other.getsockname()[1]
+        path = PeerPath(local=address, local_port=ports[0], remote=address, remote_port=closed)
+        sockets.send(Datagram(path=path, data=b"anyone?"))
+        await until(lambda: bool(ike.errors))
+        told, text = ike.errors[0]
+        assert (told.remote, told.remote_port, told.local_port) == (address, closed, ports[0])
+        assert text == f"ICMP port unreachable from {address}"
+        with peer(str(address)) as other:
+            path = PeerPath(
+                local=address, local_port=ports[0], remote=address, remote_port=other.getsockname()[1]
+            )
+            sockets.send(Datagram(path=path, data=b"hello"))
+            assert other.recv(100) == b"hello"
+        sockets.close()
+
+    asyncio.run(body())
+
+
+def test_what_cannot_be_sent_is_a_path_error(ports: tuple[int, int]) -> None:
+    """A source that is not ours, and an end that no socket is bound to."""
+
+    async def body() -> None:
+        ike = Ike()
+        sockets = ike.sockets(ports)
+        sockets.open([IPv4Address("127.0.0.1")])
+        remote = IPv4Address("127.0.0.1")
+        for local in (IPv4Address("127.0.0.1"), IPv4Address("127.0.0.2"), IPv6Address("::1")):
+            path = PeerPath(local=local, local_port=ports[0], remote=remote, remote_port=9)
+            sockets.send(Datagram(path=path, data=bytes(70000) if local == remote else b"x"))
+        texts = [text for _, text in ike.errors]
+        assert texts == [
+            "sending from 127.0.0.1 failed: message too long",
+            f"no socket is bound to 127.0.0.2 port {ports[0]}",
+            f"no socket is bound to ::1 port {ports[0]}",
+        ]
+        sockets.close()
+
+    asyncio.run(body())
+
+
+def test_a_port_in_use_is_named(ports: tuple[int, int]) -> None:
+    """Another IKE daemon is there; what was opened before is closed again."""
+
+    async def body() -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as other:
+            other.bind(("127.0.0.1", ports[1]))
+            sockets = Ike().sockets(ports)
+            with pytest.raises(
+                UdpError, match=rf"UDP 127.0.0.1 port {ports[1]} is in use: another IKE daemon"
+            ):
+                sockets.open([IPv4Address("127.0.0.1")])
+        sockets.open([IPv4Address("127.0.0.1")])
+        sockets.close()
+
+    asyncio.run(body())
+
+
+def test_the_nat_port_is_shared_with_workers(ports: tuple[int, int]) -> None:
+    """Control's socket leads the group of the dataplane's: it gets IKE, workers get ESP by their SPI."""
+
+    async def body() -> None:
+        spec = PortSpec(
+            name="wan",
+            role=Role.UNPROTECTED,
+            driver="udp",
+            interface="",
+            addresses=(IPv4Address("127.0.0.1"),),
+            encap_port=ports[1],
+        )
+        dataplane = DataPlane.create(ports=[spec], workers=2, pin=False)
+        shared = dataplane.open_control_sockets()
+        ike = Ike()
+        sockets = ike.sockets(ports)
+        sockets.open([IPv4Address("127.0.0.1")], shared=shared)
+        worker_spec = dataplane._specs[0]
+        pool = Pool(256, 2048, 256)
+        workers = [udp_port.open_port(worker_spec, queue, 2, pool, {}) for queue in range(2)]
+        with peer("127.0.0.1") as other:
+            for data in (MARKER + b"ike", b"\xff", *(bytes([0, 0, 16, spi]) + bytes(40) for spi in range(6))):
+                other.sendto(data, ("127.0.0.1", ports[1]))
+            await until(lambda: bool(ike.messages) and sockets.counters.keepalives == 1)
+            assert [data for data, _ in ike.messages] == [b"ike"] and sockets.counters.strays == 0
+            sockets.send(Datagram(path=ike.messages[0][1], data=b"answer"))
+            assert other.recvfrom(100) == (MARKER + b"answer", ("127.0.0.1", ports[1]))
+        for each in workers:
+            each.close()
+        sockets.close()
+        dataplane.close()
+
+    asyncio.run(body())
+
+
+def test_source_address() -> None:
+    """The kernel's choice; none without a route."""
+    assert source_address(IPv4Address("127.0.0.1")) == IPv4Address("127.0.0.1")
+    assert source_address(IPv6Address("::1")) == IPv6Address("::1")
+    assert source_address(IPv4Address("255.255.255.255")) is None
+
+
+def test_a_flood_is_taken_in_bursts(ports: tuple[int, int]) -> None:
+    """More than one burst waits: all is taken, and timers get their turn between."""
+
+    async def body() -> None:
+        ike = Ike()
+        sockets = ike.sockets(ports)
+        sockets.open([IPv4Address("127.0.0.1")])
+        with peer("127.0.0.1") as other:
+            for number in range(200):
+                other.sendto(b"%d" % number, ("127.0.0.1", ports[0]))
+        await until(lambda: len(ike.messages) == 200)
+        assert [data for data, _ in ike.messages] == [b"%d" % number for number in range(200)]
+        sockets.close()
+
+    asyncio.run(body())
