@@ -33,6 +33,7 @@ from dataplane.stats import (
     DataPlaneStats,
     PortStats,
     SaStats,
+    SaTraffic,
     WorkerStats,
     port_stats,
     sa_stats,
@@ -49,6 +50,7 @@ __all__ = [
     "Limits",
     "PortStats",
     "SaStats",
+    "SaTraffic",
     "WorkerStats",
 ]
 

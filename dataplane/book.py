@@ -26,16 +26,19 @@ from dataplane.model import (
     SaSpec,
 )
 from dataplane.ports.errors import PortError
-from dataplane.records import check_sa, without_keys
+from dataplane.records import check_sa, hard_limit, without_keys
 from dataplane.reserve import ReserveError
 from dataplane.sequence import Grant, SequenceKeeper
 from dataplane.slots import TableFullError
 from dataplane.spd import cover
+from dataplane.stats import SaTraffic, sa_traffic
 from dataplane.tables import Tables
 
 #: The longest that any change waits for the workers: each passes within a round, or sleeps.
 SETTLE_SECONDS = 5.0
 ETHERNET_DRIVERS = ("xdp", "packet")
+#: Numbers left to an outbound SA that moves, for what is sent until no worker uses its old slot any more.
+MOVE_NUMBERS = 65536
 
 
 class DataPlaneError(Exception):
@@ -204,6 +207,54 @@ class Book:
                 self.tables.view.set_policy_sa(self._policies[policy][0], new.index)
         self._drop(old)
 
+    async def move_sa(self, spec: SaSpec, *, adjacency: AdjacencySpec | None = None, mtu: int = 1500) -> None:
+        """The SA goes on between other outer addresses or ports, with its SPI, keys, numbers and replay window.
+
+        Inbound it is changed in place: a packet that a worker is looking at meanwhile may be dropped. Outbound it
+        gets another slot, whose numbers begin past those that the old one may still use: none is sent twice. Only
+        SAs of IKE move; `adjacency` and `mtu` are as `set_sa_adjacency` has them.
+        """
+        old = self._sa(spec.name, spec.direction)
+        with named(f"SA {spec.name!r}"):
+            check_sa(spec)
+        same = spec.spi == old.spec.spi and spec.proposal == old.spec.proposal
+        if not (same and spec.negotiated and old.spec.negotiated and self.tables.has_key(old.index, spec)):
+            raise DataPlaneError(f"SA {spec.name!r}: only an SA of IKE with its own SPI and keys can move")
+        if spec.direction is Direction.IN:
+            self.tables.readdress_inbound(old.index, spec)
+            old.spec = without_keys(replace(spec, selectors=old.spec.selectors))
+            return
+        start = await self._stop_numbers(old)
+        if self._sas.get(spec.name) is not old:
+            raise DataPlaneError(f"SA {spec.name!r} went away while it was moved")
+        with named(f"SA {spec.name!r}"):
+            moved = replace(spec, sequence=start)
+            check_sa(moved)
+            grant = self._keeper.admit([moved])[0]
+            del self._sas[spec.name]
+            try:
+                new = self._add(moved, grant, mtu)
+            except BaseException:
+                self._sas[spec.name] = old
+                self.tables.set_end(old.index, hard_limit(spec.proposal))  # it goes on where it is
+                raise
+        self.tables.copy_counters(old.index, new.index)
+        if adjacency is not None:
+            self.set_sa_adjacency(spec.name, adjacency, mtu)
+        new.policies = old.policies
+        for policy in new.policies:
+            self.tables.view.set_policy_sa(self._policies[policy][0], new.index)
+        self._drop(old)
+
+    async def _stop_numbers(self, sa: _Sa) -> int:
+        """Let an outbound SA run out soon, and return the first number that it will certainly never send."""
+        following, limit = self.tables.view.sequence(sa.index)
+        end = min(following + MOVE_NUMBERS, limit)
+        self.tables.set_end(sa.index, end)
+        # Past this, every worker goes by the new limit, and `next` tells what those took that still had the old.
+        await self.settle_sa(sa)
+        return max(end, self.tables.view.sequence(sa.index)[0])
+
     def remove_sa(self, name: str) -> None:
         """Remove an SA: nothing finds it when this returns; its keys are zeroed as soon as no worker holds it."""
         sa = self._sa(name)
@@ -266,6 +317,14 @@ class Book:
                 f"port {name!r}: MAC {mac.hex(':') or 'none'}; wanted an Ethernet port and 6 bytes"
             )
         self._macs[name] = mac
+
+    def traffic(self, names: Sequence[str]) -> list[SaTraffic]:
+        """What each of these SAs has passed so far, in their order; one pass over the counters for all."""
+        return sa_traffic(self.tables, [self._sa(name).index for name in names])
+
+    def has_spi(self, spi: int) -> bool:
+        """Whether an inbound SA has this SPI."""
+        return spi in self._spis
 
     # --- policies and routes ---------------------------------------------------------------------------
 

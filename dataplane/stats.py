@@ -79,6 +79,15 @@ class SaStats:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaTraffic:
+    """What one SA has passed, summed over the workers."""
+
+    packets: int
+    bytes: int  # of inner packets
+    last_used: int  # CLOCK_MONOTONIC nanoseconds of the last batch; 0: never
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataPlaneStats:
     """A snapshot of everything."""
 
@@ -177,6 +186,21 @@ def sa_stats(tables: Tables, sas: Sequence[tuple[SaSpec, int]]) -> tuple[SaStats
             )
         )
     return tuple(found)
+
+
+def sa_traffic(tables: Tables, indices: Sequence[int]) -> list[SaTraffic]:
+    """Of SAs given by their indices."""
+    if not indices:
+        return []
+    at = np.array(indices)
+    counters = tables.sa_counters
+    packets = counters["packets"][:, at].sum(axis=0).tolist()
+    octets = counters["bytes"][:, at].sum(axis=0).tolist()
+    last_used = counters["last_used"][:, at].max(axis=0).tolist()
+    return [
+        SaTraffic(packets=packets[place], bytes=octets[place], last_used=last_used[place])
+        for place in range(len(indices))
+    ]
 
 
 def verdict_sums(tables: Tables) -> tuple[dict[str, int], dict[str, int]]:

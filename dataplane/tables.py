@@ -28,9 +28,12 @@ from dataplane.records import (
     inbound_row,
     inner_mtu,
     key_row,
+    outer_header,
     policy_row,
+    sa_flags,
     selector_row,
     sequence_row,
+    split_address,
 )
 from dataplane.slots import Later, Runs, Slots
 from dataplane.spd import Entry, policy_entries, route_entries
@@ -178,6 +181,22 @@ class Tables:
     def replay_top(self, index: int) -> int:
         """The highest sequence number that inbound SA `index` has accepted."""
         return int(self._replays[index]["top"])
+
+    def readdress_inbound(self, index: int, spec: SaSpec) -> None:
+        """The outer addresses and encapsulation of `spec` for a live inbound SA; each store is whole by itself."""
+        inbound, hot = self._inbounds[index], self._hots[index]
+        inbound["local_high"], inbound["local_low"] = split_address(spec.local)
+        inbound["remote_high"], inbound["remote_low"] = split_address(spec.remote)
+        hot["header_length"] = len(outer_header(spec))
+        hot["flags"] = sa_flags(spec)
+
+    def set_end(self, index: int, limit: int) -> None:
+        """The outbound SA of IKE stops before number `limit`: its successor in another slot goes on from there."""
+        self._sequences[index]["limit"] = limit
+
+    def copy_counters(self, old: int, new: int) -> None:
+        """What `old` has counted so far counts for `new`, which no worker uses yet."""
+        self.sa_counters[:, new] = self.sa_counters[:, old]
 
     def publish_inbound(self, spi: int, index: int) -> None:
         """Packets with `spi` find the SA from now on. ValueError when the SPI is taken."""

@@ -17,8 +17,8 @@ from control.ike.errors import LocalError, PeerError
 from control.ike.keywords import PRF_OF_INTEGRITY, transform_of, word_of
 from control.ike.matching import common_transforms, kinds_of, skippable
 from control.ike.numbers import (
-    AEAD,
     ADDITIONAL_KEY_EXCHANGES,
+    AEAD,
     KEY_EXCHANGES,
     Encr,
     Esn,

@@ -373,7 +373,7 @@ def _explain(error: OSError) -> str:
     """Why a socket cannot be had, and what to do."""
     where = error.filename or "a UDP socket"
     if error.errno == errno.EADDRINUSE:
-        return f"{where} is in use: another IKE daemon runs (ss -ulpn 'sport = :500 or sport = :4500' names it); stop it"
+        return f"{where} is in use: another IKE daemon runs; stop it (ss -ulpn names it)"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{where}: this host has no such address; add it to an interface or mend local_addresses"
     if error.errno in (errno.EACCES, errno.EPERM):

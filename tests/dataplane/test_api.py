@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from dataplane.api import DataPlane, DataPlaneError
+from dataplane.book import MOVE_NUMBERS
 from dataplane.layout import NO_INDEX
-from dataplane.model import Action, AdjacencySpec, Direction, PortSpec, Role, RouteSpec, SelectorSpec
+from dataplane.model import Action, AdjacencySpec, Direction, Encap, PortSpec, Role, RouteSpec, SelectorSpec
 from ext.loop import Loop
 from ext.memory import MemoryPort
 from ext.packet import Pool
@@ -348,3 +349,80 @@ def test_removed_adjacencies_ask_the_kernel(plane: DataPlane) -> None:
     plane.set_sa_adjacency("out", None)
     assert plane.tables.sas["hot"]["adjacency"][0] == NO_INDEX
     assert make_sa(proposal=GCM).direction is Direction.OUT
+
+
+def test_an_sa_moves_and_keeps_its_numbers(plane: DataPlane) -> None:
+    """Another path: outbound, later numbers in another outer header; inbound, the window as it was."""
+
+    async def scenario() -> None:
+        gateway = Gateway(plane)
+        packet = udp("10.1.0.5", "10.2.0.9")
+        out = make_sa("out")
+        inbound = make_inbound(
+            "in",
+            spi=out.spi,
+            local=out.remote,
+            remote=out.local,
+            encryption_key=out.encryption_key,
+            selectors=(SelectorSpec.from_networks(THERE, HERE),),
+        )
+        plane.add_sas([out, inbound])
+        plane.set_sa_adjacency("out", WAN)
+        await plane.set_policies([replace(POLICY, sa="out")])
+        await plane.set_routes([RouteSpec(prefix=THERE, adjacency=LAN)])
+        before = [gateway.out(packet)[0] for _ in range(3)]
+        assert gateway.back(before[0]) == [packet]
+
+        elsewhere = replace(out, local=IPv4Address("198.51.100.1"), encap=Encap(destination_port=40001))
+        await plane.move_sa(elsewhere, adjacency=WAN)
+        await plane.move_sa(replace(inbound, remote=elsewhere.local, encap=Encap()))
+        (after,) = gateway.out(packet)
+        assert after[12:20] == elsewhere.local.packed + out.remote.packed
+        assert after[22:24] == (40001).to_bytes(2, "big")
+        number = int.from_bytes(after[32:36], "big")
+        assert 3 < number <= MOVE_NUMBERS + 4
+        assert gateway.back(after) == [packet]
+        assert gateway.back(after) == [] and gateway.drops()["replay"] == 1
+        # In the old clothes it is refused, whatever its number.
+        assert gateway.back(before[1]) == [] and gateway.drops()["encap_mismatch"] == 1
+        stats = {sa.name: sa for sa in plane.stats().sas}
+        assert stats["out"].packets == 4 and stats["out"].local == elsewhere.local
+        assert [each.packets for each in plane.traffic(["in", "out"])] == [2, 4]
+
+        # Inbound at another address of ours, too.
+        await plane.move_sa(replace(inbound, local=IPv4Address("192.0.2.77"), encap=Encap()))
+        assert gateway.back(gateway.out(packet)[0]) == [] and gateway.drops()["wrong_address"] == 1
+        with pytest.raises(DataPlaneError, match="only an SA of IKE with its own SPI and keys can move"):
+            await plane.move_sa(replace(elsewhere, encryption_key=bytes(20)))
+        await plane.settle()
+        assert plane.tables._sa_slots.taken == 2
+
+    asyncio.run(scenario())
+
+
+def test_moving_never_repeats_a_number(plane: DataPlane) -> None:
+    """A packet that is sent between every two steps of a move has a number of its own."""
+
+    async def scenario() -> None:
+        gateway = Gateway(plane)
+        packet = udp("10.1.0.5", "10.2.0.9")
+        out = make_sa("out")
+        plane.add_sa(out)
+        plane.set_sa_adjacency("out", WAN)
+        await plane.set_policies([replace(POLICY, sa="out")])
+        numbers = []
+
+        def send() -> None:
+            numbers.extend(int.from_bytes(esp[24:28], "big") for esp in gateway.out(packet))
+
+        for turn in range(20):
+            elsewhere = replace(out, local=IPv4Address(f"192.0.2.{turn + 10}"))
+            move = asyncio.create_task(plane.move_sa(elsewhere, adjacency=WAN))
+            while not move.done():
+                send()
+                await asyncio.sleep(0)
+            await move
+            send()
+        assert len(numbers) >= 40 and numbers == sorted(set(numbers))
+
+    asyncio.run(scenario())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from control.ike.events import Datagram, Event, PeerPath
+from control.ike.events import Datagram, Event
 from control.ike.identity import Identity
 from control.ike.settings import ChildSettings, Connection, EndpointSettings
 

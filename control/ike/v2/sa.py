@@ -16,7 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from control.crypto.errors import CryptoError
-from control.ike.errors import LocalError, PeerError
+from control.ike.errors import PeerError
 from control.ike.events import (
     ChildClosed,
     ChildEstablished,
@@ -39,9 +39,9 @@ from control.ike.proposal import Suite
 from control.ike.settings import ChildSettings, Connection
 from control.ike.v2 import codec, lifetimes
 from control.ike.v2.states import ALLOWED, State, Step, advance
-from control.ike.v2.task import DONE, FAIL, MORE, Ignored, Incoming, Outgoing, Result, Task
+from control.ike.v2.task import FAIL, MORE, Ignored, Incoming, Outgoing, Task
 from control.ike.v2.window import Arrival, Window
-from control.ike.wire import Header, Notify
+from control.ike.wire import Header
 from dataplane.model import Address
 
 if TYPE_CHECKING:
