@@ -17,8 +17,10 @@ from types import TracebackType
 from dataplane.layout import NO_INDEX
 from dataplane.model import (
     Action,
+    Address,
     AdjacencySpec,
     Direction,
+    Encap,
     Network,
     PolicySpec,
     PortSpec,
@@ -207,22 +209,39 @@ class Book:
                 self.tables.view.set_policy_sa(self._policies[policy][0], new.index)
         self._drop(old)
 
-    async def move_sa(self, spec: SaSpec, *, adjacency: AdjacencySpec | None = None, mtu: int = 1500) -> None:
+    async def move_sa(
+        self,
+        name: str,
+        *,
+        local: Address,
+        remote: Address,
+        encap: Encap | None,
+        adjacency: AdjacencySpec | None = None,
+        mtu: int = 1500,
+    ) -> None:
         """The SA goes on between other outer addresses or ports, with its SPI, keys, numbers and replay window.
 
         Inbound it is changed in place: a packet that a worker is looking at meanwhile may be dropped. Outbound it
         gets another slot, whose numbers begin past those that the old one may still use: none is sent twice. Only
         SAs of IKE move; `adjacency` and `mtu` are as `set_sa_adjacency` has them.
         """
-        old = self._sa(spec.name, spec.direction)
-        with named(f"SA {spec.name!r}"):
+        old = self._sa(name)
+        if not old.spec.negotiated:
+            raise DataPlaneError(f"SA {name!r} has manual keys; only an SA of IKE can move")
+        encryption, integrity = self.tables.keys(old.index, old.spec.proposal)
+        spec = replace(
+            old.spec,
+            local=local,
+            remote=remote,
+            encap=encap,
+            encryption_key=encryption,
+            integrity_key=integrity,
+        )
+        with named(f"SA {name!r}"):
             check_sa(spec)
-        same = spec.spi == old.spec.spi and spec.proposal == old.spec.proposal
-        if not (same and spec.negotiated and old.spec.negotiated and self.tables.has_key(old.index, spec)):
-            raise DataPlaneError(f"SA {spec.name!r}: only an SA of IKE with its own SPI and keys can move")
         if spec.direction is Direction.IN:
             self.tables.readdress_inbound(old.index, spec)
-            old.spec = without_keys(replace(spec, selectors=old.spec.selectors))
+            old.spec = without_keys(spec)
             return
         start = await self._stop_numbers(old)
         if self._sas.get(spec.name) is not old:

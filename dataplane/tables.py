@@ -21,7 +21,7 @@ import numpy as np
 
 from dataplane import layout
 from dataplane.layout import CACHE_LINE, NO_INDEX, ROUTE_KERNEL, Records
-from dataplane.model import AdjacencySpec, Direction, PolicySpec, RouteSpec, SaSpec
+from dataplane.model import AdjacencySpec, Direction, EspProposal, PolicySpec, RouteSpec, SaSpec
 from dataplane.records import (
     adjacency_row,
     hot_row,
@@ -177,6 +177,14 @@ class Tables:
             bytes(key["encryption"])[: key["encryption_length"]] == raw
             and bytes(key["integrity_key"])[: key["integrity_length"]] == spec.integrity_key
         )
+
+    def keys(self, index: int, proposal: EspProposal) -> tuple[bytes, bytes]:
+        """Encryption key (salt appended, as in KEYMAT) and integrity key of the SA in this slot."""
+        key = self._keys[index]
+        salt = bytes(self._hots[index]["salt"]).ljust(4, b"\0")[: proposal.salt_length]
+        raw = bytes(key["encryption"]).ljust(32, b"\0")[: key["encryption_length"]]
+        integrity = bytes(key["integrity_key"]).ljust(64, b"\0")[: key["integrity_length"]]
+        return raw + salt, integrity
 
     def replay_top(self, index: int) -> int:
         """The highest sequence number that inbound SA `index` has accepted."""
