@@ -19,6 +19,11 @@ def check_file_mode(report: Report, source: str, mode: int, values: Mapping[str,
     has_keys = isinstance(sas, list) and any(
         isinstance(sa, dict) and any(key in sa for key in keys) for sa in sas
     )
+    connections = values.get("connections")
+    has_keys |= bool(values.get("secrets") or values.get("users"))
+    has_keys |= isinstance(connections, dict) and any(
+        isinstance(connection, dict) and "psk" in connection for connection in connections.values()
+    )
     if has_keys and mode & 0o077:
         report.warn(
             "",

@@ -23,11 +23,12 @@ from control.config.checks import (
     check_sas,
     check_use,
 )
+from control.config.ike import read_ike
 from control.config.policies import Policy, read_policies
 from control.config.problems import ConfigError, Problem, kind, show
 from control.config.proposal import EXAMPLES, format_proposal, parse_proposal
 from control.config.schema import DRIVERS, Config, GatewaySettings, PortConfig
-from control.config.table import Report, Table
+from control.config.table import Report, Table, is_name
 from control.config.values import parse_address, parse_hex, parse_interface_address, parse_spi
 from dataplane.model import Df, Direction, Encap, EspProposal, Role, SaSpec
 
@@ -62,8 +63,12 @@ def parse(
     top = Table(report, "", values)
     gateway = _read_gateway(_table(top, "gateway"))
     port_tables, sa_tables, policy_tables = _tables(top, "port"), _tables(top, "sa"), _tables(top, "policy")
-    top.finish()
+    if not port_tables and top.values.get("connections") and not top.has("port"):
+        port_tables = _default_ports(report)
     ports = [(table, port) for table in port_tables if (port := _read_port(table)) is not None]
+    unprotected = {port.driver for _, port in ports if port.role is Role.UNPROTECTED}
+    ike = read_ike(top, Path(source).absolute().parent, only_udp=unprotected == {"udp"})
+    top.finish()
     sas = [(table, sa) for table in sa_tables if (sa := _read_sa(table)) is not None]
     # A broken SA is not an unknown one: policies are held against the names as written.
     policies = read_policies(policy_tables, [table.label for table in sa_tables if table.label])
@@ -81,8 +86,16 @@ def parse(
         ports=tuple(port for _, port in ports),
         sas=tuple(_with_selectors(sa, policies) for _, sa in sas),
         policies=tuple(spec for policy in policies for spec in policy.specs),
+        ike=ike,
         warnings=tuple(report.warnings),
     )
+
+
+def _default_ports(report: Report) -> list[Table]:
+    """Without any [[port]], tunnels of IKE lead to this host: a TUN device and UDP sockets, which work anywhere."""
+    tun = {"name": "tun", "role": "protected", "driver": "tun", "interface": "esplanade0"}
+    udp = {"name": "udp", "role": "unprotected", "driver": "udp"}
+    return [Table(report, f"port[{index}]", values) for index, values in enumerate((tun, udp))]
 
 
 def _with_selectors(sa: SaSpec, policies: list[Policy]) -> SaSpec:
@@ -161,7 +174,10 @@ def _directory(table: Table, key: str, default: str) -> Path:
 
 def _read_port(table: Table) -> PortConfig | None:
     before = len(table.report.problems)
-    name = table.name()
+    if not table.has("name"):
+        table.label = _port_name(table)
+    name = table.name() if table.has("name") or not table.label else table.label
+    table.raw("name")
     role = table.choice("role", ("protected", "unprotected"), None)
     driver = table.choice("driver", DRIVERS, None)
     mtu = table.integer("mtu", 576, 65535, None, "bytes of IP packet")
@@ -188,6 +204,15 @@ def _read_port(table: Table) -> PortConfig | None:
         bind=bind,
         routes=routes,
     )
+
+
+def _port_name(table: Table) -> str:
+    """The name of a port that is given none: its interface's, else its driver's."""
+    for key in ("interface", "driver"):
+        value = table.values.get(key)
+        if isinstance(value, str) and is_name(value):
+            return value
+    return ""
 
 
 def _interface(table: Table, driver: str | None) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
+from control.config.ike import IkeConfig
 from control.config.problems import Problem
 from dataplane.model import Address, PolicySpec, Role, SaSpec
 
@@ -61,6 +62,7 @@ class Config:
     ports: tuple[PortConfig, ...]
     sas: tuple[SaSpec, ...]
     policies: tuple[PolicySpec, ...]
+    ike: IkeConfig = field(default_factory=IkeConfig)
     warnings: tuple[Problem, ...] = field(default=())
 
     def port(self, name: str) -> PortConfig:

@@ -17,6 +17,11 @@ _BARE = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,63}")
 
 
+def is_name(text: str) -> bool:
+    """Whether a text may name an entry: short, and fit for a metric label and a log line."""
+    return _NAME.fullmatch(text) is not None
+
+
 class Report:
     """Problems and warnings gathered while one configuration is read."""
 
@@ -85,7 +90,7 @@ class Table:
         """The required `name` of an entry: short, and fit for a metric label and a log line."""
         want = "a name of letters, digits and _ . : @ / - (at most 64)"
         name = self.text("name", required=want)
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not is_name(name):
             self.error("name", f"got {show(name)}, want {want}")
             return None
         return name

@@ -6,12 +6,15 @@ Each function takes the text and returns the value, or raises ValueError whose m
 
 from __future__ import annotations
 
+import base64
 import re
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
+    IPv4Network,
     IPv6Address,
     IPv6Interface,
+    IPv6Network,
     ip_address,
     ip_interface,
     ip_network,
@@ -172,3 +175,56 @@ def _decimal(text: str) -> int:
     if not word.isascii() or not word.isdigit() or len(word) > 10:
         raise ValueError("no decimal number")
     return int(word)
+
+
+_DURATION = re.compile(r"(?:\d{1,9}[smhdw])+")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SIZE = re.compile(r"(\d{1,18})\s*([kKmMgGtT]?)(?:i?[bB])?")
+_MULTIPLES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, from `90s`, `30m`, `1h30m`, `4h`, `1d` or `2w`."""
+    word = text.strip().lower()
+    if word.isascii() and word.isdigit() and len(word) <= 9:
+        return float(word)
+    if not _DURATION.fullmatch(word):
+        raise ValueError('want a time such as "90s", "30m", "4h", "1d", or a number of seconds')
+    return float(sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([smhdw])", word)))
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from `500M` or `2G`, in powers of 1024 as swanctl counts them."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError('want a number of bytes such as 1000000, "500M" or "2G"')
+    return int(match[1]) * _MULTIPLES[match[2].lower()]
+
+
+def parse_outer(text: str) -> Address | IPv4Network | IPv6Network:
+    """One end of an IKE SA's path: an address, or a network that addresses may be of."""
+    try:
+        return ip_network(text) if "/" in text else parse_address(text)
+    except ValueError as error:
+        hint = "" if "/" not in text else f" ({error})"
+        raise ValueError(f'want an address, a network such as 198.51.100.0/24, or "%any"{hint}') from None
+
+
+def parse_secret(text: str) -> bytes:
+    """A shared secret: `0x` hex, `0s` base64 (swanctl's forms), else the characters themselves in UTF-8.
+
+    The message of its ValueError shows nothing of the text.
+    """
+    try:
+        if text[:2].lower() == "0x":
+            secret = bytes.fromhex(text[2:])
+        elif text[:2].lower() == "0s":
+            secret = base64.b64decode(text[2:], validate=True)
+        else:
+            secret = text.encode()
+    except (ValueError, UnicodeEncodeError):
+        form = "hex digits after 0x" if text[:2].lower() == "0x" else "base64 after 0s"
+        raise ValueError(f"want {form}, or a secret that begins with neither 0x nor 0s") from None
+    if not secret:
+        raise ValueError("want at least one byte of secret")
+    return secret

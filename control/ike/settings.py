@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 
 from control.ike.identity import Identity
 from control.ike.proposal import Proposal
@@ -190,53 +189,6 @@ class EndpointSettings:
     send_vendor_id: bool = False
     export_keys: bool = False  # IKE and ESP keys leave in events, for Wireshark
     nat_ports: tuple[int, int] = field(default=(500, 4500))
-
-
-class SecretKind(enum.Enum):
-    """What a shared secret is for."""
-
-    IKE = "ike"  # a preshared key
-    EAP = "eap"  # a password
-    PPK = "ppk"  # a post-quantum preshared key (RFC 8784)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SharedSecret:
-    """One entry of [secrets]; of preshared keys, the one with the most owners that fit is used."""
-
-    name: str
-    kind: SecretKind = SecretKind.IKE
-    owners: tuple[str, ...] = ()  # identities as written, both sides'; () is anyone. EAP and PPK: exact names
-    secret: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CertificateSettings:
-    """A certificate that we use or that a peer must show, by the name that `AuthSettings.certificates` says."""
-
-    name: str
-    certificate: Path  # PEM or DER; intermediates may follow the certificate
-    private_key: Path | None = None  # None: the peer's, or a key in the certificate's file
-    passphrase: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuthoritySettings:
-    """A CA that is trusted, by the name that `AuthSettings.authorities` says."""
-
-    name: str
-    certificates: tuple[Path, ...]  # roots, and intermediates that peers do not send
-    crl_files: tuple[Path, ...] = ()
-    crl_urls: tuple[str, ...] = ()  # beside the distribution points in the certificates
-
-
-@dataclass(frozen=True, kw_only=True)
-class CredentialSettings:
-    """All that the credential store is made of."""
-
-    secrets: tuple[SharedSecret, ...] = ()
-    certificates: tuple[CertificateSettings, ...] = ()
-    authorities: tuple[AuthoritySettings, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
