@@ -41,13 +41,14 @@ from control.ike.v2 import codec, lifetimes
 from control.ike.v2.states import ALLOWED, State, Step, advance
 from control.ike.v2.task import FAIL, MORE, Ignored, Incoming, Outgoing, Task
 from control.ike.v2.window import Arrival, Window
-from control.ike.wire import Header
+from control.ike.wire.header import HEADER_LENGTH, Header
+from control.ike.wire.message import parse_payload_chain
 from dataplane.model import Address
 
 if TYPE_CHECKING:
-    from control.crypto.keys import IkeKeys
     from control.ike.v2.handshake import Handshake
     from control.ike.v2.host import Host
+    from control.ike.v2.keys import SaKeys
 
 
 class Feature(enum.IntFlag):
@@ -146,7 +147,7 @@ class IkeSa:
         self.my_spi = host.new_ike_spi()
         self.peer_spi = bytes(8)
         self.suite: Suite | None = None
-        self.keys: IkeKeys | None = None
+        self.keys: SaKeys | None = None
         self.window = Window()
         self.features = Feature(0)
         self.nat_local = False  # we are behind a NAT
@@ -162,7 +163,7 @@ class IkeSa:
         self.queued: deque[tuple[float, Task]] = deque()  # ours that wait: not before this time
         self.responding: Task | None = None  # of the peer, when it takes several exchanges
         self.handshake: Handshake | None = None
-        self.reassembly: codec.Reassembly | None = None
+        self.reassembly: dict[bool, codec.Reassembly] = {}  # by: is it a response
         self.timers: dict[Timer, float] = {}
         self.scheduled: float | None = None  # the endpoint's: what its queue holds for us
         self.established_at = 0.0
@@ -222,12 +223,10 @@ class IkeSa:
         message = self._open(header, data, path, now)
         if message is None:
             return
-        first = self.reassembly.first if self.reassembly is not None else hash(data)
-        self.reassembly = None
         self._heard(path, now)
-        self._answer(message, first, now)
+        self._answer(message, now)
 
-    def _answer(self, message: Incoming, request_hash: int, now: float) -> None:
+    def _answer(self, message: Incoming, now: float) -> None:
         """Let a task process the request, and send its response."""
         exchange = message.header.exchange
         response = Outgoing(exchange)
@@ -258,13 +257,13 @@ class IkeSa:
         if self.state is State.CLOSED:
             return
         self.responding = task if result is MORE else None
-        datagrams = self._seal(response, message.header.message_id, response=True)
-        self.window.answer(request_hash, datagrams)
-        self._transmit(datagrams, message.path, now)
+        datagrams = self._respond(
+            response, message.header.message_id, message.opened.request_hash, message.path, now
+        )
         if failure is not None:
             self.note("warning", f"{name_of(Exchange, exchange)} refused: {failure}")
         if task is not None:
-            task.built(self, datagrams[0], now)
+            task.built(self, response, datagrams, now)
         if result is FAIL and self.state.half_open:
             failure = failure or self.last_error or Failure(code="failed", text="the handshake failed")
             self.close(Closed.FAILED, now, failure=failure, linger=True)
@@ -276,7 +275,6 @@ class IkeSa:
         message = self._open(header, data, path, now)
         if message is None:
             return
-        self.reassembly = None
         if header.exchange != Exchange.IKE_SA_INIT:
             self._heard(path, now)
         try:
@@ -305,20 +303,44 @@ class IkeSa:
 
     def _open(self, header: Header, data: bytes, path: PeerPath, now: float) -> Incoming | None:
         """The message in clear; None while fragments are missing, or when it is not the peer's at all."""
+        name = name_of(Exchange, header.exchange)
+        plain = header.exchange == Exchange.IKE_SA_INIT and self.state is State.INITIATING
+        if self.keys is None and not plain:
+            return None
         try:
-            return codec.open_message(self, header, data, path, now)
-        except CryptoError as error:
-            self.note("debug", f"{name_of(Exchange, header.exchange)} of {path.remote} dropped: {error}")
+            if plain:
+                opened = codec.Opened(header.next_payload, data[HEADER_LENGTH:], hash(data))
+            else:
+                assert self.keys is not None
+                found = codec.unseal(self.keys, header, data, self.reassembly)
+                if found is None:
+                    return None
+                opened = found
+        except (CryptoError, PeerError) as error:
+            # RFC 7296 section 2.21: what is not protected by our keys changes nothing and gets no answer.
+            self.note("debug", f"{name} of {path.remote} dropped: {error}")
+            return None
+        try:
+            payloads = parse_payload_chain(opened.first, opened.plain)
         except PeerError as error:
-            self._malformed(header, data, error, path, now)
-        return None
+            self._malformed(header, opened, error, path, now, authentic=not plain)
+            return None
+        return Incoming(header, payloads, path=path, data=data, opened=opened)
 
-    def _malformed(self, header: Header, data: bytes, error: PeerError, path: PeerPath, now: float) -> None:
-        """What could not be parsed. Only what was protected by our keys gets an answer (RFC 7296 section 2.21)."""
+    def _malformed(
+        self,
+        header: Header,
+        opened: codec.Opened,
+        error: PeerError,
+        path: PeerPath,
+        now: float,
+        *,
+        authentic: bool,
+    ) -> None:
+        """What the peer sealed and cannot be parsed: the request gets an error, ours has failed."""
         failure = codec.failure_of(error)
         self.note("warning", f"{name_of(Exchange, header.exchange)} of {path.remote} refused: {failure}")
-        self.reassembly = None
-        if self.keys is None or not codec.is_authentic(error):
+        if not authentic:
             return
         self.last_error = failure
         if header.response:
@@ -329,11 +351,17 @@ class IkeSa:
             return
         response = Outgoing(Exchange(header.exchange))
         response.notify(error.notify, error.data)
-        datagrams = self._seal(response, header.message_id, response=True)
-        self.window.answer(hash(data), datagrams)
-        self._transmit(datagrams, path, now)
+        self._respond(response, header.message_id, opened.request_hash, path, now)
         if self.state.half_open:
             self.close(Closed.FAILED, now, failure=failure, linger=True)
+
+    def _respond(
+        self, response: Outgoing, message_id: int, request_hash: int, path: PeerPath, now: float
+    ) -> list[bytes]:
+        datagrams = self._seal(response, message_id, response=True)
+        self.window.answer(request_hash, datagrams)
+        self._transmit(datagrams, path, now)
+        return datagrams
 
     def _heard(self, path: PeerPath, now: float) -> None:
         """An authenticated message has come: the peer lives, and where it is."""
@@ -341,7 +369,7 @@ class IkeSa:
         if self.connection.dpd_delay and not self.state.half_open:
             self.timers[Timer.DPD] = now + self.connection.dpd_delay
         # RFC 7296 section 2.23: the peer's new port or address is followed when it, and not we, is behind a NAT.
-        # With MOBIKE its initiator tells (RFC 4555 section 3.8). While half open the float is followed: choice of IKE_AUTH.
+        # With MOBIKE its initiator tells (RFC 4555 section 3.8). The initiator's float to 4500 is always followed.
         if path == self.path:
             return
         if self.state.half_open and not self.initiator:
@@ -391,7 +419,7 @@ class IkeSa:
                 continue
             message.exchange = task.exchange
             datagrams = self._seal(message, self.window.next_request, response=False)
-            task.built(self, datagrams[0], now)
+            task.built(self, message, datagrams, now)
             self.window.send(datagrams, self.path, self.connection.retransmission, now)
             self._transmit(datagrams, self.path, now)
 
@@ -403,7 +431,20 @@ class IkeSa:
         return None
 
     def _seal(self, message: Outgoing, message_id: int, *, response: bool) -> list[bytes]:
-        return codec.seal_message(self, message, message_id, response=response)
+        header = Header(
+            spi_i=self.spi_initiator,
+            spi_r=self.spi_responder,
+            exchange=message.exchange,
+            initiator=self.initiator,
+            response=response,
+            message_id=message_id,
+        )
+        keys = None if message.exchange == Exchange.IKE_SA_INIT else self.keys
+        limit = None
+        if self.features & Feature.FRAGMENTATION:
+            marker = self.path.local_port != self.host.settings.nat_ports[0]
+            limit = codec.datagram_limit(self.path, self.connection.fragment_size, marker=marker)
+        return codec.seal(message, header, keys, limit=limit)
 
     def _transmit(self, datagrams: list[bytes], path: PeerPath, now: float) -> None:
         for data in datagrams:
@@ -556,7 +597,7 @@ class IkeSa:
     # Its end
 
     def close(self, why: Closed, now: float, *, failure: Failure | None = None, linger: bool = False) -> None:
-        """It is over, with its children and tasks; nothing is sent. `linger`: our last response may be asked for again."""
+        """It is over, with its children and tasks; nothing is sent. `linger`: see `Host.unregister`."""
         if self.state is State.CLOSED:
             return
         half_open, replaced = self.state.half_open, self.state is State.REKEYED
@@ -577,7 +618,8 @@ class IkeSa:
             self.emit(IkeClosed(ike=self.id, connection=self.connection.name, why=why, failure=failure))
         self.host.unregister(self, linger=linger, now=now)
         self.timers.clear()
-        self.handshake = self.keys = self.reassembly = None
+        self.handshake = self.keys = None
+        self.reassembly.clear()
         self.window.pending = None
 
     def bug(self, error: BaseException, now: float) -> None:

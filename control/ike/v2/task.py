@@ -31,6 +31,7 @@ from control.ike.wire import Header, Notify, Payload
 
 if TYPE_CHECKING:
     from control.ike.events import Failure
+    from control.ike.v2.codec import Opened
     from control.ike.v2.sa import IkeSa
 
 P = TypeVar("P")
@@ -54,16 +55,16 @@ class Ignored(Exception):
 class Incoming:
     """A message of the peer, opened and parsed. `data` is the datagram as it came (of a fragmented one, the last)."""
 
-    __slots__ = ("data", "header", "inner", "path", "payloads")
+    __slots__ = ("data", "header", "opened", "path", "payloads")
 
     def __init__(
-        self, header: Header, payloads: list[Payload], *, path: PeerPath, data: bytes, inner: bytes = b""
+        self, header: Header, payloads: list[Payload], *, path: PeerPath, data: bytes, opened: Opened
     ) -> None:
         self.header = header
-        self.payloads = payloads  # outer ones first, then those that SK protected
+        self.payloads = payloads  # in clear
         self.path = path
         self.data = data
-        self.inner = inner  # the plaintext of SK: what RFC 9242 authenticates
+        self.opened = opened  # the payloads' bytes: what RFC 9242 authenticates
 
     def all(self, kind: type[P]) -> Iterator[P]:
         """Payloads of one class, in their order."""
@@ -99,11 +100,13 @@ class Incoming:
 class Outgoing:
     """A message in the making. The IkeSa numbers, protects, cuts and sends it."""
 
-    __slots__ = ("exchange", "payloads")
+    __slots__ = ("exchange", "first", "payloads", "plain")
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.payloads: list[Payload] = []
+        self.first = 0  # set by sealing: the first payload's type, and all of them in clear
+        self.plain = b""
 
     def add(self, *payloads: Payload) -> None:
         """Append payloads."""
@@ -132,8 +135,10 @@ class Task(abc.ABC):
     def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
         """Take the peer's request or response in."""
 
-    def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
+    def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:  # noqa: B027 - few have something to undo
         """As initiator: the peer's answer was no good, or the IKE SA ended first. Report it, undo what was begun."""
 
-    def built(self, sa: IkeSa, data: bytes, now: float) -> None:
-        """The whole message that `build` filled in, as it goes out (IKE_SA_INIT's octets enter AUTH)."""
+    def built(  # noqa: B027 - few look
+        self, sa: IkeSa, message: Outgoing, datagrams: list[bytes], now: float
+    ) -> None:
+        """What `build` filled in, as it goes out (IKE_SA_INIT's octets enter AUTH)."""
