@@ -6,19 +6,23 @@ fragment is authenticated before it is kept, and what is kept is bounded, so a s
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 
 from control.ike.errors import LocalError, PeerError, syntax_error
 from control.ike.events import ChildSa, Failure, PeerPath
-from control.ike.numbers import Exchange, PayloadType
+from control.ike.numbers import Exchange, name_of
 from control.ike.v2.keys import SaKeys
 from control.ike.v2.task import Outgoing
-from control.ike.wire.header import HEADER_LENGTH, Header, build_header
-from control.ike.wire.message import build_payload_chain
+from control.ike.wire.header import HEADER_LENGTH, PAYLOAD_HEADER_LENGTH, Header
+from control.ike.wire.message import (
+    FRAGMENT_FIELDS_LENGTH,
+    Message,
+    build_message,
+    build_payload_chain,
+    build_sealed_prefix,
+)
 
-_GENERIC = struct.Struct(">BBH")
-_FRAGMENT = struct.Struct(">HH")
+SK_OVERHEAD = HEADER_LENGTH + PAYLOAD_HEADER_LENGTH
 MAX_FRAGMENTS = 128
 MAX_MESSAGE = 131072  # bytes that fragments may add up to
 SMALLEST = 576  # bytes of IP packet below which no fragment size goes (RFC 7383 section 2.5.1)
@@ -43,7 +47,9 @@ class Reassembly:
             self.parts[number] = plain
             self.size += len(plain)
             if self.size > MAX_MESSAGE:
-                raise syntax_error(f"fragments of {self.size} bytes together, at most {MAX_MESSAGE} are taken")
+                raise syntax_error(
+                    f"fragments of {self.size} bytes together, at most {MAX_MESSAGE} are taken"
+                )
             if number == 1:
                 self.first_payload, self.first_hash = payload, hash(datagram)
         return len(self.parts) == self.total
@@ -71,98 +77,57 @@ def seal(
     *,
     limit: int | None,
 ) -> list[bytes]:
-    """The datagrams of a message. `header` is right but for lengths; None as `limit`: never cut, else bytes of each."""
-    first, plain = build_payload_chain(message.payloads)
-    message.first, message.plain = first, plain
+    """The datagrams of a message. `limit` is how many bytes each may have; None is as many as it takes."""
     if keys is None:
         if header.exchange != Exchange.IKE_SA_INIT:
-            raise LocalError(f"{header.exchange} without keys")
-        whole = replace(header, next_payload=first, length=HEADER_LENGTH + len(plain))
-        return [build_header(whole) + plain]
+            raise LocalError(f"{name_of(Exchange, header.exchange)} without keys")
+        return [build_message(header, message.payloads)]
+    first, plain = build_payload_chain(message.payloads)
+    message.first, message.plain = first, plain
     sealed = keys.protection.sealed_length(len(plain))
-    length = HEADER_LENGTH + _GENERIC.size + sealed
-    if limit is None or length <= limit:
-        prefix = encrypted_prefix(header, first, length)
+    if limit is None or SK_OVERHEAD + sealed <= limit:
+        prefix = build_sealed_prefix(header, first, sealed)
         return [prefix + keys.sealer.seal(prefix, plain)]
-    return _seal_fragments(header, keys, first, plain, limit)
-
-
-def encrypted_prefix(header: Header, first: int, length: int) -> bytes:
-    """IKE header and the SK payload's generic header, of a message of `length` bytes."""
-    whole = replace(header, next_payload=PayloadType.SK, length=length)
-    return build_header(whole) + _GENERIC.pack(first, 0, length - HEADER_LENGTH)
-
-
-def _seal_fragments(header: Header, keys: SaKeys, first: int, plain: bytes, limit: int) -> list[bytes]:
-    around = HEADER_LENGTH + _GENERIC.size + _FRAGMENT.size
-    room = keys.protection.payload_room(limit - around)
+    room = keys.protection.payload_room(limit - SK_OVERHEAD - FRAGMENT_FIELDS_LENGTH)
     total = -(-len(plain) // room)
     datagrams = []
     for number in range(1, total + 1):
         part = plain[(number - 1) * room : number * room]
-        length = around + keys.protection.sealed_length(len(part))
-        whole = replace(header, next_payload=PayloadType.SKF, length=length)
-        # RFC 7383 section 2.5: only the first fragment names the first payload.
-        inner = first if number == 1 else PayloadType.NONE
-        prefix = (
-            build_header(whole)
-            + _GENERIC.pack(inner, 0, length - HEADER_LENGTH)
-            + _FRAGMENT.pack(number, total)
-        )
+        sealed = keys.protection.sealed_length(len(part))
+        prefix = build_sealed_prefix(header, first, sealed, number=number, total=total)
         datagrams.append(prefix + keys.sealer.seal(prefix, part))
     return datagrams
 
 
-def unseal(
-    keys: SaKeys, header: Header, data: bytes, reassemblies: dict[bool, Reassembly]
-) -> Opened | None:
-    """A datagram of the peer in clear; None while fragments are missing.
+def unseal(keys: SaKeys, message: Message, reassemblies: dict[bool, Reassembly]) -> Opened | None:
+    """A message of the peer in clear; None while fragments are missing.
 
-    Raises IntegrityError for what is not sealed with our keys, PeerError for what is no SK or SKF at all.
+    Raises IntegrityError for what is not sealed with our keys, PeerError for what is not sealed at all.
     """
-    if header.next_payload not in (PayloadType.SK, PayloadType.SKF):
-        raise syntax_error(
-            f"payload {header.next_payload} outside of SK in a message that must be encrypted (RFC 7296 section 1.2)"
-        )
-    if len(data) < HEADER_LENGTH + _GENERIC.size:
-        raise syntax_error(f"{len(data)} bytes, too short for an SK payload")
-    first, _, length = _GENERIC.unpack_from(data, HEADER_LENGTH)
-    if length != len(data) - HEADER_LENGTH:
-        raise syntax_error(
-            f"SK payload of {length} bytes in a message with {len(data) - HEADER_LENGTH} after its header"
-        )
-    body = HEADER_LENGTH + _GENERIC.size
-    if header.next_payload == PayloadType.SK:
-        plain = keys.opener.open(data[:body], data[body:])
-        reassemblies.pop(header.response, None)
-        return Opened(first, plain, hash(data))
-    return _unseal_fragment(keys, header, first, data, reassemblies)
-
-
-def _unseal_fragment(
-    keys: SaKeys, header: Header, first: int, data: bytes, reassemblies: dict[bool, Reassembly]
-) -> Opened | None:
-    body = HEADER_LENGTH + _GENERIC.size + _FRAGMENT.size
-    if len(data) < body:
-        raise syntax_error(f"{len(data)} bytes, too short for an SKF payload")
-    number, total = _FRAGMENT.unpack_from(data, body - _FRAGMENT.size)
-    if not 1 <= number <= total <= MAX_FRAGMENTS:
-        raise syntax_error(f"fragment {number} of {total}; at most {MAX_FRAGMENTS} are taken")
-    kept = reassemblies.get(header.response)
-    if kept is not None and kept.message_id == header.message_id:
-        # RFC 7383 section 2.6: a set with more fragments (a smaller size was needed) takes the place of one with fewer.
-        if total < kept.total or number in kept.parts and total == kept.total:
+    sealed, response = message.encrypted, message.header.response
+    if sealed is None:
+        raise syntax_error("message in clear; want an SK payload (RFC 7296 section 1.2)")
+    if sealed.total == 0:
+        plain = keys.opener.open(message.aad, sealed.body)
+        reassemblies.pop(response, None)
+        return Opened(sealed.first, plain, hash(message.data))
+    if sealed.total > MAX_FRAGMENTS:
+        raise syntax_error(f"{sealed.total} fragments; at most {MAX_FRAGMENTS} are taken")
+    kept = reassemblies.get(response)
+    if kept is not None and kept.message_id == message.header.message_id:
+        # RFC 7383 section 2.6: a set with more fragments takes the place of one with fewer, which did not get through.
+        if sealed.total < kept.total or (sealed.total == kept.total and sealed.number in kept.parts):
             return None
-        if total > kept.total:
+        if sealed.total > kept.total:
             kept = None
     else:
         kept = None
-    plain = keys.opener.open(data[:body], data[body:])
+    plain = keys.opener.open(message.aad, sealed.body)
     if kept is None:
-        kept = reassemblies[header.response] = Reassembly(header.message_id, total)
-    if not kept.add(number, first, plain, data):
+        kept = reassemblies[response] = Reassembly(message.header.message_id, sealed.total)
+    if not kept.add(sealed.number, sealed.first, plain, message.data):
         return None
-    del reassemblies[header.response]
+    del reassemblies[response]
     return Opened(kept.first_payload, kept.whole(), kept.first_hash)
 
 

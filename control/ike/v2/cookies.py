@@ -70,7 +70,11 @@ def scan(data: bytes) -> tuple[bytes | None, bytes]:
             break
         if kind == _NONCE:
             return cookie, data[offset + 4 : offset + length]
-        if kind == _NOTIFY and length >= 8 and int.from_bytes(data[offset + 6 : offset + 8], "big") == _COOKIE:
+        if (
+            kind == _NOTIFY
+            and length >= 8
+            and int.from_bytes(data[offset + 6 : offset + 8], "big") == _COOKIE
+        ):
             cookie = data[offset + 8 + data[offset + 5] : offset + length]
         kind, offset = data[offset], offset + length
     return cookie, b""

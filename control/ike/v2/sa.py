@@ -41,8 +41,8 @@ from control.ike.v2 import codec, lifetimes
 from control.ike.v2.states import ALLOWED, State, Step, advance
 from control.ike.v2.task import FAIL, MORE, Ignored, Incoming, Outgoing, Task
 from control.ike.v2.window import Arrival, Window
-from control.ike.wire.header import HEADER_LENGTH, Header
-from control.ike.wire.message import parse_payload_chain
+from control.ike.wire.header import Header
+from control.ike.wire.message import parse_message, parse_payload_chain
 from dataplane.model import Address
 
 if TYPE_CHECKING:
@@ -304,18 +304,17 @@ class IkeSa:
     def _open(self, header: Header, data: bytes, path: PeerPath, now: float) -> Incoming | None:
         """The message in clear; None while fragments are missing, or when it is not the peer's at all."""
         name = name_of(Exchange, header.exchange)
-        plain = header.exchange == Exchange.IKE_SA_INIT and self.state is State.INITIATING
-        if self.keys is None and not plain:
+        if self.keys is None and header.exchange != Exchange.IKE_SA_INIT:
             return None
         try:
-            if plain:
-                opened = codec.Opened(header.next_payload, data[HEADER_LENGTH:], hash(data))
-            else:
-                assert self.keys is not None
-                found = codec.unseal(self.keys, header, data, self.reassembly)
-                if found is None:
-                    return None
-                opened = found
+            parsed = parse_message(data)
+            if self.keys is None:
+                opened = codec.Opened(0, b"", hash(data))
+                return Incoming(header, parsed.payloads, path=path, data=data, opened=opened)
+            found = codec.unseal(self.keys, parsed, self.reassembly)
+            if found is None:
+                return None
+            opened = found
         except (CryptoError, PeerError) as error:
             # RFC 7296 section 2.21: what is not protected by our keys changes nothing and gets no answer.
             self.note("debug", f"{name} of {path.remote} dropped: {error}")
@@ -323,7 +322,7 @@ class IkeSa:
         try:
             payloads = parse_payload_chain(opened.first, opened.plain)
         except PeerError as error:
-            self._malformed(header, opened, error, path, now, authentic=not plain)
+            self._malformed(header, opened, error, path, now)
             return None
         return Incoming(header, payloads, path=path, data=data, opened=opened)
 
@@ -334,14 +333,10 @@ class IkeSa:
         error: PeerError,
         path: PeerPath,
         now: float,
-        *,
-        authentic: bool,
     ) -> None:
         """What the peer sealed and cannot be parsed: the request gets an error, ours has failed."""
         failure = codec.failure_of(error)
         self.note("warning", f"{name_of(Exchange, header.exchange)} of {path.remote} refused: {failure}")
-        if not authentic:
-            return
         self.last_error = failure
         if header.response:
             task = self.active
@@ -432,8 +427,8 @@ class IkeSa:
 
     def _seal(self, message: Outgoing, message_id: int, *, response: bool) -> list[bytes]:
         header = Header(
-            spi_i=self.spi_initiator,
-            spi_r=self.spi_responder,
+            initiator_spi=self.spi_initiator,
+            responder_spi=self.spi_responder,
             exchange=message.exchange,
             initiator=self.initiator,
             response=response,

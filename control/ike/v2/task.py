@@ -21,20 +21,19 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from control.ike.errors import PeerError
 from control.ike.events import PeerPath
-from control.ike.numbers import FIRST_STATUS, Exchange, NotifyType
-from control.ike.wire import Header, Notify, Payload
+from control.ike.numbers import Exchange, NotifyType
+from control.ike.wire.header import Header
+from control.ike.wire.message import AnyPayload, all_of, find_error, find_notify, first_of, need
+from control.ike.wire.payloads import NotifyPayload, Payload
 
 if TYPE_CHECKING:
     from control.ike.events import Failure
     from control.ike.v2.codec import Opened
     from control.ike.v2.sa import IkeSa
-
-P = TypeVar("P")
 
 
 class Result(enum.Enum):
@@ -58,7 +57,7 @@ class Incoming:
     __slots__ = ("data", "header", "opened", "path", "payloads")
 
     def __init__(
-        self, header: Header, payloads: list[Payload], *, path: PeerPath, data: bytes, opened: Opened
+        self, header: Header, payloads: Sequence[Payload], *, path: PeerPath, data: bytes, opened: Opened
     ) -> None:
         self.header = header
         self.payloads = payloads  # in clear
@@ -66,35 +65,29 @@ class Incoming:
         self.data = data
         self.opened = opened  # the payloads' bytes: what RFC 9242 authenticates
 
-    def all(self, kind: type[P]) -> Iterator[P]:
+    def all(self, kind: type[AnyPayload]) -> tuple[AnyPayload, ...]:
         """Payloads of one class, in their order."""
-        return (payload for payload in self.payloads if isinstance(payload, kind))
+        return all_of(self.payloads, kind)
 
-    def get(self, kind: type[P]) -> P | None:
-        """The first payload of a class."""
-        return next(self.all(kind), None)
+    def get(self, kind: type[AnyPayload], *, initiator: bool | None = None) -> AnyPayload | None:
+        """The payload of a class, if there is one; `initiator` tells IDi and TSi from IDr and TSr."""
+        return first_of(self.payloads, kind, initiator=initiator)
 
-    def need(self, kind: type[P]) -> P:
+    def need(self, kind: type[AnyPayload], *, initiator: bool | None = None) -> AnyPayload:
         """The payload of a class that must be there exactly once; PeerError (INVALID_SYNTAX) else."""
-        found = list(self.all(kind))
-        if len(found) != 1:
-            raise PeerError(
-                NotifyType.INVALID_SYNTAX,
-                f"{self.header.exchange.name} has {len(found)} {kind.__name__} payloads, wanted one",
-            )
-        return found[0]
+        return need(self.payloads, kind, initiator=initiator)
 
-    def notify(self, kind: NotifyType) -> Notify | None:
+    def notify(self, kind: NotifyType) -> NotifyPayload | None:
         """The first notification of a type."""
-        return next(self.notifies(kind), None)
+        return find_notify(self.payloads, kind)
 
-    def notifies(self, kind: NotifyType) -> Iterator[Notify]:
+    def notifies(self, kind: NotifyType) -> list[NotifyPayload]:
         """All notifications of a type."""
-        return (notify for notify in self.all(Notify) if notify.type == kind)
+        return [notify for notify in self.all(NotifyPayload) if notify.type == kind]
 
-    def error(self) -> Notify | None:
-        """The first notification that reports an error (types below 16384, RFC 7296 section 3.10.1)."""
-        return next((notify for notify in self.all(Notify) if notify.type < FIRST_STATUS), None)
+    def error(self) -> NotifyPayload | None:
+        """The first notification that reports an error (RFC 7296 section 3.10.1)."""
+        return find_error(self.payloads)
 
 
 class Outgoing:
@@ -102,7 +95,7 @@ class Outgoing:
 
     __slots__ = ("exchange", "first", "payloads", "plain")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: int) -> None:
         self.exchange = exchange
         self.payloads: list[Payload] = []
         self.first = 0  # set by sealing: the first payload's type, and all of them in clear
@@ -114,7 +107,7 @@ class Outgoing:
 
     def notify(self, kind: NotifyType, data: bytes = b"", *, protocol: int = 0, spi: bytes = b"") -> None:
         """Append a notification."""
-        self.payloads.append(Notify(type=kind, data=data, protocol=protocol, spi=spi))
+        self.payloads.append(NotifyPayload(type=kind, data=data, protocol=protocol, spi=spi))
 
 
 class Task(abc.ABC):
