@@ -1,0 +1,355 @@
+"""Child SAs in the dataplane: 1 add RX 2 add TX and swap 3 retire RX after the overlap 4 move to another path.
+
+    established     inbound SA in; outbound SA in; with `outbound` the policies swap to it by one store each
+    ready           (the peer rekeyed) the policies swap now
+    closed          outbound SA out; inbound SA out, or, where another took its place, after the overlap: packets
+                    that the peer sent through it are still on their way
+    path changed    both SAs move, numbers and windows go on
+
+What is wrong with one child is logged and ends that child (`refused` tells the owner); others are not touched. The
+events of one IKE SA come in order, and everything here but a move is done when a call returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from control.ike.events import ChildEstablished, ChildSa, PeerPath
+from control.ike.settings import Mode
+from control.sa.selectors import pairs
+from control.sa.spd import Spd
+from dataplane.api import DataPlaneError, SaTraffic
+from dataplane.model import Address, AdjacencySpec, Direction, Encap, SaSpec
+
+log = logging.getLogger("esplanade.sa")
+
+OVERLAP = 5.0  # seconds that a replaced inbound SA goes on receiving
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How an SA's outer packets leave; without adjacency the kernel is asked, without MTU there is no route."""
+
+    adjacency: AdjacencySpec | None = None
+    mtu: int | None = None
+
+
+class SaTable(Protocol):
+    """Where SAs go: the dataplane."""
+
+    def add_sa(self, spec: SaSpec, *, mtu: int = 1500) -> None:
+        """Add one SA."""
+
+    def remove_sa(self, name: str) -> None:
+        """Remove one SA."""
+
+    def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int = 1500) -> None:
+        """Where an outbound SA's packets leave."""
+
+    async def move_sa(
+        self,
+        name: str,
+        *,
+        local: Address,
+        remote: Address,
+        encap: Encap | None,
+        adjacency: AdjacencySpec | None = None,
+        mtu: int = 1500,
+    ) -> None:
+        """Another path for an SA."""
+
+    def traffic(self, names: Sequence[str]) -> list[SaTraffic]:
+        """Counters of SAs."""
+
+
+class Ways(Protocol):
+    """Who knows the ways of outer packets and follows their changes: the netlink mirror."""
+
+    def follow_sa(self, spec: SaSpec) -> Way:
+        """Follow the way of an outbound SA from now on; what is known of it already."""
+
+    def forget_sa(self, name: str) -> None:
+        """The SA is gone."""
+
+
+@dataclass(kw_only=True)
+class Installed:
+    """One child in the dataplane."""
+
+    sa: ChildSa  # without its keys: the dataplane has them
+    ike: int  # id of the IKE SA that it belongs to now
+    outbound: bool  # packets are sent through it
+    path: PeerPath
+    encapsulated: bool
+    moving: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    @property
+    def name_in(self) -> str:
+        """Of the inbound SA."""
+        return sa_name(self.sa, Direction.IN)
+
+    @property
+    def name_out(self) -> str:
+        """Of the outbound SA."""
+        return sa_name(self.sa, Direction.OUT)
+
+
+def sa_name(child: ChildSa, direction: Direction) -> str:
+    """The dataplane's name of one of a child's two SAs: connection/child#id/in."""
+    return f"{child.connection}/{child.settings.name}#{child.id}/{direction.value}"
+
+
+def without_keys(child: ChildSa) -> ChildSa:
+    """The same child for whoever must remember it."""
+    return replace(
+        child,
+        encryption_key_in=b"",
+        encryption_key_out=b"",
+        integrity_key_in=b"",
+        integrity_key_out=b"",
+    )
+
+
+def sa_specs(child: ChildSa, path: PeerPath, encapsulated: bool) -> tuple[SaSpec, SaSpec]:
+    """The inbound and the outbound SA of a child."""
+    settings = child.settings
+    selectors = pairs(child.local_selectors, child.remote_selectors)
+    found = []
+    for direction in (Direction.IN, Direction.OUT):
+        inbound = direction is Direction.IN
+        found.append(
+            SaSpec(
+                name=sa_name(child, direction),
+                direction=direction,
+                spi=child.spi_in if inbound else child.spi_out,
+                local=path.local,
+                remote=path.remote,
+                proposal=child.suite,
+                encryption_key=child.encryption_key_in if inbound else child.encryption_key_out,
+                integrity_key=child.integrity_key_in if inbound else child.integrity_key_out,
+                encap=encap(path) if encapsulated else None,
+                # RFC 4303 section 3.4.3: with ESN the window also tells the upper half, so there must be one.
+                replay_window=settings.replay_window or (64 if child.suite.esn else 0),
+                selectors=selectors if inbound else (),
+                df=settings.df,
+                dscp=settings.dscp,
+                mss_clamp=settings.mss_clamp,
+                negotiated=True,
+            )
+        )
+    return found[0], found[1]
+
+
+def encap(path: PeerPath) -> Encap:
+    """UDP encapsulation between the ports of IKE (RFC 3948 section 2.1)."""
+    return Encap(source_port=path.local_port, destination_port=path.remote_port)
+
+
+class Children:
+    """All child SAs of IKE that the dataplane has."""
+
+    def __init__(
+        self,
+        table: SaTable,
+        spd: Spd,
+        ways: Ways,
+        *,
+        refused: Callable[[ChildSa, str], None],
+        retired: Callable[[int], None] = lambda spi: None,
+        overlap: float = OVERLAP,
+    ) -> None:
+        """`refused` hears of children that the dataplane cannot be given, `retired` of inbound SPIs that are free."""
+        self.overlap = overlap
+        self._table = table
+        self._spd = spd
+        self._ways = ways
+        self._refused = refused
+        self._retired = retired
+        self._installed: dict[int, Installed] = {}
+        self._retiring: dict[int, tuple[str, asyncio.TimerHandle]] = {}  # SPI -> SA's name and its end
+
+    @property
+    def installed(self) -> Mapping[int, Installed]:
+        """By child id."""
+        return self._installed
+
+    # ---- 1, 2 -- a child comes
+
+    def established(self, event: ChildEstablished) -> None:
+        """Install the inbound SA and, as said, the outbound one."""
+        child = event.child
+        try:
+            self._install(child)
+        except DataPlaneError as error:
+            self._refuse(child, str(error))
+            return
+        if event.outbound:
+            self.outbound_ready(child.id)
+
+    def _install(self, child: ChildSa) -> None:
+        """Both SAs; nothing is sent through them yet. All or nothing."""
+        if child.mode is not Mode.TUNNEL:
+            raise DataPlaneError(f"mode {child.mode.value}: the dataplane has tunnel mode only")
+        inbound, outbound = sa_specs(child, child.path, child.encapsulated)
+        self._table.add_sa(inbound)
+        try:
+            self._add_outbound(outbound)
+        except DataPlaneError:
+            self._table.remove_sa(inbound.name)
+            raise
+        self._installed[child.id] = Installed(
+            sa=without_keys(child),
+            ike=child.ike,
+            outbound=False,
+            path=child.path,
+            encapsulated=child.encapsulated,
+        )
+
+    def _add_outbound(self, spec: SaSpec) -> None:
+        way = self._ways.follow_sa(spec)
+        try:
+            self._table.add_sa(spec, **_mtu(way))
+            if way.adjacency is not None:
+                self._table.set_sa_adjacency(spec.name, way.adjacency, **_mtu(way))
+        except DataPlaneError:
+            self._ways.forget_sa(spec.name)
+            raise
+
+    def _refuse(self, child: ChildSa, text: str) -> None:
+        log.error("%s: child %s cannot be installed: %s", child.connection, child.settings.name, text)
+        self._refused(child, text)
+
+    def outbound_ready(self, child: int) -> None:
+        """Packets leave through this child from now on."""
+        installed = self._installed.get(child)
+        if installed is None:
+            return  # it was refused
+        installed.outbound = True
+        sa = installed.sa
+        try:
+            self._spd.add(
+                child,
+                f"{sa.connection}/{sa.settings.name}",
+                installed.name_out,
+                pairs(sa.local_selectors, sa.remote_selectors),
+            )
+        except DataPlaneError as error:
+            self._refuse(sa, str(error))
+
+    # ---- 3 -- a child goes
+
+    def closed(self, child: int, *, replaced: bool) -> None:
+        """Take a child out; `replaced` by another, its inbound SA stays for the overlap."""
+        installed = self._installed.pop(child, None)
+        if installed is None:
+            return
+        if installed.moving is not None:
+            installed.moving.cancel()
+        self._spd.remove(child)
+        self._ways.forget_sa(installed.name_out)
+        self._remove(installed.name_out)
+        spi = installed.sa.spi_in
+        if replaced and self.overlap > 0:
+            timer = asyncio.get_running_loop().call_later(self.overlap, self._retire, spi)
+            self._retiring[spi] = (installed.name_in, timer)
+        else:
+            self._remove(installed.name_in)
+            self._retired(spi)
+
+    def _retire(self, spi: int) -> None:
+        name, timer = self._retiring.pop(spi)
+        timer.cancel()
+        self._remove(name)
+        self._retired(spi)
+
+    def _remove(self, name: str) -> None:
+        try:
+            self._table.remove_sa(name)
+        except DataPlaneError as error:
+            log.error("sa %s: %s", name, error)
+
+    # ---- 4 -- a child's path changes
+
+    def ike_rekeyed(self, old: int, new: int) -> None:
+        """The children of one IKE SA are another's now."""
+        for installed in self._installed.values():
+            if installed.ike == old:
+                installed.ike = new
+
+    def path_changed(self, ike: int, path: PeerPath, encapsulated: bool) -> None:
+        """All children of an IKE SA use another path."""
+        for installed in self._installed.values():
+            if installed.ike == ike:
+                self._move(installed, path, encapsulated)
+
+    def _move(self, installed: Installed, path: PeerPath, encapsulated: bool) -> None:
+        installed.path, installed.encapsulated = path, encapsulated
+        if installed.moving is None:
+            installed.moving = asyncio.create_task(
+                self._follow(installed), name=f"move child {installed.sa.id}"
+            )
+
+    async def _follow(self, installed: Installed) -> None:
+        """Move both SAs until they are where the child is: it may move on meanwhile."""
+        done: tuple[PeerPath, bool] | None = None
+        try:
+            while done != (installed.path, installed.encapsulated):
+                done = installed.path, installed.encapsulated
+                await self._move_once(installed, *done)
+        except DataPlaneError as error:
+            self._refuse(installed.sa, f"to {installed.path.remote}: {error}")
+        finally:
+            installed.moving = None
+
+    async def _move_once(self, installed: Installed, path: PeerPath, encapsulated: bool) -> None:
+        _, outbound = sa_specs(installed.sa, path, encapsulated)
+        way = self._ways.follow_sa(outbound)
+        for name in (installed.name_in, installed.name_out):
+            await self._table.move_sa(
+                name,
+                local=path.local,
+                remote=path.remote,
+                encap=outbound.encap,
+                adjacency=way.adjacency if name == installed.name_out else None,
+                **_mtu(way),
+            )
+
+    async def settled(self) -> None:
+        """Wait until every child is where its IKE SA is."""
+        while moves := [each.moving for each in self._installed.values() if each.moving is not None]:
+            await asyncio.wait(moves)
+
+    # ---- what passed, and the end
+
+    def traffic(self) -> dict[int, tuple[SaTraffic, SaTraffic]]:
+        """Inbound and outbound counters by child id."""
+        children = list(self._installed.values())
+        names = [name for each in children for name in (each.name_in, each.name_out)]
+        counters = self._table.traffic(names)
+        return {
+            each.sa.id: (counters[2 * place], counters[2 * place + 1]) for place, each in enumerate(children)
+        }
+
+    def specs(self) -> dict[str, SaSpec]:
+        """Every SA by its name, without keys: for the status."""
+        found = {}
+        for each in self._installed.values():
+            for spec in sa_specs(each.sa, each.path, each.encapsulated):
+                found[spec.name] = spec
+        return found
+
+    def close(self) -> None:
+        """Take everything out at once."""
+        for child in list(self._installed):
+            self.closed(child, replaced=False)
+        for spi in list(self._retiring):
+            self._retire(spi)
+
+
+def _mtu(way: Way) -> dict[str, int]:
+    """Keyword arguments: what is not known is left to the default."""
+    return {} if way.mtu is None else {"mtu": way.mtu}
