@@ -12,7 +12,8 @@ only 0, 1 and p-1 are; RFC 6989 section 2.1), a point off its curve (2.3), an al
 8031 section 5), an encapsulation key that fails FIPS 203's checks. ML-KEM-512 is not in the library, so not here.
 MODP-1024 and MODP-1536 are broken or weak (RFC 8247): they are here for old peers that offer nothing else.
 
-The library has announced that it will drop MODP groups one day; it warns at each use, which is silenced here.
+The library has announced that it will drop MODP groups one day, and warns wherever they are used: noise
+to an operator, whose peers decide.
 """
 
 from __future__ import annotations
