@@ -110,6 +110,14 @@ class PeerRoute:
         return self.hop.interface, self.hop.gateway or self.destination
 
 
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How an SA's outer packets leave; without adjacency the kernel is asked, without MTU there is no route."""
+
+    adjacency: AdjacencySpec | None = None
+    mtu: int | None = None
+
+
 class Mirror:
     """The kernel's tables as last told, and the dataplane's tables that follow from them."""
 

@@ -22,7 +22,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from control.net.mirror import Link, Mirror, MirrorPort, NeighbourKey, PeerRoute, peer_route
+from control.net.mirror import Link, Mirror, MirrorPort, NeighbourKey, PeerRoute, Way, peer_route
 from dataplane.model import Address, AdjacencySpec, Direction, RouteSpec, SaSpec
 
 log = logging.getLogger("esplanade.netlink")
@@ -61,6 +61,7 @@ class NetlinkMirror:
         self._sink = sink
         self._sas: dict[str, SaSpec] = {}
         self._answers: dict[str, PeerRoute | None] = {}
+        self._pairs: dict[tuple[Address, Address], PeerRoute | None] = {}  # by the SAs' two outer addresses
         self._told: dict[str, object] = {}  # what the sink was told last, by subject
         self._events: socket.socket | None = None
         self._requests: AsyncIPRoute | None = None
@@ -132,6 +133,39 @@ class NetlinkMirror:
         self.tell_again()
         await self._ask_peers()
         await self._tell()
+
+    def follow_sa(self, spec: SaSpec) -> Way:
+        """Follow the way of one more outbound SA, or of one that has moved; what is known of it already.
+
+        What is not known is asked for at once, and the sink is told.
+        """
+        name = spec.name
+        self._sas[name] = spec
+        self._told.pop(f"sa {name}", None)
+        pair = (spec.local, spec.remote)
+        if pair not in self._pairs:
+            self._answers.pop(name, None)
+            self._ask = True
+            self._wake.set()
+            return Way()
+        answer = self._answers[name] = self._pairs[pair]
+        way = self._way(spec, answer)
+        self._told[f"sa {name}"] = way
+        return way
+
+    def forget_sa(self, name: str) -> None:
+        """The SA is gone."""
+        self._sas.pop(name, None)
+        self._answers.pop(name, None)
+        self._told.pop(f"sa {name}", None)
+        self._unreachable.discard(name)
+
+    def _way(self, spec: SaSpec, answer: PeerRoute | None) -> Way:
+        """How the outer packets of an SA leave, by the kernel's answer for its peer."""
+        return Way(
+            adjacency=self.mirror.sa_adjacency(answer, encapsulated=spec.encap is not None),
+            mtu=self.mirror.path_mtu(answer) if answer is not None else None,
+        )
 
     def tell_again(self) -> None:
         """Count the ways of SAs and the routes as not told yet: the next news has all of them."""
@@ -259,8 +293,11 @@ class NetlinkMirror:
             if pair not in asked:
                 asked[pair] = await self._ask_route(*pair)
             answers[name] = asked[pair]
-            self._report_reachability(sa, answers[name])
-        self._answers = answers
+            if name in self._sas:
+                self._report_reachability(sa, answers[name])
+        # SAs came and went meanwhile: those that came are asked for next.
+        self._answers = {name: answers.get(name, self._answers.get(name)) for name in self._sas}
+        self._pairs = asked
 
     async def _ask_route(self, local: Address, remote: Address) -> PeerRoute | None:
         assert self._requests is not None
@@ -306,12 +343,11 @@ class NetlinkMirror:
         self.route_count = len(routes)
         if self._news("routes", routes):
             await self._sink.set_routes(routes)
-        for name, sa in self._sas.items():
-            answer = self._answers.get(name)
-            adjacency = mirror.sa_adjacency(answer, encapsulated=sa.encap is not None)
-            mtu = mirror.path_mtu(answer) if answer is not None else None
-            if self._news(f"sa {name}", (adjacency, mtu)):
-                await self._sink.set_sa_adjacency(name, adjacency, mtu)
+        for name, sa in list(self._sas.items()):
+            if name in self._answers and self._sas.get(name) is sa:
+                way = self._way(sa, self._answers[name])
+                if self._news(f"sa {name}", way):
+                    await self._sink.set_sa_adjacency(name, way.adjacency, way.mtu)
 
     def _news(self, subject: str, value: object) -> bool:
         """True when `value` differs from what was told about `subject` last."""

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from control.ike.events import ChildEstablished, ChildSa, PeerPath
 from control.ike.settings import Mode
+from control.net.mirror import Way
 from control.sa.selectors import pairs
 from control.sa.spd import Spd
 from dataplane.api import DataPlaneError, SaTraffic
@@ -28,14 +29,6 @@ from dataplane.model import Address, AdjacencySpec, Direction, Encap, SaSpec
 log = logging.getLogger("esplanade.sa")
 
 OVERLAP = 5.0  # seconds that a replaced inbound SA goes on receiving
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How an SA's outer packets leave; without adjacency the kernel is asked, without MTU there is no route."""
-
-    adjacency: AdjacencySpec | None = None
-    mtu: int | None = None
 
 
 class SaTable(Protocol):
@@ -334,13 +327,19 @@ class Children:
             each.sa.id: (counters[2 * place], counters[2 * place + 1]) for place, each in enumerate(children)
         }
 
-    def specs(self) -> dict[str, SaSpec]:
-        """Every SA by its name, without keys: for the status."""
-        found = {}
-        for each in self._installed.values():
-            for spec in sa_specs(each.sa, each.path, each.encapsulated):
-                found[spec.name] = spec
-        return found
+    def spec(self, name: str) -> SaSpec | None:
+        """One of the SAs by its name, without keys; None where it is not one of these."""
+        head, _, direction = name.rpartition("/")
+        child = head.rpartition("#")[2]
+        installed = self._installed.get(int(child)) if child.isdecimal() else None
+        if installed is None or name not in (installed.name_in, installed.name_out):
+            return None
+        specs = sa_specs(installed.sa, installed.path, installed.encapsulated)
+        return specs[direction == Direction.OUT.value]
+
+    def outbound_specs(self) -> list[SaSpec]:
+        """The outbound SA of each child."""
+        return [sa_specs(each.sa, each.path, each.encapsulated)[1] for each in self._installed.values()]
 
     def close(self) -> None:
         """Take everything out at once."""

@@ -13,7 +13,8 @@ import pytest
 
 from control.ike.events import ChildEstablished, ChildSa, PeerPath
 from control.ike.settings import ChildSettings, Mode, TrafficSelector
-from control.sa.children import Children, Way
+from control.net.mirror import Way
+from control.sa.children import Children
 from control.sa.spd import Spd, Trap
 from control.sa.spi import SpiAllocator, SpiError
 from dataplane.api import DataPlane
@@ -316,7 +317,10 @@ def test_a_child_moves_with_its_ike_sa(world: World) -> None:
         assert esp[16:24] == IPv4Address("198.51.100.9").packed + bytes.fromhex("1194") + (40002).to_bytes(
             2, "big"
         )
-        assert world.left.children.specs()["branch/net#1/out"].remote == IPv4Address("198.51.100.9")
+        spec = world.left.children.spec("branch/net#1/out")
+        assert spec is not None and spec.remote == IPv4Address("198.51.100.9")
+        assert world.left.children.outbound_specs() == [spec]
+        assert world.left.children.spec("branch/net#2/out") is None is world.left.children.spec("manual")
 
     asyncio.run(scenario())
 
