@@ -81,14 +81,18 @@ def accept_suite(answer: Sequence[OfferedProposal], sent: Sequence[Proposal]) ->
 
 
 def choose_suite(
-    offered: Sequence[OfferedProposal], accepted: Sequence[Proposal], ke_group: int = Group.NONE
+    offered: Sequence[OfferedProposal],
+    accepted: Sequence[Proposal],
+    ke_group: int = Group.NONE,
+    *,
+    whose: str = "the child",
 ) -> tuple[Suite, int, int]:
     """The suite, the number of the proposal it answers and the peer's SPI.
 
     `ke_group` is the method of the request's KE payload, 0 without one. Raises PeerError: NoProposalChosen, or
     INVALID_KE_PAYLOAD with the group that is wanted (RFC 7296 section 1.3).
     """
-    suite, number = select(offered, accepted, prefer_group=ke_group or None, whose="the child")
+    suite, number = select(offered, accepted, prefer_group=ke_group or None, whose=whose)
     if suite.group not in (Group.NONE, ke_group):
         got = name_of(Group, ke_group) if ke_group else "no key exchange"
         raise PeerError(

@@ -1,0 +1,328 @@
+"""The part of IKE_AUTH and of CREATE_CHILD_SA that is about a child SA: SA, TSi, TSr and USE_TRANSPORT_MODE.
+
+    initiator   ask -> ChildRequest, add_request        -> the response -> accept -> Agreed -> install
+    responder   the request -> answer -> Agreed, add_answer                        -> install
+
+Nonces, KE payloads and REKEY_SA belong to the exchange and are the tasks'. Everything a peer does wrong is a PeerError;
+of the children of a connection the one that fits best is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from control.ike.errors import LocalError, PeerError
+from control.ike.events import ChildSa, Failure
+from control.ike.numbers import Group, NotifyType, name_of
+from control.ike.proposal import Proposal, Suite
+from control.ike.selectors import (
+    Narrowed,
+    TsUnacceptable,
+    accept_narrowed,
+    contains,
+    from_settings,
+    narrow,
+    resolve,
+    show_both,
+    to_settings,
+    with_packet,
+)
+from control.ike.settings import ChildSettings, Mode
+from control.ike.v2.child import (
+    Keying,
+    Selectors,
+    accept_suite,
+    child_proposals,
+    choose_suite,
+    make_child,
+    offer,
+    spi_bytes,
+)
+from control.ike.v2.sa import Child, IkeSa
+from control.ike.v2.task import Incoming, Outgoing
+from control.ike.wire.payloads import NotifyPayload, SaPayload, TsPayload
+from control.ike.wire.selector import WireSelector
+from dataplane.model import Address
+
+PacketSelectors = tuple[WireSelector, WireSelector]  # of a packet that asked for a child: local, remote
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildRequest:
+    """What we ask for as initiator."""
+
+    settings: ChildSettings
+    proposals: tuple[Proposal, ...]
+    spi: int  # of our inbound SA
+    local: tuple[WireSelector, ...]
+    remote: tuple[WireSelector, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreed:
+    """What both sides agree on for a child."""
+
+    settings: ChildSettings
+    suite: Suite
+    number: int  # of the proposal
+    spi_in: int
+    spi_out: int
+    mode: Mode
+    selectors: Narrowed
+
+
+def dynamic_addresses(sa: IkeSa) -> tuple[Sequence[Address], Sequence[Address]]:
+    """What "dynamic" means on our side and on the peer's: an address that is lent, or the IKE SA's own."""
+    local: Sequence[Address] = (sa.path.local,)
+    remote: Sequence[Address] = (sa.path.remote,)
+    if sa.connection.virtual_addresses:
+        local = sa.virtual_addresses or sa.connection.virtual_addresses
+    elif sa.connection.pools and sa.virtual_addresses:
+        remote = sa.virtual_addresses
+    return local, remote
+
+
+# Initiator
+
+
+def ask(
+    sa: IkeSa,
+    settings: ChildSettings,
+    spi: int,
+    *,
+    key_exchange: bool,
+    packet: PacketSelectors | None = None,
+    old: ChildSa | None = None,
+) -> ChildRequest:
+    """What to ask for; `old` is the child to rekey, whose selectors are kept (RFC 7296 section 2.9.2)."""
+    if old is not None:
+        local, remote = from_settings(old.local_selectors), from_settings(old.remote_selectors)
+    else:
+        ours, theirs = dynamic_addresses(sa)
+        local, remote = resolve(settings.local, ours), resolve(settings.remote, theirs)
+        if packet is not None:
+            local, remote = with_packet(local, packet[0]), with_packet(remote, packet[1])
+    return ChildRequest(
+        settings=settings,
+        proposals=child_proposals(settings, key_exchange=key_exchange),
+        spi=spi,
+        local=local,
+        remote=remote,
+    )
+
+
+def add_request(message: Outgoing, request: ChildRequest) -> None:
+    """SA, TSi and TSr of a request."""
+    if request.settings.mode is Mode.TRANSPORT:
+        message.notify(NotifyType.USE_TRANSPORT_MODE)
+    message.add(
+        SaPayload(proposals=offer(request.proposals, request.spi)),
+        TsPayload(initiator=True, selectors=request.local),
+        TsPayload(initiator=False, selectors=request.remote),
+    )
+
+
+def accept(request: ChildRequest, response: Incoming) -> Agreed:
+    """What the response agrees to; raises PeerError for anything that was not asked for."""
+    answer = response.need(SaPayload).proposals
+    suite, spi_out = accept_suite(answer, request.proposals)
+    selectors = accept_narrowed(
+        answered_local=response.need(TsPayload, initiator=True).selectors,
+        answered_remote=response.need(TsPayload, initiator=False).selectors,
+        asked_local=request.local,
+        asked_remote=request.remote,
+    )
+    # RFC 7296 section 1.3.1: a responder that does not echo the notification makes a tunnel mode SA.
+    transport = response.notify(NotifyType.USE_TRANSPORT_MODE) is not None
+    if transport and request.settings.mode is not Mode.TRANSPORT:
+        raise PeerError(
+            NotifyType.INVALID_SYNTAX, "the response is for transport mode; tunnel mode was asked for"
+        )
+    return Agreed(
+        settings=request.settings,
+        suite=suite,
+        number=answer[0].number,
+        spi_in=request.spi,
+        spi_out=spi_out,
+        mode=Mode.TRANSPORT if transport else Mode.TUNNEL,
+        selectors=selectors,
+    )
+
+
+def refusal(request: ChildRequest, notify: NotifyPayload) -> Failure:
+    """Why the peer did not agree, with what we had asked for."""
+    name = request.settings.name
+    if notify.type == NotifyType.NO_PROPOSAL_CHOSEN:
+        return Failure(
+            code="no_proposal_chosen",
+            text=f"no proposal chosen for child '{name}': we offered "
+            f"{', '.join(map(str, request.proposals))} and the peer accepts none of these",
+            advice="see the peer's log for what it accepts, and make the esp_proposals of both sides overlap",
+        )
+    if notify.type == NotifyType.TS_UNACCEPTABLE:
+        return Failure(
+            code="ts_unacceptable",
+            text=f"traffic selectors unacceptable for child '{name}': we asked for "
+            f"{show_both(request.local, request.remote)} and the peer allows none of it",
+            advice="see the peer's log for what it allows; local_ts and remote_ts of both sides must mirror each other",
+        )
+    return Failure(
+        code=notify.name.lower(),
+        text=f"the peer refused child '{name}' with {notify.name}",
+        advice="see the peer's log",
+    )
+
+
+# Responder
+
+
+def answer(
+    sa: IkeSa,
+    request: Incoming,
+    candidates: Iterable[ChildSettings],
+    *,
+    key_exchange: bool,
+    ke_group: int = Group.NONE,
+    old: ChildSa | None = None,
+) -> Agreed:
+    """What we agree to of a request, with an SPI of ours; raises PeerError with the refusal.
+
+    `candidates` are the children of the connection, or the one that is being rekeyed as `old`.
+    """
+    asked_remote = request.need(TsPayload, initiator=True).selectors
+    asked_local = request.need(TsPayload, initiator=False).selectors
+    settings, selectors = _best(sa, tuple(candidates), asked_local, asked_remote, old)
+    suite, number, spi_out = choose_suite(
+        request.need(SaPayload).proposals,
+        child_proposals(settings, key_exchange=key_exchange),
+        ke_group,
+        whose=f"child '{settings.name}' of connection '{sa.connection.name}'",
+    )
+    # RFC 7296 section 1.3.1: transport mode is what both must want.
+    transport = settings.mode is Mode.TRANSPORT and request.notify(NotifyType.USE_TRANSPORT_MODE) is not None
+    return Agreed(
+        settings=settings,
+        suite=suite,
+        number=number,
+        spi_in=sa.host.new_child_spi(),
+        spi_out=spi_out,
+        mode=Mode.TRANSPORT if transport else Mode.TUNNEL,
+        selectors=selectors,
+    )
+
+
+def _best(
+    sa: IkeSa,
+    candidates: Sequence[ChildSettings],
+    asked_local: Sequence[WireSelector],
+    asked_remote: Sequence[WireSelector],
+    old: ChildSa | None,
+) -> tuple[ChildSettings, Narrowed]:
+    """The child whose policy leaves most of what is asked; the first in the configuration among equals."""
+    best: tuple[tuple[bool, bool], ChildSettings, Narrowed] | None = None
+    first_error: TsUnacceptable | None = None
+    ours, theirs = dynamic_addresses(sa)
+    for settings in candidates:
+        local, remote = resolve(settings.local, ours), resolve(settings.remote, theirs)
+        if old is not None:
+            # RFC 7296 section 2.9.2: a rekeyed child is not narrower than it was, whatever has changed here since.
+            local += from_settings(old.local_selectors)
+            remote += from_settings(old.remote_selectors)
+        try:
+            found = narrow(
+                asked_local=asked_local,
+                asked_remote=asked_remote,
+                allowed_local=local,
+                allowed_remote=remote,
+                whose=f"child '{settings.name}' of connection '{sa.connection.name}'",
+            )
+        except TsUnacceptable as error:
+            first_error = first_error or error
+            continue
+        whole = all(any(contains(each, one) for each in asked_local) for one in local) and all(
+            any(contains(each, one) for each in asked_remote) for one in remote
+        )
+        rank = (not found.cut, whole)
+        if best is None or rank > best[0]:
+            best = rank, settings, found
+    if best is not None:
+        return best[1], best[2]
+    raise first_error or PeerError(
+        NotifyType.TS_UNACCEPTABLE,
+        f"connection '{sa.connection.name}' has no child; the peer asks for one",
+        advice="give the connection a child, or make the peer's childless",
+    )
+
+
+def add_answer(message: Outgoing, agreed: Agreed) -> None:
+    """SA, TSi and TSr of a response."""
+    if agreed.mode is Mode.TRANSPORT:
+        message.notify(NotifyType.USE_TRANSPORT_MODE)
+    if agreed.selectors.cut:
+        message.notify(NotifyType.ADDITIONAL_TS_POSSIBLE)  # RFC 7296 section 2.9
+    message.add(
+        SaPayload(proposals=(agreed.suite.to_wire(agreed.number, spi_bytes(agreed.spi_in)),)),
+        TsPayload(initiator=True, selectors=agreed.selectors.remote),
+        TsPayload(initiator=False, selectors=agreed.selectors.local),
+    )
+
+
+# Both
+
+
+def install(
+    sa: IkeSa,
+    agreed: Agreed,
+    now: float,
+    *,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    initiator: bool,
+    outbound: bool,
+    secrets: Sequence[bytes] = (),
+    replaces: Child | None = None,
+) -> Child:
+    """The child SA exists: cut its keys, keep it, tell. `initiator` is who began the exchange that made it."""
+    if sa.keys is None:
+        raise LocalError("a child of an IKE SA without keys")
+    spec = make_child(
+        child_id=sa.host.new_id(),
+        ike=sa.id,
+        connection=sa.connection.name,
+        settings=agreed.settings,
+        mode=agreed.mode,
+        suite=agreed.suite,
+        spi_in=agreed.spi_in,
+        spi_out=agreed.spi_out,
+        keying=Keying(
+            prf=sa.keys.prf,
+            sk_d=sa.keys.d,
+            nonce_i=nonce_i,
+            nonce_r=nonce_r,
+            secrets=tuple(secrets),
+            initiator=initiator,
+        ),
+        selectors=Selectors(
+            local=to_settings(agreed.selectors.local), remote=to_settings(agreed.selectors.remote)
+        ),
+        path=sa.path,
+        encapsulated=sa.encapsulated,
+        now=now,
+        random=sa.host.random,
+    )
+    return sa.add_child(spec, outbound=outbound, replaces=replaces)
+
+
+def wanted_group(request: ChildRequest, notify: NotifyPayload, tried: int) -> int:
+    """The group that INVALID_KE_PAYLOAD asks for (RFC 7296 section 1.3); raises PeerError for one we did not offer."""
+    group = int.from_bytes(notify.data, "big") if len(notify.data) == 2 else Group.NONE
+    offered = {each for proposal in request.proposals for each in proposal.groups}
+    if group not in offered or group == tried:
+        raise PeerError(
+            NotifyType.INVALID_SYNTAX,
+            f"the peer wants {name_of(Group, group)} for child '{request.settings.name}'; we offered "
+            f"{', '.join(sorted(name_of(Group, each) for each in offered)) or 'no key exchange'} and sent "
+            f"{name_of(Group, tried)}",
+        )
+    return group
