@@ -1,4 +1,4 @@
-"""The command line: `esplanade run | status | pcap | doctor | demo | bench`.
+"""The command line: `esplanade run | status | up | down | rekey | log | keys | pcap | doctor | demo | bench`.
 
 Exit status: 0 done, 1 failed (the text says why), 2 wrong usage or a configuration with errors.
 Each command's code is imported when it is called, so that `status` does not wait for numpy.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from control.config import Config, ConfigError, load
+from control.steer import add_commands, socket_path
 from control.version import installed_version
 
 DEFAULT_CONFIG = Path("/etc/esplanade/esplanade.toml")
@@ -59,6 +60,7 @@ def build_parser(wanted: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_status(
         commands.add_parser("status", help="show ports, workers, SAs and every drop of the running gateway")
     )
+    add_commands(commands)
     _add_pcap(commands.add_parser("pcap", help="encrypt or decrypt a capture file offline; needs no root"))
     _add_doctor(
         commands.add_parser(
@@ -119,13 +121,10 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     from control.admin.render import render_status
-    from control.admin.server import SOCKET_NAME, StatusError, ask
+    from control.admin.server import StatusError, ask
 
-    path = arguments.socket
-    if path is None:
-        path = (load(arguments.config).gateway.run_dir if arguments.config else DEFAULT_RUN_DIR) / SOCKET_NAME
     try:
-        status = ask(path, "status")
+        status = ask(socket_path(arguments), "status")
     except StatusError as error:
         print(f"esplanade status: {error}", file=sys.stderr)
         return FAILED

@@ -7,12 +7,42 @@ theirs is named, and the rest is applied.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from control.config import Config
+from control.config.ike import IkeConfig
+from control.ike.settings import Connection
 from dataplane.model import Direction, SaSpec
 
 RELOADABLE = ("log_level", "log_json")  # keys of [gateway] that take effect at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class IkeChanges:
+    """What differs for IKE. Tunnels of connections that are in none of these lists are not touched."""
+
+    added: tuple[Connection, ...] = ()
+    changed: tuple[Connection, ...] = ()  # the new ones; their SAs end, and they begin anew
+    removed: tuple[str, ...] = ()
+    credentials: bool = False  # what new authentications use; SAs that are there stay
+    pools: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed or self.credentials or self.pools)
+
+    def __str__(self) -> str:
+        counts = ((self.added, "added"), (self.changed, "changed"), (self.removed, "removed"))
+        parts = [
+            f"{len(names)} connection{'s' if len(names) > 1 else ''} {word}"
+            for names, word in counts
+            if names
+        ]
+        parts += [
+            f"{word} replaced"
+            for word, differ in (("credentials", self.credentials), ("pools", self.pools))
+            if differ
+        ]
+        return ", ".join(parts) or "nothing changed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +55,15 @@ class Changes:
     policies: bool  # the SPD differs
     removed: tuple[str, ...]  # the other SAs that go
     restart: tuple[str, ...]  # what only a restart brings into effect
+    ike: IkeChanges = field(default_factory=IkeChanges)
+
+    @property
+    def manual(self) -> bool:
+        """True where SAs or policies of the file itself differ."""
+        return bool(self.remove_first or self.added or self.replaced or self.policies or self.removed)
 
     def __bool__(self) -> bool:
-        return bool(self.remove_first or self.added or self.replaced or self.policies or self.removed)
+        return self.manual or bool(self.ike)
 
     def __str__(self) -> str:
         removed = len(self.remove_first) + len(self.removed)
@@ -35,6 +71,8 @@ class Changes:
         parts = [f"{count} SA{'s' if count > 1 else ''} {word}" for count, word in counts if count]
         if self.policies:
             parts.append("policies replaced")
+        if self.ike:
+            parts.append(str(self.ike))
         return ", ".join(parts) or "nothing changed"
 
 
@@ -55,13 +93,19 @@ def compare(old: Config, alive: Mapping[str, SaSpec], new: Config) -> Changes:
     coming = [*added, *replaced]
     first = [name for name in gone if name in turned or any(_collide(alive[name], sa) for sa in coming)]
     restart = [
-        f"gateway.{field.name}"
-        for field in fields(old.gateway)
-        if field.name not in RELOADABLE
-        and getattr(old.gateway, field.name) != getattr(new.gateway, field.name)
+        f"gateway.{each.name}"
+        for each in fields(old.gateway)
+        if each.name not in RELOADABLE and getattr(old.gateway, each.name) != getattr(new.gateway, each.name)
+    ]
+    restart += [
+        f"ike.{each.name}"
+        for each in fields(old.ike.settings)
+        if getattr(old.ike.settings, each.name) != getattr(new.ike.settings, each.name)
     ]
     if old.ports != new.ports:
         restart.append("port")
+    if bool(old.ike.connections) != bool(new.ike.connections):
+        restart.append("connections (the first or the last)")
     return Changes(
         remove_first=tuple(first),
         added=tuple(added),
@@ -69,6 +113,22 @@ def compare(old: Config, alive: Mapping[str, SaSpec], new: Config) -> Changes:
         policies=old.policies != new.policies,
         removed=tuple(name for name in gone if name not in first),
         restart=tuple(restart),
+        ike=compare_ike(old.ike, new.ike),
+    )
+
+
+def compare_ike(old: IkeConfig, new: IkeConfig) -> IkeChanges:
+    """What leads from one set of connections to another; a connection is known by its name."""
+    before = {connection.name: connection for connection in old.connections}
+    after = {connection.name: connection for connection in new.connections}
+    return IkeChanges(
+        added=tuple(connection for name, connection in after.items() if name not in before),
+        changed=tuple(
+            connection for name, connection in after.items() if name in before and before[name] != connection
+        ),
+        removed=tuple(name for name in before if name not in after),
+        credentials=old.credentials != new.credentials,
+        pools=old.pools != new.pools,
     )
 
 

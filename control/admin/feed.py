@@ -90,7 +90,7 @@ class EventFeed:
         """The newest `count` events, oldest first."""
         return list(self._records)[-count:] if count > 0 else []
 
-    def keys(self) -> list[KeysExported]:
+    def exported_keys(self) -> list[KeysExported]:
         """The lines with keys that have left so far; empty where the configuration forbids it."""
         return list(self._keys)
 
