@@ -107,8 +107,8 @@ GROUPS: dict[str, Group] = {
     "ecp256bp": Group.BRAINPOOL_P256R1,
     "ecp384bp": Group.BRAINPOOL_P384R1,
     "ecp512bp": Group.BRAINPOOL_P512R1,
-    **{f"modp{bits}": Group[f"MODP_{bits}"] for bits in (2048, 3072, 4096, 6144, 8192)},
-    **{f"mlkem{size}": Group[f"ML_KEM_{size}"] for size in (512, 768, 1024)},
+    **{f"modp{bits}": Group[f"MODP_{bits}"] for bits in (2048, 3072, 4096, 6144, 8192, 1536, 1024)},
+    **{f"mlkem{size}": Group[f"ML_KEM_{size}"] for size in (768, 1024)},
 }
 ESN: dict[str, Transform] = {
     "noesn": Transform(type=TransformType.ESN, id=Esn.NO_ESN),
@@ -131,14 +131,13 @@ _SHOWN_ONLY: dict[tuple[int, int], str] = {
     (TransformType.INTEG, Integ.HMAC_SHA1_160): "sha1_160",
     (TransformType.PRF, PrfId.HMAC_MD5): "prfmd5",
     (TransformType.KE, Group.MODP_768): "modp768",
-    (TransformType.KE, Group.MODP_1024): "modp1024",
-    (TransformType.KE, Group.MODP_1536): "modp1536",
     (TransformType.KE, Group.MODP_1024_160): "modp1024s160",
     (TransformType.KE, Group.MODP_2048_224): "modp2048s224",
     (TransformType.KE, Group.MODP_2048_256): "modp2048s256",
     (TransformType.KE, Group.ECP_192): "ecp192",
     (TransformType.KE, Group.ECP_224): "ecp224",
     (TransformType.KE, Group.BRAINPOOL_P224R1): "ecp224bp",
+    (TransformType.KE, Group.ML_KEM_512): "mlkem512",
 }
 
 _BROKEN = "is broken or obsolete (RFC 8221, RFC 8247)"
@@ -148,11 +147,8 @@ REFUSED: dict[str, str] = {
     ),
     "sha1_160": "is not offered; use sha256",
     "sha256_96": "has a wrong truncation of early Linux kernels, which is not offered; use sha256",
-    **{
-        f"{word}": "is too small (RFC 8247 section 2.4); use modp2048 or x25519"
-        for word in ("modp768", "modp1024")
-    },
-    "modp1536": "is too small (RFC 8247 section 2.4); use modp2048 or x25519",
+    "modp768": "is broken (RFC 8247 section 2.4); use x25519 or modp2048",
+    "mlkem512": "is not offered; use mlkem768",
     **dict.fromkeys(
         ("modp1024s160", "modp2048s224", "modp2048s256", "ecp192", "ecp224", "ecp224bp"),
         "is not offered (RFC 8247 section 2.4); use x25519, ecp256 or modp2048",
@@ -201,7 +197,12 @@ def transform_of(protocol: Protocol, word: str) -> Transform:
         raise ValueError("which has an empty word; want algorithms joined by single hyphens")
     match = difflib.get_close_matches(word[:64], KEYWORDS, n=1, cutoff=0.6)
     hint = f'; did you mean "{match[0]}"?' if match else ""
-    raise ValueError(f"of which {word[:64]!r} is unknown{hint}")
+    raise ValueError(f"of which {_show(word)} is unknown{hint}")
+
+
+def _show(word: str) -> str:
+    """A word for an error; one this long is no algorithm, but may be a key that strayed."""
+    return repr(word) if len(word) < 24 else f"a word of {len(word)} characters"
 
 
 def _additional(round_: int, word: str) -> Transform:
@@ -215,7 +216,7 @@ def _additional(round_: int, word: str) -> Transform:
         raise ValueError(f"but {word} {REFUSED[word]}")
     match = difflib.get_close_matches(word[:64], GROUPS, n=1, cutoff=0.6)
     hint = f'; did you mean "ke{round_}_{match[0]}"?' if match else ""
-    raise ValueError(f"of which {word[:64]!r} is no key exchange method{hint}")
+    raise ValueError(f"of which {_show(word)} is no key exchange method{hint}")
 
 
 def _words() -> dict[tuple[int, int, int | None], str]:

@@ -184,6 +184,10 @@ class Group(enum.IntEnum):
     ML_KEM_1024 = 37
 
 
+# RFC 8247 section 2.4 says SHOULD NOT or MUST NOT: taken where named, but never given precedence.
+WEAK_GROUPS = frozenset((Group.MODP_768, Group.MODP_1024, Group.MODP_1536))
+
+
 class Esn(enum.IntEnum):
     """Sequence number transforms (RFC 7296 section 3.3.2, RFC 9827)."""
 

@@ -20,6 +20,7 @@ from control.ike.numbers import (
     ADDITIONAL_KEY_EXCHANGES,
     AEAD,
     KEY_EXCHANGES,
+    WEAK_GROUPS,
     Encr,
     Esn,
     Group,
@@ -242,22 +243,20 @@ def select(
     """The best suite that both sides accept, and the number of the proposal it answers.
 
     Our order decides unless `prefer_configured` is false. `prefer_group` is the method of a KE payload that has
-    come already: where it is acceptable it goes before all others, which saves a round trip. Raises NoProposalChosen.
+    come already: within the proposal that is chosen it goes before the others, unless it is a weak one, which saves a
+    round trip. `whose` is who accepts, e.g. "connection 'branch'". Raises NoProposalChosen.
     """
+    if prefer_group in WEAK_GROUPS:
+        prefer_group = None
     pairs: Iterator[tuple[Proposal, OfferedProposal]]
     if prefer_configured:
         pairs = ((ours, theirs) for ours in configured for theirs in offered)
     else:
         pairs = ((ours, theirs) for theirs in offered for ours in configured)
-    best: tuple[Suite, int] | None = None
     for ours, theirs in pairs:
         suite = _match(ours, theirs, prefer_configured, prefer_group)
         if suite is not None:
-            if prefer_group is None or suite.group == prefer_group:
-                return suite, theirs.number
-            best = best or (suite, theirs.number)
-    if best is not None:
-        return best
+            return suite, theirs.number
     text, advice = explain_refusal(offered, configured, whose)
     raise NoProposalChosen(text, advice)
 
