@@ -7,8 +7,9 @@ import pytest
 from control.lab.space import wait_until
 from tests.peers import wires
 from tests.peers.credentials import lab_authority, lab_card
+from tests.peers.peer import PeerRefused
 from tests.peers.relay import Relay
-from tests.peers.strongswan import Charon, PeerRefused, start_all
+from tests.peers.strongswan import Charon, start_all
 from tests.peers.wires import Wire
 
 pytestmark = pytest.mark.root

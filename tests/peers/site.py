@@ -1,0 +1,149 @@
+"""One connection between left and right, as each kind of peer is configured with it.
+
+site = Site(ike="aes256gcm16-prfsha384-ecp384", esp="aes256gcm16", auth="ecdsa384")
+left = site.node(wire, "left"); right = site.charon(wire, "right")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Any
+
+from control.ike.identity import Identity
+from control.ike.numbers import Protocol
+from control.ike.proposal import parse_proposal
+from control.ike.settings import (
+    Auth,
+    AuthSettings,
+    ChildSettings,
+    Connection,
+    EndpointSettings,
+    TrafficSelector,
+)
+from control.pki.settings import PresharedKey
+from control.pki.store import Authority, Credentials, LoadedCertificate
+from tests.peers.credentials import Card, lab_authority, lab_card
+from tests.peers.strongswan import Charon
+from tests.peers.wires import INSIDE, OTHER, Wire
+
+if TYPE_CHECKING:
+    from tests.peers.node import Node
+
+SECRET = "open sesame"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A tunnel between the protected networks. `auth` is "psk" or a kind of key (tests.peers.credentials.KINDS)."""
+
+    ike: str = "aes128gcm16-prfsha256-x25519"
+    esp: str = "aes128gcm16"
+    auth: str = "psk"
+    version: int = 4  # of the outer addresses
+    inside: int = 4  # of the protected networks
+    secrets: dict[str, str] = field(default_factory=dict)  # side -> PSK, where it is another
+    cards: dict[str, Card] = field(default_factory=dict)  # side -> certificate, where it is another
+    more: dict[str, Any] = field(default_factory=dict)  # charon: settings of the connection
+    child_more: dict[str, Any] = field(default_factory=dict)  # charon: settings of the child
+    options: dict[str, Any] = field(default_factory=dict)  # charon: strongswan.conf
+    ours: dict[str, Any] = field(default_factory=dict)  # ours: fields of Connection
+    child_ours: dict[str, Any] = field(default_factory=dict)  # ours: fields of ChildSettings
+    endpoint: dict[str, Any] = field(default_factory=dict)  # ours: fields of EndpointSettings
+
+    def identity(self, side: str) -> str:
+        """What a side is called."""
+        return f"{side}.example"
+
+    def card(self, side: str) -> Card:
+        """A side's certificate."""
+        return self.cards.get(side) or lab_card(self.identity(side), self.auth)
+
+    # --- strongSwan ----------------------------------------------------------------------------------
+
+    def charon(self, wire: Wire, side: str) -> Charon:
+        """charon on a side, not started; `load_charon` configures it once it runs."""
+        return Charon(wire.spaces[side], wire.directory, options=self.options)
+
+    def load_charon(self, charon: Charon, wire: Wire, side: str) -> None:
+        """The connection `site` with the child `net`."""
+        other = OTHER[side]
+        local: dict[str, Any] = {"id": self.identity(side)}
+        remote: dict[str, Any] = {"id": self.identity(other)}
+        if self.auth == "psk":
+            local["auth"] = remote["auth"] = "psk"
+        else:
+            card = self.card(side)
+            local |= {"auth": "pubkey", "certs": [card.der]}
+            remote |= {"auth": "pubkey"}
+        connection = {
+            "local_addrs": [wire.outside[side][self.version]],
+            "remote_addrs": [wire.outside[other][self.version]],
+            "proposals": [self.ike],
+            "local": local,
+            "remote": remote,
+            "children": {
+                "net": {
+                    "local_ts": [INSIDE[side][self.inside][1]],
+                    "remote_ts": [INSIDE[other][self.inside][1]],
+                    "esp_proposals": [self.esp],
+                    **self.child_more,
+                }
+            },
+            **self.more,
+        }
+        if self.auth == "psk":
+            charon.load(
+                {"site": connection}, secrets=[{"type": "IKE", "data": self.secrets.get(side, SECRET)}]
+            )
+        else:
+            charon.load(
+                {"site": connection}, keys=[card.pkcs8], authorities=[lab_authority().der, *card.chain_der]
+            )
+
+    # --- ours ----------------------------------------------------------------------------------------
+
+    def connection(self, wire: Wire, side: str) -> Connection:
+        """The same as our endpoint takes it."""
+        other = OTHER[side]
+        method = Auth.PSK if self.auth == "psk" else Auth.PUBKEY
+        child = ChildSettings(
+            name="net",
+            local=(TrafficSelector(network=ip_network(INSIDE[side][self.inside][1])),),
+            remote=(TrafficSelector(network=ip_network(INSIDE[other][self.inside][1])),),
+            proposals=(parse_proposal(Protocol.ESP, self.esp),),
+        )
+        connection = Connection(
+            name="site",
+            local_addresses=(wire.address(side, self.version),),
+            remote_addresses=(wire.address(other, self.version),),
+            proposals=(parse_proposal(Protocol.IKE, self.ike),),
+            local=AuthSettings(auth=method, identity=Identity.parse(self.identity(side))),
+            remote=AuthSettings(auth=method, identity=Identity.parse(self.identity(other))),
+            children=(replace(child, **self.child_ours),),
+        )
+        return replace(connection, **self.ours)
+
+    def credentials(self, side: str) -> Credentials:
+        """Our secrets, or certificate and CA."""
+        if self.auth == "psk":
+            secret = self.secrets.get(side, SECRET).encode()
+            return Credentials(preshared_keys=[PresharedKey(secret=secret)])
+        card = self.card(side)
+        mine = LoadedCertificate(name=side, certificate=card.certificate, key=card.key, chain=card.chain)
+        root = Authority(name="lab", certificates=(lab_authority().certificate,))
+        return Credentials(certificates=[mine], authorities=[root])
+
+    def node(self, wire: Wire, side: str) -> Node:
+        """Our endpoint alone on a side, not started."""
+        from tests.peers.node import Node
+
+        far = INSIDE[OTHER[side]][self.inside][1]
+        near = INSIDE[side][self.inside][0]
+        return Node(
+            wire.spaces[side],
+            connections=[self.connection(wire, side)],
+            credentials=self.credentials(side),
+            settings=EndpointSettings(**self.endpoint),
+            routes=[f"{far} src {near}"],
+        )

@@ -1,0 +1,35 @@
+"""Pings from inside to inside, through the tunnel between two peers."""
+
+from __future__ import annotations
+
+from control.lab.space import Program
+from tests.peers.wires import INSIDE, OTHER, Wire
+
+
+def start_echo(wire: Wire, side: str, *, count: int, interval: float = 0.02, version: int = 4) -> Program:
+    """Begin to ping the other side's protected address from ours; `lost` counts."""
+    source, target = INSIDE[side][version][0], INSIDE[OTHER[side]][version][0]
+    deadline = max(3, round(count * interval + 2))
+    argv = ["ping", "-n", "-I", source, "-i", f"{interval:g}", "-c", str(count), "-w", str(deadline), target]
+    return wire.spaces[side].start(argv)
+
+
+def lost(program: Program, count: int, timeout: float = 60.0) -> int:
+    """How many of `count` pings were not answered, once all are over."""
+    program.wait(timeout)
+    answered = {
+        line.split("icmp_seq=")[1].split()[0] for line in program.output().splitlines() if "icmp_seq=" in line
+    }
+    return count - len({number for number in answered if int(number) <= count})
+
+
+def echo(wire: Wire, side: str = "left", *, count: int = 3, interval: float = 0.02, version: int = 4) -> int:
+    """Pings lost of `count`."""
+    return lost(start_echo(wire, side, count=count, interval=interval, version=version), count)
+
+
+def assert_connected(wire: Wire, *, version: int = 4) -> None:
+    """A few pings each way, none lost."""
+    for side in ("left", "right"):
+        missing = echo(wire, side, version=version)
+        assert missing == 0, f"{missing} of 3 pings from {side} are lost"
