@@ -7,7 +7,9 @@ Nothing here opens a file or a socket; the clock is handed in, because a certifi
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from control.crypto.auth import PrivateKey, key_name
 from control.ike.identity import Identity
-from control.pki import names
+from control.pki import names, verify
+from control.pki.crl import CrlStore, Standing, distribution_points
 from control.pki.errors import CredentialError
 from control.pki.settings import EapSecret, PostquantumKey, PresharedKey
 
@@ -69,11 +72,13 @@ class Credentials:
         postquantum_keys: Sequence[PostquantumKey] = (),
         certificates: Sequence[LoadedCertificate] = (),
         authorities: Sequence[Authority] = (),
+        crls: CrlStore | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.preshared_keys = tuple(preshared_keys)
         self.certificates = tuple(certificates)
         self.authorities = tuple(authorities)
+        self.crls = crls or CrlStore()
         self.clock = clock
         self._eap = {secret.identity: secret.secret for secret in eap_secrets}
         self._postquantum = {key.id: key.secret for key in postquantum_keys}
@@ -205,6 +210,128 @@ class Credentials:
                 break
             chain.append(issuer)
         return chain
+
+    # ---- the peer's certificate -----------------------------------------------------------------------------
+
+    def verify_peer(
+        self,
+        auth: AuthSettings,
+        identity: Identity,
+        certificates: Sequence[bytes],
+        crls: Sequence[bytes] = (),
+    ) -> verify.VerifiedPeer:
+        """The public key that speaks for `identity`, by the DER of the peer's CERT payloads, its own first.
+
+        `auth` is what the connection demands of the peer: particular certificates, or particular CAs, and how
+        much must be known of revocation; `crls` are those that came in CERT payloads. Raises CredentialError.
+        """
+        peer, now = f"peer {identity}", self.now()
+        path, notes = self._peer_path(auth, peer, identity, verify.parse_certificates(certificates), now)
+        verify.check_leaf(peer, path[0])
+        verify.check_identity(peer, path[0], identity)
+        if len(path) > 1:
+            notes += self._revocation(auth.revocation, peer, path, crls, now)
+        return verify.VerifiedPeer(
+            identity=identity,
+            public_key=path[0].public_key(),  # type: ignore[arg-type]  # the path's strength check allows no other
+            path=path,
+            notes=notes,
+        )
+
+    def now(self) -> datetime.datetime:
+        """The wall-clock time that certificates are held against."""
+        return datetime.datetime.fromtimestamp(self.clock(), datetime.UTC)
+
+    def _peer_path(
+        self,
+        auth: AuthSettings,
+        peer: str,
+        identity: Identity,
+        sent: list[x509.Certificate],
+        now: datetime.datetime,
+    ) -> tuple[tuple[x509.Certificate, ...], tuple[str, ...]]:
+        """The path from the peer's certificate to a CA of the connection; a pinned certificate is its own path."""
+        if auth.certificates:
+            leaf = self._pinned(auth, peer, identity, sent)
+            verify.check_dates(peer, leaf, now)
+            verify.check_strength(peer, leaf)
+            return (leaf,), ()
+        if not sent:
+            raise CredentialError(
+                "no_certificate",
+                f"{peer} sent no certificate",
+                "let it send one (strongSwan: send_cert = always), or name it in this side's remote.certificates",
+            )
+        anchors = {
+            certificate: authority.name
+            for authority in self.authorities
+            if not auth.authorities or authority.name in auth.authorities
+            for certificate in authority.certificates
+        }
+        pool = [*sent[1:], *(more for one in self.certificates for more in one.chain)]
+        path = verify.find_path(peer, sent[0], pool, anchors, now)
+        verify.ask_library(peer, path, now)
+        return path, ()
+
+    def _pinned(
+        self, auth: AuthSettings, peer: str, identity: Identity, sent: list[x509.Certificate]
+    ) -> x509.Certificate:
+        """The peer's certificate, which must be one that the connection names."""
+        pinned = [one.certificate for one in self.certificates if one.name in auth.certificates]
+        if sent and sent[0] in pinned:
+            return sent[0]
+        accepted = _list(
+            [
+                f"{one.name} ({names.subject(one.certificate)})"
+                for one in self.certificates
+                if one.name in auth.certificates
+            ]
+        )
+        if sent:
+            raise CredentialError(
+                "unknown_authority",
+                f"certificate {names.subject(sent[0])} of {peer} is none of those that the connection accepts: "
+                f"{accepted or 'none'}",
+                "put the peer's present certificate there, or drop remote.certificates to accept its CA",
+            )
+        found = next((one for one in pinned if names.has_identity(one, identity)), None)
+        if found is None:
+            raise CredentialError(
+                "no_certificate",
+                f"{peer} sent no certificate, and those that the connection accepts do not have this identity: "
+                f"{accepted or 'none'}",
+                "let the peer send its certificate",
+            )
+        return found
+
+    def _revocation(
+        self,
+        policy: str,
+        peer: str,
+        path: tuple[x509.Certificate, ...],
+        crls: Sequence[bytes],
+        now: datetime.datetime,
+    ) -> tuple[str, ...]:
+        """Refuse what is revoked, and what `policy` wants to know and does not; the rest is worth a note."""
+        for data in crls[:4]:
+            self.crls.add_signed(data, peer, path[1:])
+        notes = []
+        for certificate, issuer in itertools.pairwise(path):
+            self.crls.want(certificate)
+            answer = self.crls.check(certificate, issuer, now)
+            what = f"certificate {names.subject(certificate)} of {peer}"
+            if answer.standing is Standing.REVOKED:
+                raise CredentialError("revoked", f"{what} is {answer.text}", "issue a new one for this peer")
+            demanded = policy == "strict" or (policy == "ifuri" and bool(distribution_points(certificate)))
+            if answer.standing is not Standing.GOOD and demanded:
+                raise CredentialError(
+                    "revocation_unknown",
+                    f"{what} may have been revoked, and revocation = {policy}: {answer.text}",
+                    "make the list available, or set revocation = relaxed",
+                )
+            if answer.standing is Standing.STALE:
+                notes.append(f"{what}: {answer.text}")
+        return tuple(notes)
 
 
 def _own_identity(certificate: x509.Certificate) -> Identity:
