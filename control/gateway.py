@@ -18,9 +18,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from control.admin import logs
+from control.admin.commands import IkeCommands
 from control.admin.notify import notify, notify_reloading, watchdog_interval
 from control.admin.report import build_status
 from control.admin.server import RunDirectory, StatusError, StatusServer
+from control.admin.steering import IkeControl
 from control.config import Config, ConfigError, load
 from control.net.mirror import Link
 from control.net.netlink import NetlinkMirror
@@ -109,6 +111,7 @@ class Gateway:
         self.links: dict[str, Link | None] = {}  # of the ports that have an interface
         self.paths: dict[str, tuple[AdjacencySpec | None, int | None]] = {}  # of outbound SAs
         self.reloads = 0
+        self.ike: IkeControl | None = None  # where there are connections
         self._log_json = log_json
         self._stack = AsyncExitStack()
         self._alive: dict[str, SaSpec] = {}  # SAs that the dataplane has
@@ -148,7 +151,8 @@ class Gateway:
         await self._open_tuns(specs)
         await self.mirror.follow()
         stack.push_async_callback(self.mirror.close)  # before the dataplane goes: its devices' end is no news
-        status = StatusServer(config.gateway.run_dir, {"status": lambda: build_status(self)})
+        streams = IkeCommands(self.ike).streams() if self.ike is not None else {}
+        status = StatusServer(config.gateway.run_dir, {"status": lambda: build_status(self)}, streams)
         await status.start()
         stack.push_async_callback(status.close)
         log.info("%s", self.summary())

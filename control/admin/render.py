@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Row = Sequence[object]
+from control.admin.render_ike import render_ike
+from control.admin.tables import Row, duration, size, table
 
 
 def render_status(status: Mapping[str, Any]) -> str:
@@ -19,7 +20,8 @@ def render_status(status: Mapping[str, Any]) -> str:
         f"engine {gateway['engine']}, {gateway['config']}",
         _ports(status["ports"]),
         _workers(status["workers"]),
-        _sas(status["sas"]),
+        render_ike(status["ike"]) if status.get("ike") else "",
+        _sas(status["sas"]) if status["sas"] or not status.get("ike") else "",
         _drops(status),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -113,43 +115,3 @@ def _drops(status: Mapping[str, Any]) -> str:
     text = table(("drop", "packets", "of sa"), rows) if rows else "no drops"
     others = ", ".join(f"{name} {count}" for name, count in status["events"].items())
     return f"{text}\n\n{others}" if others else text
-
-
-def table(headings: Sequence[str], rows: Sequence[Row]) -> str:
-    """Columns as wide as they need; numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [
-        max([len(heading), *(len(row[column]) for row in cells)]) for column, heading in enumerate(headings)
-    ]
-    right = [
-        bool(rows) and all(isinstance(row[column], int) for row in rows) for column in range(len(headings))
-    ]
-
-    def line(row: Sequence[str]) -> str:
-        return "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-
-    return "\n".join([line(headings), *(line(row) for row in cells)])
-
-
-def size(count: int) -> str:
-    """Bytes in the largest unit that leaves at least one: 1.5 GB."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """Days, hours, minutes, seconds; the two largest that are not zero."""
-    left = int(seconds)
-    parts: list[str] = []
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        amount, left = divmod(left, length)
-        if amount or (unit == "s" and not parts):
-            parts.append(f"{amount} {unit}")
-    return " ".join(parts[:2])

@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from control.admin.ike_report import build_ike
 from control.config import format_proposal
 from control.version import installed_version
 from dataplane.api import PortStats, SaStats, WorkerStats
@@ -35,6 +36,7 @@ def build_status(gateway: Gateway) -> dict[str, Any]:
         },
         "ports": [_port(gateway, port) for port in stats.ports],
         "workers": [_worker(worker) for worker in stats.workers],
+        "ike": build_ike(gateway.ike) if gateway.ike is not None else None,
         "sas": [_sa(gateway, sa) for sa in stats.sas],
         "drops": dict(stats.drops),
         "events": dict(stats.verdicts),

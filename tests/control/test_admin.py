@@ -15,7 +15,8 @@ import pytest
 
 from control.admin.logs import JsonFormatter, TextFormatter
 from control.admin.notify import notify, notify_reloading, watchdog_interval
-from control.admin.render import duration, render_status, size
+from control.admin.render import render_status
+from control.admin.tables import duration, size
 from control.admin.server import RunDirectory, StatusError, StatusServer, ask
 
 
