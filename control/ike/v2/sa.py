@@ -107,6 +107,7 @@ class IkeSa:
         "eap_identity",
         "established_at",
         "features",
+        "followups",
         "handshake",
         "host",
         "id",
@@ -123,12 +124,14 @@ class IkeSa:
         "peer_addresses",
         "peer_hashes",
         "peer_spi",
+        "predecessor",
         "queued",
         "reassembly",
         "remote_id",
         "responding",
         "scheduled",
         "state",
+        "successor",
         "suite",
         "timers",
         "virtual_addresses",
@@ -162,6 +165,9 @@ class IkeSa:
         self.active: Task | None = None  # ours, whose request is under way
         self.queued: deque[tuple[float, Task]] = deque()  # ours that wait: not before this time
         self.responding: Task | None = None  # of the peer, when it takes several exchanges
+        self.followups: dict[bytes, Task] = {}  # the peer's acts that IKE_FOLLOWUP_KE goes on with, by link
+        self.predecessor: IkeSa | None = None  # the IKE SA whose rekeying made this one
+        self.successor: IkeSa | None = None  # the one that has our children now
         self.handshake: Handshake | None = None
         self.reassembly: dict[bool, codec.Reassembly] = {}  # by: is it a response
         self.timers: dict[Timer, float] = {}
@@ -609,7 +615,7 @@ class IkeSa:
             self.close_child(child, why, failure=failure)
         if half_open:
             self.emit(IkeFailed(ike=self.id, connection=self.connection.name, path=self.path, failure=reason))
-        elif not replaced:
+        elif self.successor is None and not replaced:
             self.emit(IkeClosed(ike=self.id, connection=self.connection.name, why=why, failure=failure))
         self.host.unregister(self, linger=linger, now=now)
         self.timers.clear()
