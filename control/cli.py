@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(wanted: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Every command, with its options; those of `demo` only where `wanted`, because it imports a laboratory."""
+    """Every command, with its options; those of `demo` and `pki` only where `wanted`: they import much."""
     parser = argparse.ArgumentParser(
         prog="esplanade",
         description="IPsec VPN gateway.",
@@ -67,6 +67,9 @@ def build_parser(wanted: Sequence[str] = ()) -> argparse.ArgumentParser:
             "doctor", help="say what is wrong with this host or configuration, and what mends it"
         )
     )
+    pki = commands.add_parser("pki", help="make a CA, and certificates of servers and clients")
+    if list(wanted) == ["pki"]:
+        _add_pki(pki)
     demo = commands.add_parser(
         "demo", help="two gateways in namespaces of this machine: prove and measure a tunnel"
     )
@@ -183,6 +186,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
     else:
         print(format_findings(findings))
     return FAILED if any(finding.level is Level.BAD for finding in findings) else DONE
+
+
+# ---- pki ----------------------------------------------------------------------------------------------------
+
+
+def _add_pki(parser: argparse.ArgumentParser) -> None:
+    from control.pki.command import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(command=run)
 
 
 # ---- demo, bench --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "site-to-site.toml"
 def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("run", "status", "pcap", "doctor", "demo", "bench"):
+    for command in ("run", "status", "pcap", "doctor", "pki", "demo", "bench"):
         assert f"\n    {command} " in shown
     assert cli.main([]) == 2
     assert cli.main(["nonsense"]) == 2
