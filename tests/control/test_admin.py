@@ -16,8 +16,8 @@ import pytest
 from control.admin.logs import JsonFormatter, TextFormatter
 from control.admin.notify import notify, notify_reloading, watchdog_interval
 from control.admin.render import render_status
-from control.admin.tables import duration, size
 from control.admin.server import RunDirectory, StatusError, StatusServer, ask
+from control.admin.tables import duration, size
 
 
 def record(text: str, *arguments: object) -> logging.LogRecord:

@@ -60,7 +60,7 @@ def test_traffic_and_status(lab: Lab, gateways: Gateways) -> None:
     for target in SERVER:
         ping(lab, target)
     status = gateways.a.status()
-    assert set(status) == {"gateway", "ports", "workers", "sas", "drops", "events"}
+    assert set(status) == {"gateway", "ports", "workers", "ike", "sas", "drops", "events"}
     assert [(port["name"], port["mode"], port["link"]) for port in status["ports"]] == [
         ("lan", "native/copy", "up"),
         ("wan", "native/copy", "up"),
