@@ -21,8 +21,10 @@ _IKE = (
     f"aes256-aes192-aes128-sha384-sha256-sha512-{_GROUPS}",
 )
 _IKE_REMOTE_ACCESS = (
-    "aes256gcm16-aes128gcm16-prfsha384-prfsha256-prfsha1-modp2048-modp1024",
-    "aes256-aes192-aes128-sha384-sha256-sha1-modp2048-modp1024",
+    "aes256-aes192-aes128-sha1-modp2048",
+    "aes256gcm16-aes128gcm16-prfsha384-prfsha256-modp1024",
+    "aes256-aes192-aes128-sha384-sha256-modp1024",
+    "aes256-aes192-aes128-sha1-modp1024",
 )
 _ESP = (
     "aes256gcm16-aes128gcm16-chacha20poly1305-esn-noesn",
@@ -34,5 +36,5 @@ def default_proposals(protocol: Protocol, *, remote_access: bool = False) -> tup
     """The defaults of IKE or ESP, preferred first; with those of old clients last where `remote_access` says so."""
     texts: tuple[str, ...] = _IKE if protocol == Protocol.IKE else _ESP
     if remote_access and protocol == Protocol.IKE:
-        texts += _IKE_REMOTE_ACCESS
+        texts = texts + _IKE_REMOTE_ACCESS
     return tuple(parse_proposal(protocol, text) for text in texts)

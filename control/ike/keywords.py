@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable, Sequence
 
 from control.ike.numbers import (
     ADDITIONAL_KEY_EXCHANGES,
@@ -261,3 +262,23 @@ def word_of(transform: Transform) -> str:
         if bits is not None:
             word += f"/{bits}"
     return word + ("/unknown-attribute" if transform.unknown_attribute else "")
+
+
+def implied_prfs(integrity: Iterable[Transform]) -> tuple[Transform, ...]:
+    """The pseudorandom functions that a proposal means which names only its integrity algorithms."""
+    ids = (PRF_OF_INTEGRITY.get(transform.id) for transform in integrity)
+    return tuple(Transform(type=TransformType.PRF, id=number) for number in ids if number is not None)
+
+
+def show_transforms(transforms: Sequence[Transform]) -> str:
+    """Transforms as keywords, without those that go without saying: noesn, no integrity, PRFs that others imply."""
+    by_type: dict[int, list[Transform]] = {}
+    for transform in transforms:
+        by_type.setdefault(transform.type, []).append(transform)
+    hidden: set[int] = set()
+    for kind in (TransformType.ESN, TransformType.INTEG):
+        if [each.id for each in by_type.get(kind, ())] == [0]:
+            hidden.add(kind)
+    if tuple(by_type.get(TransformType.PRF, ())) == implied_prfs(by_type.get(TransformType.INTEG, ())):
+        hidden.add(TransformType.PRF)
+    return "-".join(word_of(transform) for transform in transforms if transform.type not in hidden)

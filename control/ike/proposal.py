@@ -9,12 +9,12 @@ How a refusal is worded is in control.ike.refusal, the sets behind the word "def
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from control.ike.errors import LocalError, PeerError
-from control.ike.keywords import PRF_OF_INTEGRITY, transform_of, word_of
+from control.ike.keywords import implied_prfs, show_transforms, transform_of, word_of
 from control.ike.matching import common_transforms, kinds_of, skippable
 from control.ike.numbers import (
     ADDITIONAL_KEY_EXCHANGES,
@@ -60,10 +60,6 @@ def is_aead(transform: Transform) -> bool:
     return transform.type == TransformType.ENCR and transform.id in AEAD
 
 
-def _join(transforms: Iterable[Transform]) -> str:
-    return "-".join(word_of(transform) for transform in transforms)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """One configured proposal: its transforms by type, those of a type in order of preference."""
@@ -91,20 +87,7 @@ class Proposal:
 
     def __str__(self) -> str:
         """Keywords that `parse_proposal` reads back to the same proposal; what they imply is left out."""
-        hidden: tuple[Transform, ...] = ()
-        esn = self.of(TransformType.ESN)
-        if len(esn) == 1 and esn[0].id == Esn.NO_ESN:
-            hidden += esn
-        prfs, implied = self.of(TransformType.PRF), _implied_prfs(self.of(TransformType.INTEG))
-        if prfs == implied:
-            hidden += prfs
-        return _join(transform for transform in self.transforms if transform not in hidden)
-
-
-def _implied_prfs(integrity: Iterable[Transform]) -> tuple[Transform, ...]:
-    return tuple(
-        Transform(type=TransformType.PRF, id=PRF_OF_INTEGRITY[transform.id]) for transform in integrity
-    )
+        return show_transforms(self.transforms)
 
 
 def parse_proposal(protocol: Protocol, text: str) -> Proposal:
@@ -145,7 +128,7 @@ def _complete_ike(proposal: Proposal, aead: bool) -> Proposal:
     if not proposal.of(TransformType.PRF):
         if not integrity:
             raise ValueError("which names no pseudorandom function; want e.g. -prfsha256 added")
-        proposal = _with(proposal, _implied_prfs(integrity))
+        proposal = _with(proposal, implied_prfs(integrity))
     elif aead and integrity:
         raise ValueError(
             "whose cipher brings its own integrity and which names a prf...; want it without -sha..."
@@ -224,11 +207,9 @@ class Suite:
         )
 
     def __str__(self) -> str:
-        """Keywords; only those of IKE name the pseudorandom function, and noesn and NONE are left out."""
-        return _join(
-            each
-            for each in self.transforms
-            if each.id != 0 or each.type not in (*KEY_EXCHANGES, TransformType.INTEG, TransformType.ESN)
+        """Keywords, without NONE and what goes without saying."""
+        return show_transforms(
+            [each for each in self.transforms if each.id != 0 or each.type not in KEY_EXCHANGES]
         )
 
 
@@ -311,7 +292,7 @@ def suite_of(answer: OfferedProposal, sent: Sequence[Proposal]) -> Suite:
     # RFC 7296 section 3.3.6: exactly one transform of each type, or it is none of ours.
     if suite is None or len(set(kinds)) != len(kinds) or len(suite.transforms) != len(kinds):
         raise NoProposalChosen(
-            f"the peer chose {_join(answer.transforms[:16])} of proposal {answer.number}, which was {ours}",
+            f"the peer chose {show_transforms(answer.transforms[:16])} of proposal {answer.number}, which was {ours}",
             "it may only choose one algorithm of each kind that was offered; the fault is the peer's",
         )
     return suite

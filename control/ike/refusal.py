@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from control.ike.keywords import word_of
+from control.ike.keywords import show_transforms, word_of
 from control.ike.matching import common_transforms, kinds_of, skippable
 from control.ike.numbers import ADDITIONAL_KEY_EXCHANGES, Protocol, TransformType, name_of
-from control.ike.wire.proposal import OfferedProposal, Transform
+from control.ike.wire.proposal import OfferedProposal
 
 if TYPE_CHECKING:
     from control.ike.proposal import Proposal
@@ -54,7 +54,7 @@ def _verb(whose: str) -> str:
 
 def show_offer(proposal: OfferedProposal) -> str:
     """A peer's proposal as number and keywords, cut where it is very long: "1: aes128-sha256-modp2048"."""
-    shown = "-".join(_word(each) for each in proposal.transforms[:_WORDS] if not _implied(each)) or "nothing"
+    shown = show_transforms(proposal.transforms[:_WORDS]) or "nothing"
     more = f"-... ({len(proposal.transforms)} transforms)" if len(proposal.transforms) > _WORDS else ""
     protocol = (
         ""
@@ -62,15 +62,6 @@ def show_offer(proposal: OfferedProposal) -> str:
         else name_of(Protocol, proposal.protocol) + " "
     )
     return f"{proposal.number}: {protocol}{shown}{more}"
-
-
-def _word(transform: Transform) -> str:
-    return word_of(transform)
-
-
-def _implied(transform: Transform) -> bool:
-    """noesn and NONE go without saying."""
-    return transform.id == 0 and transform.type in (TransformType.ESN, TransformType.INTEG)
 
 
 def _differing(ours: Proposal, theirs: OfferedProposal) -> list[int]:
