@@ -16,6 +16,7 @@ class Handshake:
     __slots__ = (
         "additional_groups",
         "authorities",
+        "certificate_asked",
         "child",
         "childless",
         "connections",
@@ -40,6 +41,7 @@ class Handshake:
         self.intermediate_r = b""
         self.intermediates = 0  # IKE_INTERMEDIATE exchanges so far
         self.authorities: tuple[bytes, ...] = ()  # SHA-1 of SPKIs, of the peer's CERTREQ
+        self.certificate_asked = False  # the peer sent a CERTREQ
         self.connections: tuple[Connection, ...] = ()  # of a responder: those that may still be meant
         self.child: ChildSettings | None = None  # of an initiator: what IKE_AUTH asks for
         self.childless = False  # the peer can do without a first child (RFC 6023)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from control.ike.events import Datagram, Event
+from control.ike.events import Datagram, Event, PeerPath
 from control.ike.identity import Identity
 from control.ike.settings import ChildSettings, Connection, EndpointSettings
 
@@ -24,6 +24,9 @@ class Host(Protocol):
     @property
     def connections(self) -> Iterable[Connection]:
         """Every configured connection, in the order of configuration."""
+
+    def candidates(self, path: PeerPath) -> list[Connection]:
+        """Connections whose addresses fit, the most specific first."""
 
     def emit(self, event: Event) -> None:
         """Tell the rest of control what happened."""

@@ -29,6 +29,7 @@ from control.ike.events import (
     Failure,
     IkeClosed,
     IkeFailed,
+    KeysExported,
     Noted,
     PathChanged,
     PeerPath,
@@ -36,8 +37,8 @@ from control.ike.events import (
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType, name_of
 from control.ike.proposal import Suite
-from control.ike.settings import ChildSettings, Connection
-from control.ike.v2 import codec, lifetimes
+from control.ike.settings import Connection
+from control.ike.v2 import codec, export, lifetimes
 from control.ike.v2.states import ALLOWED, State, Step, advance
 from control.ike.v2.task import FAIL, MORE, Ignored, Incoming, Outgoing, Task
 from control.ike.v2.window import Arrival, Window
@@ -46,6 +47,7 @@ from control.ike.wire.message import parse_message, parse_payload_chain
 from dataplane.model import Address
 
 if TYPE_CHECKING:
+    from control.crypto.keys import IkeKeys
     from control.ike.v2.handshake import Handshake
     from control.ike.v2.host import Host
     from control.ike.v2.keys import SaKeys
@@ -61,6 +63,7 @@ class Feature(enum.IntFlag):
     PPK = 16  # a PPK is in the keys
     NAT_DETECTION = 32
     SIGNATURE_HASHES = 64
+    ENCAPSULATION = 128  # ESP goes in UDP though there is no NAT: forced
 
 
 class Timer(enum.Enum):
@@ -134,7 +137,8 @@ class IkeSa:
         "successor",
         "suite",
         "timers",
-        "virtual_addresses",
+        "virtual_local",
+        "virtual_remote",
         "window",
     )
 
@@ -160,7 +164,8 @@ class IkeSa:
         self.eap_identity: str | None = None
         self.peer_hashes: frozenset[int] = frozenset()  # of SIGNATURE_HASH_ALGORITHMS (RFC 7427 section 4)
         self.peer_addresses: tuple[Address, ...] = ()  # the peer's other addresses (RFC 4555 section 3.4)
-        self.virtual_addresses: tuple[Address, ...] = ()  # lent to us, or to the peer by us
+        self.virtual_local: tuple[Address, ...] = ()  # lent to us by the peer
+        self.virtual_remote: tuple[Address, ...] = ()  # lent to the peer by us
         self.children: dict[int, Child] = {}  # by inbound SPI
         self.active: Task | None = None  # ours, whose request is under way
         self.queued: deque[tuple[float, Task]] = deque()  # ours that wait: not before this time
@@ -192,7 +197,7 @@ class IkeSa:
     @property
     def encapsulated(self) -> bool:
         """True when ESP goes in UDP: a NAT was found, or encapsulation is forced (which looks like one)."""
-        return self.nat_local or self.nat_remote
+        return self.nat_local or self.nat_remote or bool(self.features & Feature.ENCAPSULATION)
 
     def child_by_outbound(self, spi: int) -> Child | None:
         """The child that sends with `spi`: what a peer's Delete payload and REKEY_SA name."""
@@ -359,7 +364,7 @@ class IkeSa:
     def _respond(
         self, response: Outgoing, message_id: int, request_hash: int, path: PeerPath, now: float
     ) -> list[bytes]:
-        datagrams = self._seal(response, message_id, response=True)
+        datagrams = self.seal(response, message_id, response=True)
         self.window.answer(request_hash, datagrams)
         self._transmit(datagrams, path, now)
         return datagrams
@@ -419,7 +424,7 @@ class IkeSa:
                     self.active = None
                 continue
             message.exchange = task.exchange
-            datagrams = self._seal(message, self.window.next_request, response=False)
+            datagrams = self.seal(message, self.window.next_request, response=False)
             task.built(self, message, datagrams, now)
             self.window.send(datagrams, self.path, self.connection.retransmission, now)
             self._transmit(datagrams, self.path, now)
@@ -431,15 +436,20 @@ class IkeSa:
                 return task
         return None
 
-    def _seal(self, message: Outgoing, message_id: int, *, response: bool) -> list[bytes]:
-        header = Header(
+    def header(self, exchange: int, message_id: int, *, response: bool) -> Header:
+        """The header of a message of ours."""
+        return Header(
             initiator_spi=self.spi_initiator,
             responder_spi=self.spi_responder,
-            exchange=message.exchange,
+            exchange=exchange,
             initiator=self.initiator,
             response=response,
             message_id=message_id,
         )
+
+    def seal(self, message: Outgoing, message_id: int, *, response: bool) -> list[bytes]:
+        """The datagrams of a message of ours, cut where the peer can put them together."""
+        header = self.header(message.exchange, message_id, response=response)
         keys = None if message.exchange == Exchange.IKE_SA_INIT else self.keys
         limit = None
         if self.features & Feature.FRAGMENTATION:
@@ -529,7 +539,6 @@ class IkeSa:
         """Both sides are authenticated (or a rekeyed SA has its keys): start its timers."""
         self.state = advance(self.state, Step.AUTHENTICATED)
         self.established_at = self.last_heard = now
-        self.handshake = None
         times = lifetimes.ike_times(self.connection, now, self.host.random, reauth_limit)
         self.timers = {
             Timer.REKEY: times.rekey_at,
@@ -539,6 +548,12 @@ class IkeSa:
         }
         self.timers = {timer: at for timer, at in self.timers.items() if at}
         self.start_keepalives(now)
+
+    def finish_handshake(self) -> None:
+        """Nothing of the handshake is needed any more."""
+        self.handshake = None
+        if self.keys is not None:
+            self.keys.forget_authentication()
 
     def start_keepalives(self, now: float) -> None:
         """Keep the mapping of a NAT before us alive (RFC 3948 section 4), or stop to, as `nat_local` says."""
@@ -551,6 +566,11 @@ class IkeSa:
     def add_child(self, spec: ChildSa, *, outbound: bool, replaces: Child | None = None) -> Child:
         """A child SA is negotiated: keep it and tell; the keys go with the event and are not kept."""
         child = Child(codec.without_keys(spec), outbound=outbound)
+        if self.host.settings.export_keys:
+            for line in export.esp_lines(spec):
+                self.emit(
+                    KeysExported(ike=self.id, connection=self.connection.name, table="esp_sa", line=line)
+                )
         self.children[spec.spi_in] = child
         if replaces is not None:
             replaces.replaced_by = spec.id
@@ -588,12 +608,10 @@ class IkeSa:
             )
         )
 
-    def child_failed(self, settings: ChildSettings, failure: Failure) -> None:
-        """A child did not come about; the IKE SA lives on."""
+    def child_failed(self, name: str, failure: Failure) -> None:
+        """A child (of this name, if it is known which) did not come about; the IKE SA lives on."""
         self.last_error = failure
-        self.emit(
-            ChildFailed(ike=self.id, connection=self.connection.name, name=settings.name, failure=failure)
-        )
+        self.emit(ChildFailed(ike=self.id, connection=self.connection.name, name=name, failure=failure))
 
     # Its end
 
@@ -637,6 +655,16 @@ class IkeSa:
         except Exception:  # a task that cannot even be told
             self.state = State.CLOSED
             self.host.unregister(self, linger=False, now=now)
+
+    def export_keys(self, secrets: IkeKeys) -> None:
+        """Let new keys of ours leave for Wireshark, where the settings allow that."""
+        if self.host.settings.export_keys and self.suite is not None:
+            line = export.ike_line(self.spi_initiator, self.spi_responder, self.suite, secrets)
+            self.emit(
+                KeysExported(
+                    ike=self.id, connection=self.connection.name, table="ikev2_decryption_table", line=line
+                )
+            )
 
     def emit(self, event: Event) -> None:
         """Tell the rest of control."""

@@ -69,6 +69,11 @@ class Window:
         self.pending = None
         self.next_request += 1
 
+    def restart(self) -> None:
+        """The first request is made again, with the same number: a cookie or another group was asked for."""
+        self.pending = None
+        self.next_request = 0
+
     def arrival(self, message_id: int) -> Arrival:
         """What a request with this ID is."""
         if message_id == self.expected:

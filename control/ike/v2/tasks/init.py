@@ -11,6 +11,8 @@ seen our random SPI; they end the attempt, so that a user is told at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from control.crypto import keys as derive
 from control.crypto.auth import HASHES
 from control.crypto.errors import PublicValueError
@@ -25,10 +27,12 @@ from control.ike.settings import Choice, Connection
 from control.ike.v2 import nat
 from control.ike.v2.handshake import Handshake
 from control.ike.v2.keys import SaKeys
+from control.ike.v2.proof import certificate_request, take_certificate_requests
 from control.ike.v2.sa import Feature, IkeSa
 from control.ike.v2.states import Step, advance
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.wire.payloads import KePayload, NoncePayload, SaPayload
+from control.ike.wire.proposal import OfferedProposal
 
 NONCE_LENGTH = 32  # bytes; RFC 7296 section 2.10 wants half the key size of the PRF, at least 16
 _RESTARTS = 6  # cookies and other groups that an initiator follows
@@ -220,7 +224,7 @@ class IkeInit(Task):
             secret = self.offer.finish(key.public)
         except PublicValueError as error:
             raise PeerError(NotifyType.INVALID_SYNTAX, f"KE payload: {error}") from None
-        sa.host.answered(sa, message.header.responder_spi)
+        sa.peer_spi = message.header.responder_spi
         sa.suite = suite
         sa.handshake.nonce_i = self.nonce
         sa.handshake.nonce_r = message.need(NoncePayload).data
@@ -274,7 +278,9 @@ def _first_group(proposals: tuple[Proposal, ...]) -> int:
     raise PeerError(NotifyType.NO_PROPOSAL_CHOSEN, "no proposal of the connection has a key exchange")
 
 
-def _choose(candidates, offered, group: int) -> tuple[Suite, int, Connection]:  # type: ignore[no-untyped-def]
+def _choose(
+    candidates: Sequence[Connection], offered: Sequence[OfferedProposal], group: int
+) -> tuple[Suite, int, Connection]:
     """The first connection, the best first, that has a proposal in common with the peer."""
     refusal: NoProposalChosen | None = None
     for connection in candidates:
@@ -305,9 +311,7 @@ def _refused(kind: int, name: str, connection: Connection) -> PeerError:
     return PeerError(notify, f"the peer refuses IKE_SA_INIT: {name}", advice="see the peer's log")
 
 
-def _add_notifications(
-    sa: IkeSa, message: Outgoing, connection: Connection, *, initiator: bool
-) -> None:
+def _add_notifications(sa: IkeSa, message: Outgoing, connection: Connection, *, initiator: bool) -> None:
     """What we can do. A responder tells what the initiator told, too."""
     force = connection.encap
     source, destination = nat.detections(
@@ -325,6 +329,10 @@ def _add_notifications(
         message.notify(NotifyType.CHILDLESS_IKEV2_SUPPORTED)
     if sa.features & Feature.INTERMEDIATE or (initiator and _wants_intermediate(connection)):
         message.notify(NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED)
+    if not initiator:
+        requests = certificate_request(sa)
+        if requests is not None:
+            message.add(requests)
     if connection.ppk_id is not None and (initiator or (sa.handshake and sa.handshake.ppk)):
         message.notify(NotifyType.USE_PPK)
 
@@ -351,9 +359,10 @@ def _take_notifications(sa: IkeSa, message: Incoming) -> None:
         )
         if connection.encap:
             sa.features |= Feature.ENCAPSULATION
-    if connection.fragmentation is not Choice.NO and message.notify(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED):
-        sa.features |= Feature.FRAGMENTATION
-    elif connection.fragmentation is Choice.FORCE:
+    both = (
+        message.notify(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED) and connection.fragmentation is not Choice.NO
+    )
+    if both or connection.fragmentation is Choice.FORCE:
         sa.features |= Feature.FRAGMENTATION
     hashes = message.notify(NotifyType.SIGNATURE_HASH_ALGORITHMS)
     if hashes is not None:
@@ -366,5 +375,6 @@ def _take_notifications(sa: IkeSa, message: Incoming) -> None:
         raise syntax_error(
             "additional key exchanges without INTERMEDIATE_EXCHANGE_SUPPORTED (RFC 9370 section 2.2.1)"
         )
+    take_certificate_requests(handshake, message)
     handshake.childless = message.notify(NotifyType.CHILDLESS_IKEV2_SUPPORTED) is not None
     handshake.ppk = connection.ppk_id is not None and message.notify(NotifyType.USE_PPK) is not None

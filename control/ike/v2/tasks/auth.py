@@ -1,0 +1,237 @@
+"""IKE_AUTH (RFC 7296 section 1.2): who is who, and the first child SA.
+
+    HDR, SK {IDi, [CERT..], [CERTREQ], [IDr], AUTH, [CP], SAi2, TSi, TSr}  -->
+                                       <--  HDR, SK {IDr, [CERT..], AUTH, [CP], SAr2, TSi, TSr}
+
+The responder looks for the connection by the identities now, among those that fit the addresses, and tries them
+in their order until the peer's proof fits one. A child SA that does not come about leaves the IKE SA standing.
+"""
+
+from __future__ import annotations
+
+from control.ike.errors import PeerError, syntax_error
+from control.ike.events import Closed, Failure, IkeEstablished
+from control.ike.identity import Identity
+from control.ike.numbers import Exchange, NotifyType
+from control.ike.settings import Connection, Unique
+from control.ike.v2 import choice, codec, proof
+from control.ike.v2.first_child import ChildRequest, answer_child
+from control.ike.v2.proof import AuthenticationFailed
+from control.ike.v2.sa import Feature, IkeSa
+from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
+from control.ike.wire.payloads import AuthPayload, IdPayload, SaPayload
+from control.ike.wire.selector import WireSelector
+
+
+class IkeAuth(Task):
+    """Authentication of both sides; `packet` is the traffic that started the first child."""
+
+    __slots__ = ("child", "ours", "packet", "peer_id", "request")
+    exchange = Exchange.IKE_AUTH
+    name = "authentication"
+
+    def __init__(self, *, initiator: bool, packet: tuple[WireSelector, WireSelector] | None = None) -> None:
+        super().__init__(initiator=initiator)
+        self.packet = packet
+        self.ours: proof.Ours | None = None
+        self.child: ChildRequest | None = None
+        self.peer_id: Identity | None = None
+        self.request: Incoming | None = None  # the responder's, until it is answered
+
+    def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
+        """The request, or the response to it."""
+        if self.initiator:
+            return self._build_request(sa, message)
+        return self._build_response(sa, message, now)
+
+    def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
+        """The request, or the response to ours."""
+        if self.initiator:
+            return self._process_response(sa, message, now)
+        return self._process_request(sa, message)
+
+    # The initiator asks
+
+    def _build_request(self, sa: IkeSa, message: Outgoing) -> Result:
+        connection, handshake = sa.connection, sa.handshake
+        assert handshake is not None
+        expected = _expected(connection)
+        self.ours = proof.ours(sa, expected)
+        sa.local_id = self.ours.identity
+        message.add(self.ours.payload, *self.ours.certificates)
+        if expected is None or not sa.host.others(self.ours.identity, expected, sa):
+            if sa.host.settings.initial_contact and connection.unique is not Unique.NEVER:
+                message.notify(NotifyType.INITIAL_CONTACT)
+        request = proof.certificate_request(sa)
+        if request is not None:
+            message.add(request)
+        if expected is not None:
+            message.add(proof.id_payload(expected, initiator=False))
+        message.add(self.ours.auth(sa, proof.octets(sa, self.ours.payload)))
+        if handshake.child is not None:
+            self.child = ChildRequest(handshake.child)
+            self.child.add(sa, message, wanted=(), packet=self.packet)
+        if connection.mobike:
+            message.notify(NotifyType.MOBIKE_SUPPORTED)
+        return MORE
+
+    # The responder
+
+    def _process_request(self, sa: IkeSa, message: Incoming) -> Result:
+        handshake = sa.handshake
+        assert handshake is not None
+        proof.take_certificate_requests(handshake, message)
+        claimed = message.need(IdPayload, initiator=True)
+        asked_payload = message.get(IdPayload, initiator=False)
+        peer = Identity.from_wire(claimed.id_type, claimed.data)
+        asked = (
+            Identity.from_wire(asked_payload.id_type, asked_payload.data)
+            if asked_payload is not None
+            else None
+        )
+        auth = message.need(AuthPayload)
+        kinds = proof.kinds_of(auth)
+        candidates = choice.by_identities(handshake.connections, asked=asked, peer=peer, kinds=kinds)
+        if not candidates:
+            text, advice = choice.explain(handshake.connections, asked=asked, peer=peer, kinds=kinds)
+            raise AuthenticationFailed(text, advice, code="id_mismatch")
+        sa.connection = self._verify(sa, message, candidates, asked, peer, claimed, auth)
+        sa.remote_id = self.peer_id = peer
+        self.ours = proof.ours(sa, peer, asked=asked)
+        sa.local_id = self.ours.identity
+        self.request = message
+        return MORE
+
+    def _verify(
+        self,
+        sa: IkeSa,
+        message: Incoming,
+        candidates: list[Connection],
+        asked: Identity | None,
+        peer: Identity,
+        claimed: IdPayload,
+        auth: AuthPayload,
+    ) -> Connection:
+        """The first candidate whose demands the peer's proof meets."""
+        covered = proof.octets(sa, claimed)
+        refusal: AuthenticationFailed | None = None
+        for connection in candidates:
+            try:
+                proof.check(
+                    sa,
+                    connection,
+                    ours=asked or connection.local.identity,
+                    peer=peer,
+                    auth=auth,
+                    covered=covered,
+                    payloads=message.payloads,
+                )
+                return connection
+            except AuthenticationFailed as error:
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
+
+    def _build_response(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
+        request, self.request = self.request, None
+        assert self.ours is not None and request is not None
+        message.add(self.ours.payload, *self.ours.certificates)
+        message.add(self.ours.auth(sa, proof.octets(sa, self.ours.payload)))
+        if sa.connection.mobike and request.notify(NotifyType.MOBIKE_SUPPORTED) is not None:
+            sa.features |= Feature.MOBIKE
+            message.notify(NotifyType.MOBIKE_SUPPORTED)
+        _established(sa, now)
+        if request.get(SaPayload) is not None:
+            try:
+                answer_child(sa, request, message, now)
+            except PeerError as error:
+                # RFC 7296 section 1.2: the IKE SA stays, the error stands in place of the child's payloads.
+                message.notify(error.notify, error.data)
+                sa.child_failed("", codec.failure_of(error))
+        sa.finish_handshake()
+        return DONE
+
+    # The initiator is answered
+
+    def _process_response(self, sa: IkeSa, message: Incoming, now: float) -> Result:
+        assert self.ours is not None
+        claimed = message.get(IdPayload, initiator=False)
+        auth = message.get(AuthPayload)
+        if claimed is None or auth is None:
+            raise self._refused(sa, message)
+        peer = Identity.from_wire(claimed.id_type, claimed.data)
+        connection = sa.connection
+        if not peer.matches(connection.remote.identity):
+            raise AuthenticationFailed(
+                f"the peer says it is '{peer}'; connection '{connection.name}' wants '{connection.remote.identity}'",
+                "set remote.id to the identity of the peer, or let the peer use the one that is wanted",
+                code="id_mismatch",
+            )
+        proof.check(
+            sa,
+            connection,
+            ours=self.ours.identity,
+            peer=peer,
+            auth=auth,
+            covered=proof.octets(sa, claimed),
+            payloads=message.payloads,
+        )
+        sa.remote_id = peer
+        if connection.mobike and message.notify(NotifyType.MOBIKE_SUPPORTED) is not None:
+            sa.features |= Feature.MOBIKE
+        _established(sa, now)
+        if self.child is not None:
+            try:
+                self.child.accept(sa, message, now)
+            except PeerError as error:
+                self.child.drop(sa)
+                sa.child_failed(self.child.settings.name, codec.failure_of(error))
+        sa.finish_handshake()
+        return DONE
+
+    def _refused(self, sa: IkeSa, message: Incoming) -> PeerError:
+        """The peer did not prove anything: it says why in one word, we add what we said."""
+        error = message.error()
+        assert self.ours is not None
+        if error is None:
+            return syntax_error("the answer to IKE_AUTH has neither IDr and AUTH nor an error")
+        if error.type == NotifyType.AUTHENTICATION_FAILED:
+            wanted = sa.connection.remote.identity or "anyone"
+            return AuthenticationFailed(
+                f"the peer refuses our authentication: we are '{self.ours.identity}' by "
+                f"{sa.connection.local.auth.value} and want it to be '{wanted}'",
+                "compare identities and secrets or certificates: the peer's log has its view",
+            )
+        notify = (
+            NotifyType(error.type)
+            if error.type in NotifyType._value2member_map_
+            else NotifyType.INVALID_SYNTAX
+        )
+        return PeerError(notify, f"the peer refuses IKE_AUTH: {error.name}", advice="see the peer's log")
+
+    def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
+        """No proof, no IKE SA."""
+        if self.child is not None:
+            self.child.drop(sa)
+        sa.close(Closed.FAILED, now, failure=failure)
+
+
+def _established(sa: IkeSa, now: float) -> None:
+    sa.established(now)
+    sa.emit(
+        IkeEstablished(
+            ike=sa.id,
+            connection=sa.connection.name,
+            path=sa.path,
+            local_id=str(sa.local_id),
+            remote_id=str(sa.remote_id),
+            suite_name=str(sa.suite),
+            initiator=sa.initiator,
+            eap_identity=sa.eap_identity,
+        )
+    )
+
+
+def _expected(connection: Connection) -> Identity | None:
+    identity = connection.remote.identity
+    return identity if identity is not None and not identity.is_pattern else None
