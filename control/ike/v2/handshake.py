@@ -8,6 +8,7 @@ from control.ike.settings import ChildSettings, Connection
 
 if TYPE_CHECKING:
     from control.ike.v2.sa import IkeSa
+    from control.ike.wire.selector import WireSelector
 
 
 class Handshake:
@@ -25,6 +26,7 @@ class Handshake:
         "intermediates",
         "nonce_i",
         "nonce_r",
+        "packet",
         "ppk",
         "replaces",
         "request",
@@ -44,6 +46,7 @@ class Handshake:
         self.certificate_asked = False  # the peer sent a CERTREQ
         self.connections: tuple[Connection, ...] = ()  # of a responder: those that may still be meant
         self.child: ChildSettings | None = None  # of an initiator: what IKE_AUTH asks for
+        self.packet: tuple[WireSelector, WireSelector] | None = None  # the traffic that asks for it
         self.childless = False  # the peer can do without a first child (RFC 6023)
         self.ppk = False  # both said that they can mix a PPK in (RFC 8784)
         self.replaces: IkeSa | None = None  # make-before-break: the IKE SA that goes when this one is there

@@ -49,13 +49,16 @@ class Host(Protocol):
     def register(self, sa: IkeSa) -> None:
         """`sa` gets the datagrams for its `my_spi` from now on."""
 
+    def authenticated(self, sa: IkeSa) -> None:
+        """`sa` has its two identities now."""
+
     def unregister(self, sa: IkeSa, *, linger: bool, now: float) -> None:
         """`sa` gets no more; with `linger`, repetitions of its last request still get its last response."""
 
     def schedule(self, sa: IkeSa) -> None:
         """A timer of `sa` may have become earlier."""
 
-    def others(self, local: Identity, remote: Identity, sa: IkeSa) -> list[IkeSa]:
+    def others(self, local: Identity, remote: Identity, sa: IkeSa | None) -> list[IkeSa]:
         """Other established IKE SAs of the same two identities."""
 
     def initiate(self, connection: Connection | str, child: ChildSettings | str | None, now: float) -> int:

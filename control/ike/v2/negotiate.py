@@ -74,13 +74,9 @@ class Agreed:
 
 def dynamic_addresses(sa: IkeSa) -> tuple[Sequence[Address], Sequence[Address]]:
     """What "dynamic" means on our side and on the peer's: an address that is lent, or the IKE SA's own."""
-    local: Sequence[Address] = (sa.path.local,)
-    remote: Sequence[Address] = (sa.path.remote,)
-    if sa.connection.virtual_addresses:
-        local = sa.virtual_addresses or sa.connection.virtual_addresses
-    elif sa.connection.pools and sa.virtual_addresses:
-        remote = sa.virtual_addresses
-    return local, remote
+    # Until a server has lent an address, "any" is asked for in its place.
+    local = sa.virtual_local or sa.connection.virtual_addresses or (sa.path.local,)
+    return local, sa.virtual_remote or (sa.path.remote,)
 
 
 # Initiator

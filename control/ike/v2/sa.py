@@ -107,6 +107,7 @@ class IkeSa:
         "active",
         "children",
         "connection",
+        "created",
         "eap_identity",
         "established_at",
         "features",
@@ -114,6 +115,7 @@ class IkeSa:
         "handshake",
         "host",
         "id",
+        "init_key",
         "initiator",
         "keys",
         "last_error",
@@ -124,6 +126,7 @@ class IkeSa:
         "nat_local",
         "nat_remote",
         "path",
+        "path_error",
         "peer_addresses",
         "peer_hashes",
         "peer_spi",
@@ -181,6 +184,9 @@ class IkeSa:
         self.last_heard = 0.0  # an authenticated message, or traffic of a child
         self.last_sent = 0.0
         self.last_error: Failure | None = None
+        self.created = 0.0
+        self.init_key: tuple[bytes, Address, int] | None = None  # the endpoint's, while a peer's is half open
+        self.path_error = ""  # what ICMP said last about datagrams that did not arrive
 
     # What others ask about it
 
@@ -371,9 +377,7 @@ class IkeSa:
 
     def _heard(self, path: PeerPath, now: float) -> None:
         """An authenticated message has come: the peer lives, and where it is."""
-        self.last_heard = now
-        if self.connection.dpd_delay and not self.state.half_open:
-            self.timers[Timer.DPD] = now + self.connection.dpd_delay
+        self.alive(now)
         # RFC 7296 section 2.23: the peer's new port or address is followed when it, and not we, is behind a NAT.
         # With MOBIKE its initiator tells (RFC 4555 section 3.8). The initiator's float to 4500 is always followed.
         if path == self.path:
@@ -382,6 +386,13 @@ class IkeSa:
             self.path = path
         elif self.nat_remote and not self.nat_local and not self.features & Feature.MOBIKE:
             self.move(path, now)
+
+    def alive(self, now: float) -> None:
+        """The peer has shown that it lives."""
+        self.last_heard = now
+        self.path_error = ""
+        if self.connection.dpd_delay and not self.state.half_open:
+            self.timers[Timer.DPD] = now + self.connection.dpd_delay
 
     def move(self, path: PeerPath, now: float) -> None:
         """From now on this is the way, for our requests, too."""
@@ -539,6 +550,7 @@ class IkeSa:
         """Both sides are authenticated (or a rekeyed SA has its keys): start its timers."""
         self.state = advance(self.state, Step.AUTHENTICATED)
         self.established_at = self.last_heard = now
+        self.host.authenticated(self)
         times = lifetimes.ike_times(self.connection, now, self.host.random, reauth_limit)
         self.timers = {
             Timer.REKEY: times.rekey_at,

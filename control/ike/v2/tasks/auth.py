@@ -14,27 +14,24 @@ from control.ike.events import Closed, Failure, IkeEstablished
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.settings import Connection, Unique
-from control.ike.v2 import choice, codec, proof
-from control.ike.v2.first_child import ChildRequest, answer_child
+from control.ike.v2 import choice, codec, negotiate, proof
 from control.ike.v2.proof import AuthenticationFailed
 from control.ike.v2.sa import Feature, IkeSa
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.wire.payloads import AuthPayload, IdPayload, SaPayload
-from control.ike.wire.selector import WireSelector
 
 
 class IkeAuth(Task):
-    """Authentication of both sides; `packet` is the traffic that started the first child."""
+    """Authentication of both sides."""
 
-    __slots__ = ("child", "ours", "packet", "peer_id", "request")
+    __slots__ = ("child", "ours", "peer_id", "request")
     exchange = Exchange.IKE_AUTH
     name = "authentication"
 
-    def __init__(self, *, initiator: bool, packet: tuple[WireSelector, WireSelector] | None = None) -> None:
+    def __init__(self, *, initiator: bool) -> None:
         super().__init__(initiator=initiator)
-        self.packet = packet
         self.ours: proof.Ours | None = None
-        self.child: ChildRequest | None = None
+        self.child: negotiate.ChildRequest | None = None
         self.peer_id: Identity | None = None
         self.request: Incoming | None = None  # the responder's, until it is answered
 
@@ -59,9 +56,8 @@ class IkeAuth(Task):
         self.ours = proof.ours(sa, expected)
         sa.local_id = self.ours.identity
         message.add(self.ours.payload, *self.ours.certificates)
-        if expected is None or not sa.host.others(self.ours.identity, expected, sa):
-            if sa.host.settings.initial_contact and connection.unique is not Unique.NEVER:
-                message.notify(NotifyType.INITIAL_CONTACT)
+        if _is_first(sa, self.ours.identity, expected):
+            message.notify(NotifyType.INITIAL_CONTACT)
         request = proof.certificate_request(sa)
         if request is not None:
             message.add(request)
@@ -69,8 +65,9 @@ class IkeAuth(Task):
             message.add(proof.id_payload(expected, initiator=False))
         message.add(self.ours.auth(sa, proof.octets(sa, self.ours.payload)))
         if handshake.child is not None:
-            self.child = ChildRequest(handshake.child)
-            self.child.add(sa, message, wanted=(), packet=self.packet)
+            spi = sa.host.new_child_spi()
+            self.child = negotiate.ask(sa, handshake.child, spi, key_exchange=False, packet=handshake.packet)
+            negotiate.add_request(message, self.child)
         if connection.mobike:
             message.notify(NotifyType.MOBIKE_SUPPORTED)
         return MORE
@@ -142,12 +139,7 @@ class IkeAuth(Task):
             message.notify(NotifyType.MOBIKE_SUPPORTED)
         _established(sa, now)
         if request.get(SaPayload) is not None:
-            try:
-                answer_child(sa, request, message, now)
-            except PeerError as error:
-                # RFC 7296 section 1.2: the IKE SA stays, the error stands in place of the child's payloads.
-                message.notify(error.notify, error.data)
-                sa.child_failed("", codec.failure_of(error))
+            _answer_child(sa, request, message, now)
         sa.finish_handshake()
         return DONE
 
@@ -181,11 +173,8 @@ class IkeAuth(Task):
             sa.features |= Feature.MOBIKE
         _established(sa, now)
         if self.child is not None:
-            try:
-                self.child.accept(sa, message, now)
-            except PeerError as error:
-                self.child.drop(sa)
-                sa.child_failed(self.child.settings.name, codec.failure_of(error))
+            _accept_child(sa, self.child, message, now)
+            self.child = None
         sa.finish_handshake()
         return DONE
 
@@ -212,8 +201,49 @@ class IkeAuth(Task):
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """No proof, no IKE SA."""
         if self.child is not None:
-            self.child.drop(sa)
+            sa.host.free_child_spi(self.child.spi)
         sa.close(Closed.FAILED, now, failure=failure)
+
+
+def _answer_child(sa: IkeSa, request: Incoming, message: Outgoing, now: float) -> None:
+    """The first child, as responder. RFC 7296 section 1.2: without it the IKE SA stands, and an error in its place."""
+    assert sa.handshake is not None
+    try:
+        agreed = negotiate.answer(sa, request, sa.connection.children, key_exchange=False)
+    except PeerError as error:
+        message.notify(error.notify, error.data)
+        sa.child_failed("", codec.failure_of(error))
+        return
+    negotiate.add_answer(message, agreed)
+    nonces = sa.handshake.nonce_i, sa.handshake.nonce_r
+    negotiate.install(sa, agreed, now, nonce_i=nonces[0], nonce_r=nonces[1], initiator=False, outbound=True)
+
+
+def _accept_child(sa: IkeSa, request: negotiate.ChildRequest, message: Incoming, now: float) -> None:
+    """The first child, as initiator."""
+    assert sa.handshake is not None
+    try:
+        error = message.error()
+        if message.get(SaPayload) is None and error is not None:
+            failure = negotiate.refusal(request, error)
+        else:
+            agreed = negotiate.accept(request, message)
+            nonces = sa.handshake.nonce_i, sa.handshake.nonce_r
+            negotiate.install(
+                sa, agreed, now, nonce_i=nonces[0], nonce_r=nonces[1], initiator=True, outbound=True
+            )
+            return
+    except PeerError as refused:
+        failure = codec.failure_of(refused)
+    sa.host.free_child_spi(request.spi)
+    sa.child_failed(request.settings.name, failure)
+
+
+def _is_first(sa: IkeSa, local: Identity, expected: Identity | None) -> bool:
+    """Whether we have nothing else with this peer, so that it may forget what it has (RFC 7296 section 2.4)."""
+    if not sa.host.settings.initial_contact or sa.connection.unique is Unique.NEVER or expected is None:
+        return False
+    return not sa.host.others(local, expected, sa)
 
 
 def _established(sa: IkeSa, now: float) -> None:

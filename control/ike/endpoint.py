@@ -1,0 +1,665 @@
+"""All IKE SAs of a gateway: bytes, addresses and the time go in; datagrams, timers and events come out (RFC 7296).
+
+    receive_datagram   1 whose is it, by SPI  2 a new peer's: limits, cookie, IKE_SA_INIT  3 its IKE SA's  4 nobody's
+    handle_timers      what `next_timer` announced
+    initiate ...       what a user, a packet or a timer wants
+    events, datagrams_to_send   what came of it; take them after every call of the above
+
+No socket, no clock, no file. A bug in one IKE SA ends that one, with an event; the others go on. A datagram that is no
+one's costs microseconds and no memory, however many come (section 2.6): cookies are stateless, refusals are counted.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+
+from control.ike.errors import PeerError
+from control.ike.events import Datagram, Event, IkeFailed, Noted, PeerPath
+from control.ike.identity import Identity
+from control.ike.numbers import Exchange, NotifyType
+from control.ike.settings import ChildSettings, Connection, EndpointSettings
+from control.ike.snapshot import ChildSnapshot, IkeSnapshot
+from control.ike.v2 import codec
+from control.ike.v2.choice import Connections
+from control.ike.v2.cookies import Cookies
+from control.ike.v2.handshake import Handshake
+from control.ike.v2.sa import Child, Feature, IkeSa, Timer
+from control.ike.v2.states import State
+from control.ike.v2.task import Incoming, Outgoing
+from control.ike.v2.tasks import renew
+from control.ike.v2.tasks.init import IkeInit
+from control.ike.wire.header import HEADER_LENGTH, NO_SPI, parse_header
+from control.ike.wire.message import parse_message
+from control.ike.wire.selector import WireSelector
+from control.pki.store import Credentials
+from dataplane.model import Address, SelectorSpec
+
+SPI_QUARANTINE = 4096  # inbound SPIs of children that are gone and not given again
+LINGERING = 4096  # last responses of IKE SAs that are gone
+LINGER_SECONDS = 60.0
+REFUSALS_PER_SECOND = 20.0  # events, and answers in clear, about what is no IKE SA's
+_RESPONSE, _INITIATOR = 0x20, 0x08
+_COOKIE = struct.Struct(">8s8sBBBBIIBBHBBH")
+
+
+class Quota:
+    """At most so many a second, with some at once."""
+
+    __slots__ = ("_burst", "_last", "_left", "_rate")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst, self._left, self._last = rate, burst, burst, 0.0
+
+    def take(self, now: float) -> bool:
+        """One of them, if any is left."""
+        self._left = min(self._burst, self._left + (now - self._last) * self._rate)
+        self._last = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class Lingering:
+    """What an IKE SA that is gone still answers: its last request, repeated."""
+
+    __slots__ = ("request", "response", "until")
+
+    def __init__(self, request: int, response: list[bytes], until: float) -> None:
+        self.request = request
+        self.response = response
+        self.until = until
+
+
+class Endpoint:
+    """The IKE of a gateway. Every `now` is of one clock, in seconds, and never goes back."""
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        connections: Iterable[Connection],
+        credentials: Credentials,
+        pools: object = None,
+        *,
+        random: Callable[[int], bytes] = os.urandom,
+        source_address: Callable[[Address], Address | None] = lambda remote: None,
+        allocate_spi: Callable[[], int] | None = None,
+    ) -> None:
+        """`source_address` gives our address towards a peer, for connections that name none."""
+        self.settings = settings
+        self.credentials = credentials
+        self.pools = pools
+        self.random = random
+        self.counters: Counter[str] = Counter()  # datagrams that led nowhere, by reason
+        self._connections = Connections(connections)
+        self._source_address = source_address
+        self._allocate_spi = allocate_spi
+        self._sas: dict[bytes, IkeSa] = {}  # by our SPI
+        self._by_id: dict[int, IkeSa] = {}
+        self._by_identities: dict[tuple[Identity, Identity], list[IkeSa]] = {}
+        self._half_open: dict[tuple[bytes, Address, int], IkeSa] = {}  # of peers
+        self._half_open_of: Counter[Address] = Counter()
+        self._lingering: OrderedDict[bytes, Lingering] = OrderedDict()  # by our SPI
+        self._child_spis: set[int] = set()
+        self._freed_spis: OrderedDict[int, None] = OrderedDict()
+        self._cookies = Cookies(random)
+        self._quota = Quota(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND)
+        self._last_id = 0
+        self._timers: list[tuple[float, int, IkeSa]] = []
+        self._timer_number = 0
+        self._events: list[Event] = []
+        self._datagrams: list[Datagram] = []
+
+    # What comes out
+
+    def datagrams_to_send(self) -> list[Datagram]:
+        """Datagrams to send now, in order; each is handed out once."""
+        datagrams, self._datagrams = self._datagrams, []
+        return datagrams
+
+    def events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def next_timer(self) -> float | None:
+        """When `handle_timers` has something to do."""
+        while self._timers:
+            at, _, sa = self._timers[0]
+            if sa.scheduled == at and sa.state is not State.CLOSED:
+                return at
+            heapq.heappop(self._timers)
+        return None
+
+    # A datagram comes
+
+    def receive_datagram(self, data: bytes, path: PeerPath, now: float) -> None:
+        """Take in a whole IKE message (without non-ESP marker) that came over `path`."""
+        if len(data) < HEADER_LENGTH:
+            self.counters["short"] += 1
+            return
+        if data[17] >> 4 != 2:
+            self._other_version(data, path, now)
+            return
+        from_initiator = bool(data[19] & _INITIATOR)
+        sa = self._sas.get(data[8:16] if from_initiator else data[:8])
+        if sa is not None:
+            self._receive(sa, data, path, now)
+        elif from_initiator and data[18] == Exchange.IKE_SA_INIT and data[8:16] == NO_SPI:
+            if not data[19] & _RESPONSE:
+                self._receive_init(data, path, now)
+        else:
+            self._receive_unknown(data, path, now)
+
+    def _receive(self, sa: IkeSa, data: bytes, path: PeerPath, now: float) -> None:
+        from_initiator = bool(data[19] & _INITIATOR)
+        peer_spi = data[:8] if from_initiator else data[8:16]
+        # RFC 7296 section 3.1: the flag says whose SPI is whose, and both must be those of this IKE SA.
+        if from_initiator == sa.initiator or (sa.peer_spi != NO_SPI and peer_spi != sa.peer_spi):
+            self.counters["foreign_spi"] += 1
+            return
+        try:
+            header, _ = parse_header(data)
+        except PeerError:
+            self.counters["malformed"] += 1
+            return
+        try:
+            sa.receive(header, data, path, now)
+            sa.run(now)
+        except Exception as error:
+            sa.bug(error, now)
+        self.schedule(sa)
+
+    def _other_version(self, data: bytes, path: PeerPath, now: float) -> None:
+        """RFC 7296 section 2.5: a higher major version is told ours, in clear; a lower one (IKEv1) is dropped."""
+        self.counters["version"] += 1
+        if data[17] >> 4 > 2 and not data[19] & _RESPONSE and self._quota.take(now):
+            self._answer_in_clear(data, NotifyType.INVALID_MAJOR_VERSION, b"\x02", path)
+
+    def _receive_unknown(self, data: bytes, path: PeerPath, now: float) -> None:
+        """No IKE SA of ours: one that is gone may have to repeat its last answer."""
+        spi = data[8:16] if data[19] & _INITIATOR else data[:8]
+        gone = self._lingering.get(spi)
+        if gone is not None:
+            if now < gone.until and hash(data) == gone.request:
+                self._datagrams.extend(Datagram(path=path, data=each) for each in gone.response)
+            return
+        self.counters["unknown_spi"] += 1
+        # RFC 7296 section 2.21.4: told in clear, seldom; who gets it must take it for a hint only.
+        if not data[19] & _RESPONSE and data[18] != Exchange.IKE_SA_INIT and self._quota.take(now):
+            self._answer_in_clear(data, NotifyType.INVALID_IKE_SPI, b"", path)
+
+    def _answer_in_clear(self, data: bytes, kind: NotifyType, content: bytes, path: PeerPath) -> None:
+        flags = _RESPONSE | (0 if data[19] & _INITIATOR else _INITIATOR)
+        length = HEADER_LENGTH + 8 + len(content)
+        answer = _COOKIE.pack(
+            data[:8],
+            data[8:16],
+            41,
+            0x20,
+            data[18],
+            flags,
+            int.from_bytes(data[20:24], "big"),
+            length,
+            0,
+            0,
+            8 + len(content),
+            0,
+            0,
+            kind,
+        )
+        self._datagrams.append(Datagram(path=path, data=answer + content))
+
+    # A new peer
+
+    def _receive_init(self, data: bytes, path: PeerPath, now: float) -> None:
+        key = (data[:8], path.remote, path.remote_port)
+        known = self._half_open.get(key)
+        if known is not None and known.window.answered == hash(data):
+            # RFC 7296 section 2.1: the identical response, as long as it is the last one.
+            if known.window.expected == 1:
+                self._datagrams.extend(Datagram(path=path, data=each) for each in known.window.response)
+            return
+        if len(self._half_open) >= self.settings.cookie_threshold:
+            cookie = self._cookies.check(data, path, now)
+            if cookie is not None:
+                self.counters["cookies"] += 1
+                self._answer_in_clear(data, NotifyType.COOKIE, cookie, path)
+                return
+        if len(self._half_open) >= self.settings.half_open_limit:
+            self.counters["half_open_limit"] += 1
+            return
+        if 0 < self.settings.block_threshold <= self._half_open_of[path.remote]:
+            self.counters["blocked"] += 1
+            return
+        self._respond_to_init(data, key, path, now)
+
+    def _respond_to_init(
+        self, data: bytes, key: tuple[bytes, Address, int], path: PeerPath, now: float
+    ) -> None:
+        """Run the responder's half of IKE_SA_INIT; only if it succeeds there is an IKE SA."""
+        connection = ""
+        try:
+            parsed = parse_message(data)
+            if parsed.header.message_id != 0:
+                self.counters["malformed"] += 1
+                return
+            candidates = self.candidates(path)
+            if not candidates:
+                raise PeerError(
+                    NotifyType.NO_PROPOSAL_CHOSEN,
+                    f"no connection is configured for {path.local} (us) and {path.remote} (the peer)",
+                    advice="check local_addrs and remote_addrs of the connections",
+                )
+            connection = candidates[0].name
+            sa = IkeSa(self, candidates[0], path, initiator=False)
+            task = IkeInit(initiator=False)
+            request = Incoming(
+                parsed.header, parsed.payloads, path=path, data=data, opened=codec.Opened(0, b"", hash(data))
+            )
+            response = Outgoing(Exchange.IKE_SA_INIT)
+            task.process(sa, request, now)
+            task.build(sa, response, now)
+            datagrams = sa.seal(response, 0, response=True)
+        except PeerError as error:
+            self._refuse_init(data, error, connection, path, now)
+            return
+        except Exception as error:
+            self._events.append(_bug(error, connection))
+            return
+        task.built(sa, response, datagrams, now)
+        sa.window.answer(hash(data), datagrams)
+        sa.timers[Timer.HALF_OPEN] = now + self.settings.half_open_timeout
+        self._forget_half_open(self._half_open.get(key))
+        self._half_open[key] = sa
+        self._half_open_of[path.remote] += 1
+        sa.init_key = key
+        self.register(sa)
+        self._datagrams.extend(Datagram(path=path, data=each) for each in datagrams)
+        self.schedule(sa)
+
+    def _refuse_init(
+        self, data: bytes, error: PeerError, connection: str, path: PeerPath, now: float
+    ) -> None:
+        """Answer in clear, and keep nothing. Another group is no failure."""
+        self.counters["refused_init"] += 1
+        told = error.notify is NotifyType.INVALID_KE_PAYLOAD
+        if not told and not self._quota.take(now):
+            return
+        self._answer_in_clear(data, error.notify, error.data, path)
+        if not told:
+            failure = codec.failure_of(error)
+            self.emit(IkeFailed(ike=self.new_id(), connection=connection, path=path, failure=failure))
+
+    # Timers
+
+    def schedule(self, sa: IkeSa) -> None:
+        """After anything was done with `sa`: its timers, and whether it is half open still."""
+        if sa.init_key is not None and not sa.state.half_open:
+            self._forget_half_open(sa)
+        at = sa.next_timer() if sa.state is not State.CLOSED else None
+        if at != sa.scheduled:
+            sa.scheduled = at
+            if at is not None:
+                self._timer_number += 1
+                heapq.heappush(self._timers, (at, self._timer_number, sa))
+
+    def handle_timers(self, now: float) -> None:
+        """Do all that is due at `now`."""
+        while self._timers and self._timers[0][0] <= now:
+            at, _, sa = heapq.heappop(self._timers)
+            if sa.scheduled != at or sa.state is State.CLOSED:
+                continue
+            sa.scheduled = None
+            self._do(sa, now, lambda sa=sa: sa.handle_timers(now))  # type: ignore[misc]
+            if sa.scheduled is not None and sa.scheduled <= now:
+                # What is still due (a timer that set itself to now) has its turn at the next call.
+                return
+
+    def _do(self, sa: IkeSa, now: float, act: Callable[[], object]) -> None:
+        try:
+            act()
+            sa.run(now)
+        except Exception as error:
+            sa.bug(error, now)
+        self.schedule(sa)
+
+    # What users and packets want
+
+    def initiate(
+        self,
+        connection: Connection | str,
+        child: ChildSettings | str | None,
+        now: float,
+        *,
+        packet: tuple[WireSelector, WireSelector] | None = None,
+    ) -> int:
+        """Set up a child (None: an IKE SA alone) of a connection; the id of the IKE SA that it is on.
+
+        An IKE SA that is there, or under way, is used. ValueError for what is not configured or has no address.
+        """
+        settings = self._connection(connection)
+        wanted = _child(settings, child)
+        sa = self._usable(settings)
+        if sa is None:
+            sa = self._start(settings, wanted, now, packet)
+        elif wanted is not None:
+            self._do(sa, now, lambda: renew.add_child(sa, wanted, now, packet))
+        return sa.id
+
+    def _connection(self, connection: Connection | str) -> Connection:
+        if isinstance(connection, Connection):
+            return connection
+        try:
+            return self._connections.by_name[connection]
+        except KeyError:
+            names = ", ".join(sorted(self._connections.by_name)) or "none"
+            raise ValueError(f"no connection '{connection}'; there are {names}") from None
+
+    def _usable(self, connection: Connection) -> IkeSa | None:
+        """An IKE SA of a connection that can have another child; the latest."""
+        found = None
+        for sa in self._by_id.values():
+            if sa.connection == connection and (
+                sa.state is State.ESTABLISHED or (sa.state.half_open and sa.initiator)
+            ):
+                found = sa
+        return found
+
+    def _start(
+        self,
+        connection: Connection,
+        child: ChildSettings | None,
+        now: float,
+        packet: tuple[WireSelector, WireSelector] | None,
+    ) -> IkeSa:
+        sa = IkeSa(self, connection, self._path_of(connection), initiator=True)
+        sa.handshake = Handshake()
+        sa.handshake.child, sa.handshake.packet = child, packet
+        self.register(sa)
+        sa.queue(IkeInit(initiator=True), now)
+        self._do(sa, now, lambda: None)
+        return sa
+
+    def _path_of(self, connection: Connection) -> PeerPath:
+        """Where to initiate to, and from where."""
+        name = connection.name
+        remote = next((each for each in connection.remote_addresses if _is_address(each)), None)
+        if remote is None:
+            raise ValueError(
+                f"connection '{name}' has no address of the peer to initiate to; set remote_addrs"
+            )
+        local = next(
+            (
+                each
+                for each in connection.local_addresses
+                if _is_address(each) and each.version == remote.version
+            ),
+            None,
+        ) or self._source_address(remote)  # type: ignore[arg-type]
+        if local is None:
+            raise ValueError(f"connection '{name}': no address of ours towards {remote}; set local_addrs")
+        return PeerPath(
+            local=local,  # type: ignore[arg-type]
+            local_port=connection.local_port,
+            remote=remote,  # type: ignore[arg-type]
+            remote_port=connection.remote_port,
+        )
+
+    def acquire(
+        self,
+        connection: Connection | str,
+        child: ChildSettings | str,
+        now: float,
+        packet: SelectorSpec | None,
+    ) -> int:
+        """Traffic wants a child that is not there: set it up, its first selectors those of the packet."""
+        pair = None
+        if packet is not None:
+            pair = (
+                WireSelector(
+                    first=packet.local_first,
+                    last=packet.local_last,
+                    protocol=packet.protocol,
+                    ports=packet.local_ports,
+                ),
+                WireSelector(
+                    first=packet.remote_first,
+                    last=packet.remote_last,
+                    protocol=packet.protocol,
+                    ports=packet.remote_ports,
+                ),
+            )
+        return self.initiate(connection, child, now, packet=pair)
+
+    def terminate_ike(self, id: int, now: float) -> None:
+        """Delete an IKE SA with its children; KeyError where there is none of this id."""
+        sa = self._by_id[id]
+        self._do(sa, now, lambda: renew.close_ike(sa, now))
+
+    def terminate_child(self, id: int, now: float) -> None:
+        """Delete a child SA on both sides; KeyError where there is none of this id."""
+        sa, child = self._child(id)
+        self._do(sa, now, lambda: renew.close_child(sa, child, now))
+
+    def rekey_ike(self, id: int, now: float) -> None:
+        """Replace an IKE SA now; KeyError where there is none of this id."""
+        sa = self._by_id[id]
+        self._do(sa, now, lambda: renew.rekey_due(sa, now))
+
+    def reauthenticate_ike(self, id: int, now: float) -> None:
+        """Have both sides prove themselves anew; KeyError where there is none of this id."""
+        sa = self._by_id[id]
+        self._do(sa, now, lambda: renew.reauthentication_due(sa, now))
+
+    def rekey_child(self, id: int, now: float) -> None:
+        """Replace a child SA now; KeyError where there is none of this id."""
+        self.child_expired(id, False, now)
+
+    def child_expired(self, id: int, hard: bool, now: float) -> None:
+        """The dataplane has counted a child's soft or hard limit; KeyError where there is none of this id."""
+        sa, child = self._child(id)
+        self._do(sa, now, lambda: renew.child_expired(sa, child, hard=hard, now=now))
+
+    def _child(self, id: int) -> tuple[IkeSa, Child]:
+        for sa in self._by_id.values():
+            child = sa.child_by_id(id)
+            if child is not None:
+                return sa, child
+        raise KeyError(id)
+
+    def traffic_seen(self, ike: int, now: float) -> None:
+        """A child of this IKE SA has received: the peer lives."""
+        sa = self._by_id.get(ike)
+        if sa is not None and not sa.state.half_open:
+            sa.alive(now)
+            self.schedule(sa)
+
+    def address_changed(self, old: Address, new: Address, now: float) -> None:
+        """An address of ours is gone and another one takes its place (RFC 4555)."""
+        for sa in list(self._by_id.values()):
+            if sa.path.local == old:
+                self._do(sa, now, lambda sa=sa: renew.address_changed(sa, new, now))  # type: ignore[misc]
+
+    def path_error(self, path: PeerPath, text: str, now: float) -> None:
+        """ICMP, or our own kernel, reports that datagrams do not arrive: a hint for the message, nothing more."""
+        for sa in self._by_id.values():
+            if sa.path.remote == path.remote and sa.window.pending is not None:
+                sa.path_error = text
+
+    def set_connections(self, connections: Iterable[Connection]) -> None:
+        """New configuration; IKE SAs that are there keep what they were made by."""
+        self._connections = Connections(connections)
+
+    def set_credentials(self, credentials: Credentials) -> None:
+        """New keys and certificates, for authentications from now on."""
+        self.credentials = credentials
+
+    def set_settings(self, settings: EndpointSettings) -> None:
+        """New limits."""
+        self.settings = settings
+
+    def set_pools(self, pools: object) -> None:
+        """New pools of addresses."""
+        self.pools = pools
+
+    def leases(self) -> dict[str, int]:
+        """How many addresses are lent, by pool."""
+        return {}
+
+    def snapshot(self) -> list[IkeSnapshot]:
+        """All IKE SAs as they are."""
+        return [_snapshot(sa) for sa in self._by_id.values()]
+
+    # What an IKE SA may ask (control.ike.v2.host)
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """Every configured connection, in the order of configuration."""
+        return self._connections.all
+
+    def candidates(self, path: PeerPath) -> list[Connection]:
+        """Connections whose addresses fit, the most specific first."""
+        return self._connections.by_addresses(path.local, path.remote)
+
+    def emit(self, event: Event) -> None:
+        """Tell the rest of control."""
+        self._events.append(event)
+
+    def send(self, datagram: Datagram) -> None:
+        """Put a datagram into the outbound queue."""
+        self._datagrams.append(datagram)
+
+    def new_id(self) -> int:
+        """An id for an IKE or child SA, never given before."""
+        self._last_id += 1
+        return self._last_id
+
+    def new_ike_spi(self) -> bytes:
+        """Eight bytes that no IKE SA here has or had lately."""
+        while True:
+            spi = self.random(8)
+            if spi not in self._sas and spi not in self._lingering and spi != NO_SPI:
+                return spi
+
+    def new_child_spi(self) -> int:
+        """An inbound SPI for a child SA, reserved until `free_child_spi`."""
+        if self._allocate_spi is not None:
+            return self._allocate_spi()
+        while True:
+            spi = int.from_bytes(self.random(4), "big")
+            # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is never sent.
+            if spi > 255 and spi not in self._child_spis and spi not in self._freed_spis:
+                self._child_spis.add(spi)
+                return spi
+
+    def free_child_spi(self, spi: int) -> None:
+        """The SPI may be given again when many others have been."""
+        self._child_spis.discard(spi)
+        self._freed_spis[spi] = None
+        if len(self._freed_spis) > SPI_QUARANTINE:
+            self._freed_spis.popitem(last=False)
+
+    def register(self, sa: IkeSa) -> None:
+        """`sa` gets the datagrams for its `my_spi` from now on."""
+        self._sas[sa.my_spi] = sa
+        self._by_id[sa.id] = sa
+        if sa.local_id is not None and sa.remote_id is not None:
+            self.authenticated(sa)
+
+    def authenticated(self, sa: IkeSa) -> None:
+        """`sa` has its two identities now."""
+        assert sa.local_id is not None and sa.remote_id is not None
+        same = self._by_identities.setdefault((sa.local_id, sa.remote_id), [])
+        if sa not in same:
+            same.append(sa)
+
+    def unregister(self, sa: IkeSa, *, linger: bool, now: float) -> None:
+        """`sa` gets no more; with `linger`, repetitions of its last request still get its last response."""
+        self._sas.pop(sa.my_spi, None)
+        self._by_id.pop(sa.id, None)
+        self._forget_half_open(sa)
+        if sa.local_id is not None and sa.remote_id is not None:
+            identities = (sa.local_id, sa.remote_id)
+            same = self._by_identities.get(identities, [])
+            if sa in same:
+                same.remove(sa)
+            if not same:
+                self._by_identities.pop(identities, None)
+        if linger and sa.window.response:
+            until = now + LINGER_SECONDS
+            self._lingering[sa.my_spi] = Lingering(sa.window.answered, sa.window.response, until)
+        while self._lingering:
+            oldest = next(iter(self._lingering.values()))
+            if oldest.until > now and len(self._lingering) <= LINGERING:
+                break
+            self._lingering.popitem(last=False)
+
+    def _forget_half_open(self, sa: IkeSa | None) -> None:
+        if sa is None or sa.init_key is None:
+            return
+        if self._half_open.get(sa.init_key) is sa:
+            del self._half_open[sa.init_key]
+        address = sa.init_key[1]
+        self._half_open_of[address] -= 1
+        if self._half_open_of[address] <= 0:
+            del self._half_open_of[address]
+        sa.init_key = None
+
+    def others(self, local: Identity, remote: Identity, sa: IkeSa | None) -> list[IkeSa]:
+        """Other established IKE SAs of the same two identities."""
+        same = self._by_identities.get((local, remote), [])
+        return [each for each in same if each is not sa and each.state is State.ESTABLISHED]
+
+
+def _is_address(each: object) -> bool:
+    return hasattr(each, "packed")
+
+
+def _child(connection: Connection, child: ChildSettings | str | None) -> ChildSettings | None:
+    if not isinstance(child, str):
+        return child
+    for each in connection.children:
+        if each.name == child:
+            return each
+    names = ", ".join(each.name for each in connection.children) or "none"
+    raise ValueError(f"connection '{connection.name}' has no child '{child}'; there are {names}")
+
+
+def _bug(error: Exception, connection: str) -> Event:
+    return Noted(ike=0, connection=connection, level="warning", text=f"internal error: {error!r}")
+
+
+def _snapshot(sa: IkeSa) -> IkeSnapshot:
+    state = sa.state.value
+    if sa.state is State.ESTABLISHED and sa.active is not None and sa.active.name == "IKE rekeying":
+        state = "rekeying"
+    return IkeSnapshot(
+        id=sa.id,
+        connection=sa.connection.name,
+        state=state,
+        initiator=sa.initiator,
+        path=sa.path,
+        spi_initiator=sa.spi_initiator,
+        spi_responder=sa.spi_responder,
+        local_id="" if sa.local_id is None else str(sa.local_id),
+        remote_id="" if sa.remote_id is None else str(sa.remote_id),
+        eap_identity=sa.eap_identity,
+        suite_name="" if sa.suite is None else str(sa.suite),
+        created=sa.created,
+        established=sa.established_at,
+        rekey_at=sa.timers.get(Timer.REKEY, 0.0),
+        reauth_at=sa.timers.get(Timer.REAUTH, 0.0),
+        nat_local=sa.nat_local,
+        nat_remote=sa.nat_remote,
+        mobike=bool(sa.features & Feature.MOBIKE),
+        virtual_local=sa.virtual_local,
+        virtual_remote=sa.virtual_remote,
+        children=tuple(
+            ChildSnapshot(sa=child.spec, state=child.state.value) for child in sa.children.values()
+        ),
+    )
