@@ -13,6 +13,7 @@ import datetime
 import enum
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -60,7 +61,8 @@ class _Entry:
 class CrlStore:
     """All revocation lists of a gateway. What arrives is kept by its issuer's name and believed once signed."""
 
-    def __init__(self, urls: Iterable[str] = ()) -> None:
+    def __init__(self, urls: Iterable[str] = (), files: Iterable[Path] = ()) -> None:
+        self.files = tuple(files)  # what the configuration names, to be read again when it changes
         self._lists: dict[Identity, list[_Entry]] = {}
         self._urls: dict[str, None] = dict.fromkeys(urls)
         self._configured = len(self._urls)

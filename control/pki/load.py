@@ -53,8 +53,9 @@ def load_credentials(
     reader = _Reader(warn, clock)
     certificates = [reader.certificate(files) for files in settings.certificates]
     authorities = [reader.authority(files) for files in settings.authorities]
+    paths = [path for files in settings.authorities for path in files.crls]
     urls = [url for files in settings.authorities for url in files.crl_urls]
-    store = CrlStore([*urls, *(crls.wanted_urls() if crls else ())])
+    store = CrlStore([*urls, *(crls.wanted_urls() if crls else ())], paths)
     if crls:
         store.take_over(crls)
     for files in settings.authorities:
