@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from control.config import ConfigError, parse
+from control.config.children import CHILD_KEYS
 from control.config.table import Table
 from ext.counters import DROP_NAMES
 
@@ -16,9 +17,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def section(path: Path, heading: str) -> str:
     """The text of one section of a document."""
-    match = re.search(
-        rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", path.read_text(), re.MULTILINE | re.DOTALL
-    )
+    match = re.search(rf"^{re.escape(heading)}$(.*?)(?=^##|\Z)", path.read_text(), re.MULTILINE | re.DOTALL)
     assert match, f"{path.name} has no section {heading}"
     return match[1]
 
@@ -37,21 +36,32 @@ def first_column(text: str, heading: str) -> list[str]:
 
 
 def test_every_drop_is_described() -> None:
-    documented = first_column(section(DOCS / "operations.md", "Drops"), "name")
+    documented = first_column(section(DOCS / "operations.md", "## Drops"), "name")
     assert documented == [name for _, name in sorted(DROP_NAMES.items())]
 
 
+CONNECTION = {"connections": {"c": {"children": {"d": {}}, "local": {}, "remote": {}}}}
+
+
 @pytest.mark.parametrize(
-    ("heading", "values"),
+    ("heading", "path", "values"),
     [
-        ("`[gateway]`", {"gateway": {}}),
-        ("`[[port]]`", {"port": [{"driver": driver} for driver in ("xdp", "tun", "udp")]}),
-        ("`[[sa]]`", {"sa": [{}]}),
-        ("`[[policy]]`", {"policy": [{}]}),
+        ("## `[gateway]`", "gateway", {}),
+        ("## `[[port]]`", "port", {"port": [{"driver": driver} for driver in ("xdp", "tun", "udp")]}),
+        ("## `[[sa]]`", "sa", {"sa": [{}]}),
+        ("## `[[policy]]`", "policy", {"policy": [{}]}),
+        ("## `[ike]`", "ike", {}),
+        ("## `[connections.NAME]`", "connections.c", CONNECTION),
+        ("### `local` and `remote`", "connections.c.local", CONNECTION),
+        ("### `[connections.NAME.children.CHILD]`", "connections.c.children.d", CONNECTION),
+        ("## `[secrets]` and `[users]`", "secrets.s", {"secrets": {"s": {}}}),
+        ("## `[certificates.NAME]`", "certificates.x", {"certificates": {"x": {}}}),
+        ("## `[authorities.NAME]`", "authorities.x", {"authorities": {"x": {}}}),
+        ("## `[pools.NAME]`", "pools.p", {"pools": {"p": {}}}),
     ],
 )
 def test_every_key_is_described(
-    heading: str, values: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    heading: str, path: str, values: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read empty tables and see which keys the reader asks for."""
     asked: dict[str, set[str]] = {}
@@ -62,5 +72,9 @@ def test_every_key_is_described(
     monkeypatch.setattr(Table, "finish", finish)
     with pytest.raises(ConfigError):
         parse({"port": 3, **values})
-    known = asked[next(iter(values))]
+    known = asked[path]
+    if path.endswith(".local"):
+        known |= asked["connections.c.remote"]
+    if path == "connections.c":
+        known -= {*CHILD_KEYS}  # described with the children
     assert set(first_column(section(DOCS / "configuration.md", heading), "key")) == known
