@@ -99,8 +99,11 @@ def parse_certificates(data: Iterable[bytes]) -> list[x509.Certificate]:
             break
         try:
             certificate = x509.load_der_x509_certificate(der)
-            # What is parsed late fails here: names and extensions.
-            list(certificate.extensions), certificate.subject, certificate.issuer, certificate.version
+            # The library parses these late: whoever asks for them below shall not meet an error.
+            names.subject(certificate), names.issuer(certificate), list(certificate.extensions)
+            _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            if certificate.serial_number <= 0:
+                raise ValueError("its serial number is not positive (RFC 5280 section 4.1.2.2)")
         except Exception as error:  # the library raises several kinds for bytes that are none
             if index:
                 continue  # an intermediate that nobody can read is as good as one that is not there

@@ -56,7 +56,7 @@ class Pages(BaseHTTPRequestHandler):
 @pytest.fixture
 def web() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     Pages.pages = {}
     try:

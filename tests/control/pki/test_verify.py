@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -24,6 +26,7 @@ from control.pki.store import Authority, Credentials, LoadedCertificate
 NOW = datetime.datetime(2026, 3, 1, 12, 0, tzinfo=datetime.UTC)
 GW = Identity.parse("gw.example")
 DEMAND = AuthSettings(auth=Auth.PUBKEY)
+URL = "http://crl.example/root.crl"
 ROOT = make_authority("C=DE, O=Example, CN=Root", now=NOW)
 MIDDLE = make_authority("C=DE, O=Example, CN=Middle", parent=ROOT, path_length=0, now=NOW)
 
@@ -390,10 +393,23 @@ def test_a_swarm_of_namesakes_is_bounded() -> None:
     assert refusal(store(), der(own.certificate, *swarm)).code in ("bad_certificate", "unknown_authority")
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_mutilated_certificates_are_refused_in_words() -> None:
+    own = issue(MIDDLE, "C=DE, CN=gw", [GW, Identity.parse("192.0.2.1")], crl_url=URL, now=NOW)
+    good, randomness = der(own.certificate, MIDDLE.certificate), random.Random(7)
+    credentials = store()
+    for _ in range(1500):
+        sent = [bytearray(each) for each in good]
+        for _ in range(randomness.randint(1, 3)):
+            victim = randomness.choice(sent)
+            victim[randomness.randrange(len(victim))] = randomness.choice(
+                (0, 1, 0x7F, 0x80, 0xFF, randomness.randrange(256))
+            )
+        with contextlib.suppress(CredentialError):
+            credentials.verify_peer(DEMAND, GW, [bytes(each) for each in sent])
+
+
 # ---- revocation --------------------------------------------------------------------------------------------
-
-
-URL = "http://crl.example/root.crl"
 
 
 def revoking(serials: Sequence[int] = (), *, signer: Issued = ROOT, days: float = 30) -> CrlStore:
