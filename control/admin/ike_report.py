@@ -11,7 +11,7 @@ from control.admin.steering import ChildTraffic, IkeControl
 from control.ike.settings import Connection, PoolSettings
 from control.ike.snapshot import ChildSnapshot, IkeSnapshot
 
-HALF_OPEN = ("connecting",)
+HALF_OPEN = ("connecting", "authenticating")
 
 
 def build_ike(control: IkeControl) -> dict[str, Any]:
