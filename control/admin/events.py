@@ -177,7 +177,7 @@ _TEXTS: dict[type[Event], Callable[[Any], str]] = dict(
         _text(ChildEstablished, _child_established),
         _text(ChildOutboundReady, lambda event: f"child {{{event.child}}} is sent through from now on"),
         _text(ChildClosed, _child_closed),
-        _text(ChildFailed, lambda event: f"no child {event.name}: {event.failure}"),
+        _text(ChildFailed, lambda event: f"no child {event.name or 'SA'}: {event.failure}"),
         _text(PathChanged, _path_changed),
         _text(VirtualAddressesAssigned, _addresses),
         _text(KeysExported, lambda event: f"keys exported for {event.table}"),

@@ -20,7 +20,7 @@ _TITLES: dict[int, str] = {
     TransformType.PRF: "pseudorandom function",
     TransformType.INTEG: "integrity",
     TransformType.KE: "key exchange",
-    TransformType.ESN: "sequence numbers",
+    TransformType.ESN: "length of sequence numbers",
     **{kind: f"additional key exchange {index + 1}" for index, kind in enumerate(ADDITIONAL_KEY_EXCHANGES)},
 }
 

@@ -277,7 +277,7 @@ class IkeSa:
         datagrams = self._respond(
             response, message.header.message_id, message.opened.request_hash, message.path, now
         )
-        if failure is not None:
+        if failure is not None and not (result is FAIL and self.state.half_open):  # IkeFailed says it below
             self.note("warning", f"{name_of(Exchange, exchange)} refused: {failure}")
         if task is not None:
             task.built(self, response, datagrams, now)
