@@ -256,18 +256,24 @@ class Credentials:
             verify.check_dates(peer, leaf, now)
             verify.check_strength(peer, leaf)
             return (leaf,), ()
-        if not sent:
-            raise CredentialError(
-                "no_certificate",
-                f"{peer} sent no certificate",
-                "let it send one (strongSwan: send_cert = always), or name it in this side's remote.certificates",
-            )
         anchors = {
             certificate: authority.name
             for authority in self.authorities
             if not auth.authorities or authority.name in auth.authorities
             for certificate in authority.certificates
         }
+        if not sent and not anchors:
+            raise CredentialError(
+                "unknown_authority",
+                f"{peer} sent no certificate; we trust no CA, and so asked it for none",
+                "add the CA of its certificate to [authorities]",
+            )
+        if not sent:
+            raise CredentialError(
+                "no_certificate",
+                f"{peer} sent no certificate",
+                "let it send one (send_cert = always), or name it in remote.certs here",
+            )
         pool = [*sent[1:], *(more for one in self.certificates for more in one.chain)]
         path = verify.find_path(peer, sent[0], pool, anchors, now)
         verify.ask_library(peer, path, now)
@@ -292,7 +298,7 @@ class Credentials:
                 "unknown_authority",
                 f"certificate {names.subject(sent[0])} of {peer} is none of those that the connection accepts: "
                 f"{accepted or 'none'}",
-                "put the peer's present certificate there, or drop remote.certificates to accept its CA",
+                "put the peer's present certificate there, or drop remote.certs to accept its CA",
             )
         found = next((one for one in pinned if names.has_identity(one, identity)), None)
         if found is None:

@@ -250,6 +250,7 @@ def check(
             )
         return
     certificates = [each for each in payloads if isinstance(each, CertPayload)]
+    _check_encodings(peer, certificates)
     try:
         verified = sa.host.credentials.verify_peer(
             connection.remote,
@@ -272,3 +273,20 @@ def check(
             code="bad_signature",
         ) from None
     sa.note("debug", f"'{peer}' is authenticated by {scheme}")
+
+
+def _check_encodings(peer: Identity, certificates: Sequence[CertPayload]) -> None:
+    """The peer's certificate, if it sent any, came as the bytes of X.509.
+
+    A certificate behind a URL (RFC 7296 section 3.6) would have us fetch what an unknown peer names; we do not say
+    HTTP_CERT_LOOKUP_SUPPORTED, so no peer may send one.
+    """
+    kinds = {each.encoding for each in certificates}
+    if not kinds or CertEncoding.X509_SIGNATURE in kinds:
+        return
+    got = ", ".join(name_of(CertEncoding, kind) for kind in sorted(kinds))
+    raise AuthenticationFailed(
+        f"the peer '{peer}' sent its certificate as {got}, want {name_of(CertEncoding, CertEncoding.X509_SIGNATURE)}",
+        "let it send the X.509 certificate itself (strongSwan: hash_and_url = no)",
+        code="no_certificate",
+    )

@@ -367,8 +367,11 @@ def test_the_library_has_the_last_word() -> None:
 
 def test_no_certificate_and_bytes_that_are_none() -> None:
     assert str(refusal(store(), [])) == (
-        "peer gw.example sent no certificate; let it send one (strongSwan: send_cert = always), "
-        "or name it in this side's remote.certificates"
+        "peer gw.example sent no certificate; let it send one (send_cert = always), or name it in remote.certs here"
+    )
+    assert str(refusal(Credentials(), [])) == (
+        "peer gw.example sent no certificate; we trust no CA, and so asked it for none; "
+        "add the CA of its certificate to [authorities]"
     )
     error = refusal(store(), [b"\x30\x03\x02\x01\x00"])
     assert error.code == "bad_certificate"
@@ -383,7 +386,7 @@ def test_a_certificate_that_is_not_the_pinned_one() -> None:
     auth = AuthSettings(auth=Auth.PUBKEY, certificates=("peer",))
     assert str(refusal(pinned, der(own.certificate), auth=auth)) == (
         "certificate CN=gw of peer gw.example is none of those that the connection accepts: peer (CN=gw-2); "
-        "put the peer's present certificate there, or drop remote.certificates to accept its CA"
+        "put the peer's present certificate there, or drop remote.certs to accept its CA"
     )
 
 
