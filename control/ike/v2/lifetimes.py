@@ -65,13 +65,18 @@ def ike_times(connection: Connection, now: float, random: Random, reauth_limit: 
         # RFC 4478 section 3: authentication must be repeated before the time has passed, so a margin is kept.
         announced = reauth_limit * (1 - OVER_FACTOR)
         reauth = min(reauth, announced) if reauth else announced
-    soft = [time for time in (connection.rekey_time, reauth) if time]
-    over = connection.over_time or max(soft, default=0.0) * OVER_FACTOR
+    over = ike_over_time(connection, reauth)
     spread = connection.random_time or over
     rekey_at = now + _soft(connection.rekey_time, spread, random) if connection.rekey_time else NEVER
     reauth_at = now + _soft(reauth, spread, random) if reauth else NEVER
     first = [time for time in (rekey_at, reauth_at) if time]
     return IkeTimes(rekey_at=rekey_at, reauth_at=reauth_at, expires_at=min(first) + over if first else NEVER)
+
+
+def ike_over_time(connection: Connection, reauth: float = 0.0) -> float:
+    """The grace after an IKE SA's soft times, seconds."""
+    longest = max(connection.rekey_time, connection.reauth_time, reauth)
+    return connection.over_time or longest * OVER_FACTOR
 
 
 def retry_at(now: float, random: Random, expires_at: float = NEVER) -> float:

@@ -170,6 +170,16 @@ def refusal(request: ChildRequest, notify: NotifyPayload) -> Failure:
     )
 
 
+def rekey_refusal(name: str, notify: NotifyPayload) -> Failure:
+    """Why a child that is there could not be replaced."""
+    return Failure(
+        code=notify.name.lower(),
+        text=f"child '{name}' could not be rekeyed: the peer answered {notify.name}; "
+        "the old one goes on until it expires",
+        advice="make esp_proposals of both sides overlap, key exchange methods included; they count from a rekeying on",
+    )
+
+
 # Responder
 
 

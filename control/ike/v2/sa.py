@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from control.ike.v2.handshake import Handshake
     from control.ike.v2.host import Host
     from control.ike.v2.keys import SaKeys
+    from control.ike.v2.tasks.create_child import KeyedTask
 
 
 class Feature(enum.IntFlag):
@@ -111,6 +112,7 @@ class IkeSa:
         "eap_identity",
         "established_at",
         "features",
+        "first_initiator",
         "followups",
         "handshake",
         "host",
@@ -152,6 +154,9 @@ class IkeSa:
         self.id = host.new_id() if id is None else id
         self.connection = connection  # of a responder: a first guess until IKE_AUTH
         self.initiator = initiator  # the original initiator of this IKE SA
+        self.first_initiator = (
+            initiator  # of the first of a chain of rekeyed ones: who moves by RFC 4555 section 3
+        )
         self.state = State.INITIATING
         self.path = path
         self.my_spi = host.new_ike_spi()
@@ -173,7 +178,9 @@ class IkeSa:
         self.active: Task | None = None  # ours, whose request is under way
         self.queued: deque[tuple[float, Task]] = deque()  # ours that wait: not before this time
         self.responding: Task | None = None  # of the peer, when it takes several exchanges
-        self.followups: dict[bytes, Task] = {}  # the peer's acts that IKE_FOLLOWUP_KE goes on with, by link
+        self.followups: dict[
+            bytes, KeyedTask
+        ] = {}  # the peer's acts that IKE_FOLLOWUP_KE goes on with, by link
         self.predecessor: IkeSa | None = None  # the IKE SA whose rekeying made this one
         self.successor: IkeSa | None = None  # the one that has our children now
         self.handshake: Handshake | None = None

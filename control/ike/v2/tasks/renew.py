@@ -1,17 +1,34 @@
-"""What is done when a time of an IKE SA or a child comes, and when a peer falls silent."""
+"""What is done when a time of an IKE SA or a child comes, when a peer falls silent, and when a user wants something."""
 
 from __future__ import annotations
 
 from control.ike.events import Closed, Failure
 from control.ike.settings import ChildSettings
-from control.ike.v2.sa import Child, IkeSa
+from control.ike.v2.actions import child_gone, peer_dead
+from control.ike.v2.lifetimes import NEVER
+from control.ike.v2.sa import Child, ChildState, IkeSa, Timer
+from control.ike.v2.states import State
+from control.ike.v2.tasks import mobike
+from control.ike.v2.tasks.create_child import CreateChild
+from control.ike.v2.tasks.delete import DeleteChild, DeleteIke
+from control.ike.v2.tasks.dpd import Liveness
+from control.ike.v2.tasks.rekey_child import RekeyChild
+from control.ike.v2.tasks.rekey_ike import RekeyIke
 from control.ike.v2.window import Pending
 from control.ike.wire.selector import WireSelector
 from dataplane.model import Address
 
+EXPIRY_GRACE = 10.0  # seconds that the delete of something expired may take before it is simply dropped
+
+
+# Times of the IKE SA
+
 
 def rekey_due(sa: IkeSa, now: float) -> None:
     """The IKE SA's soft lifetime is over."""
+    sa.timers.pop(Timer.REKEY, None)
+    if sa.state is State.ESTABLISHED and sa.successor is None and not sa.has_task(RekeyIke):
+        sa.queue(RekeyIke(initiator=True), now)
 
 
 def reauthentication_due(sa: IkeSa, now: float) -> None:
@@ -19,46 +36,125 @@ def reauthentication_due(sa: IkeSa, now: float) -> None:
 
 
 def expired(sa: IkeSa, now: float) -> None:
-    """The IKE SA's hard lifetime is over."""
-    sa.close(Closed.EXPIRED, now)
+    """The IKE SA's hard lifetime is over; one that was replaced just goes."""
+    if sa.successor is not None or sa.state is State.REKEYED:
+        sa.close(Closed.REPLACED, now)
+        return
+    failure = Failure(
+        code="expired",
+        text="the IKE SA's lifetime is over and it was not replaced in time",
+        advice="see the log for why its rekeying failed",
+    )
+    if sa.state is State.ESTABLISHED and not sa.has_task(DeleteIke):
+        sa.queue(DeleteIke(Closed.EXPIRED, failure), now, first=True)
+        sa.timers[Timer.EXPIRE] = now + EXPIRY_GRACE
+        return
+    children = list(sa.children.values())
+    sa.close(Closed.EXPIRED, now, failure=failure)
+    for child in children:
+        child_gone(sa, child, now)
 
 
 def liveness_due(sa: IkeSa, now: float) -> None:
-    """Nothing was heard for `dpd_delay`."""
-
-
-def child_expired(sa: IkeSa, child: Child, *, hard: bool, now: float) -> None:
-    """A child's soft or hard lifetime is over, by time or by what the dataplane counted."""
+    """Nothing was heard for `dpd_delay`. A request that is under way asks the same question."""
+    delay = sa.connection.dpd_delay
+    if not delay or sa.state is not State.ESTABLISHED:
+        return
+    silent = now - sa.last_heard
+    if silent < delay:
+        sa.timers[Timer.DPD] = sa.last_heard + delay
+        return
+    sa.timers[Timer.DPD] = now + delay
+    if sa.window.pending is None and not sa.has_task(Liveness):
+        sa.queue(Liveness(), now)
 
 
 def peer_silent(sa: IkeSa, pending: Pending, now: float) -> None:
     """A request had no answer after all its repetitions."""
-    times = pending.repeats + 1
-    path = pending.path
+    times, path = pending.repeats + 1, pending.path
+    heard = f"; last heard of it: {sa.path_error}" if sa.path_error else ""
     failure = Failure(
         code="peer_silent",
         text=f"no answer from {path.remote}:{path.remote_port}, sent {times} times "
-        f"in {now - pending.first_sent:.0f} s from {path.local}:{path.local_port}",
+        f"in {now - pending.first_sent:.0f} s from {path.local}:{path.local_port}{heard}",
         advice="check that UDP 500 and 4500 are open between the two, and that the peer runs",
     )
+    active = sa.active
+    if isinstance(active, RekeyIke) and active.rival_lives(sa):
+        active.forget(sa, now)  # the peer is silent here, but it has made a successor
+    if sa.successor is not None:
+        sa.close(Closed.REPLACED, now)  # the successor finds out for itself whether the peer lives
+        return
+    if sa.state is State.DELETING:
+        sa.close(Closed.LOCAL, now)
+        return
+    established, children = not sa.state.half_open, list(sa.children.values())
     sa.close(Closed.PEER_DEAD, now, failure=failure)
+    if established:
+        peer_dead(sa, children, now)
+
+
+# Times and counts of a child
+
+
+def child_expired(sa: IkeSa, child: Child, *, hard: bool, now: float) -> None:
+    """A child's soft or hard lifetime is over, by time or by what the dataplane counted."""
+    if not hard:
+        child.rekey_at = NEVER
+        if child.state is ChildState.INSTALLED and not _is_being_rekeyed(sa, child):
+            sa.queue(RekeyChild(child, initiator=True), now)
+        return
+    child.rekey_at = child.expires_at = NEVER
+    if child.state is ChildState.DELETING:
+        return
+    why = Closed.EXPIRED
+    if child.replaced_by is not None and (following := sa.child_by_id(child.replaced_by)) is not None:
+        sa.outbound_ready(following)
+        why = Closed.REPLACED
+    child.state = ChildState.DELETING
+    sa.queue(DeleteChild(child, why), now, first=True)
+
+
+def _is_being_rekeyed(sa: IkeSa, child: Child) -> bool:
+    tasks = [sa.active, *(task for _, task in sa.queued)]
+    return any(isinstance(task, RekeyChild) and task.old is child for task in tasks)
+
+
+# What users and packets want
 
 
 def add_child(
     sa: IkeSa, settings: ChildSettings, now: float, packet: tuple[WireSelector, WireSelector] | None
 ) -> None:
     """A child is wanted on an IKE SA that is there or under way; nothing to do where it has it, or is about to."""
+    if any(_same(child.spec.settings, settings) for child in sa.children.values()):
+        return
+    tasks = [sa.active, *(task for _, task in sa.queued)]
+    for task in tasks:
+        if isinstance(task, CreateChild) and task.settings is not None and _same(task.settings, settings):
+            return
+    if sa.handshake is not None and sa.handshake.child is not None and _same(sa.handshake.child, settings):
+        return
+    sa.queue(CreateChild(settings, initiator=True, packet=packet), now)
+
+
+def _same(one: ChildSettings, other: ChildSettings) -> bool:
+    return one.name == other.name
 
 
 def close_ike(sa: IkeSa, now: float) -> None:
     """We want the IKE SA gone."""
     if sa.state.half_open:
         sa.close(Closed.LOCAL, now)
+    elif not sa.has_task(DeleteIke):
+        sa.queue(DeleteIke(Closed.LOCAL), now)
 
 
 def close_child(sa: IkeSa, child: Child, now: float) -> None:
-    """We want a child gone."""
+    """We want a child gone, and what takes its place, too."""
+    sa.queue(DeleteChild(child, Closed.LOCAL), now)
 
 
 def address_changed(sa: IkeSa, new: Address, now: float) -> None:
     """Our address of the IKE SA's path is gone, `new` takes its place."""
+    mobike.move_to(sa, new, now)

@@ -21,6 +21,10 @@ def responder_task(sa: IkeSa, message: Incoming) -> Task:
         from control.ike.v2.tasks.create_child import responder
 
         return responder(sa, message)  # a new child, a child's rekeying or this IKE SA's
+    if exchange == Exchange.IKE_FOLLOWUP_KE:
+        from control.ike.v2.tasks.create_child import followup
+
+        return followup(sa, message)
     if exchange == Exchange.INFORMATIONAL:
         from control.ike.v2.tasks.informational import Informational
 

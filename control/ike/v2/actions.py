@@ -1,0 +1,32 @@
+"""What a connection wants done when a child is gone that it did not give up: `close_action`, `dpd_action`.
+
+Traps are policies of the dataplane: whoever installs them knows from the closing events, and `acquire` comes
+when one is hit. What is here is the setting up anew.
+"""
+
+from __future__ import annotations
+
+from control.ike.settings import DpdAction, StartAction
+from control.ike.v2.sa import Child, ChildState, IkeSa
+from control.ike.v2.states import State
+
+
+def child_gone(sa: IkeSa, child: Child, now: float) -> None:
+    """The peer closed a child, or it expired (swanctl's `close_action`)."""
+    if child.spec.settings.close_action is not StartAction.START:
+        return
+    settings = child.spec.settings
+    if sa.state is State.ESTABLISHED:
+        from control.ike.v2.tasks.create_child import CreateChild
+
+        sa.queue(CreateChild(settings, initiator=True), now)
+    else:
+        sa.host.initiate(sa.connection, settings, now)
+
+
+def peer_dead(sa: IkeSa, children: list[Child], now: float) -> None:
+    """The peer does not answer any more and the IKE SA is closed (swanctl's `dpd_action`)."""
+    for child in children:
+        replaced = child.state is ChildState.REKEYED or child.replaced_by is not None
+        if child.spec.settings.dpd_action is DpdAction.RESTART and not replaced:
+            sa.host.initiate(sa.connection, child.spec.settings, now)

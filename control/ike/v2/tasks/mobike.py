@@ -1,0 +1,217 @@
+"""MOBIKE (RFC 4555): the initiator's address changes, or a NAT's mapping before it; the children follow.
+
+    initiator   UPDATE_SA_ADDRESSES NAT_DETECTION_* ->  <- NAT_DETECTION_*     from the new address; then all moves
+    responder   answers, proves the new way by COOKIE2 (section 3.7), and then moves: nobody can have traffic sent to
+                a third party by a message that was caught and repeated elsewhere
+
+The initiator (of the first IKE SA of a chain of rekeyed ones) decides. Its other addresses are not offered: the one
+the routing gives towards the peer is the one in use, and control tells when that changes. A responder that moves has
+no message to say so; its peer finds out by silence. A peer without MOBIKE gets a new IKE SA instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hmac import compare_digest
+from ipaddress import ip_address
+
+from control.ike.events import Failure, PeerPath
+from control.ike.numbers import Exchange, NotifyType
+from control.ike.v2 import nat
+from control.ike.v2.sa import Feature, IkeSa
+from control.ike.v2.states import State
+from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
+from control.ike.wire.payloads import NotifyPayload, Payload
+from dataplane.model import Address
+
+COOKIE_LENGTH = 16  # bytes; RFC 4555 section 4.2.5 wants 8 to 64
+_ADDRESSES = {NotifyType.ADDITIONAL_IP4_ADDRESS: 4, NotifyType.ADDITIONAL_IP6_ADDRESS: 16}
+MAX_ADDRESSES = 16  # of a peer that are kept
+
+
+class UpdateAddresses(Task):
+    """Tell the peer where we are now (RFC 4555 section 3.5)."""
+
+    exchange = Exchange.INFORMATIONAL
+    name = "update addresses"
+
+    def __init__(self, path: PeerPath) -> None:
+        super().__init__(initiator=True)
+        self.path = path
+
+    def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
+        """From the new path on the IKE SA's messages go; ESP follows with the answer."""
+        if sa.state is not State.ESTABLISHED:
+            return DONE
+        sa.path = self.path
+        message.notify(NotifyType.UPDATE_SA_ADDRESSES)
+        add_detections(sa, message, self.path)
+        return MORE
+
+    def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
+        """The peer follows: all children use the new path."""
+        error = message.error()
+        if error is not None:
+            sa.note("warning", f"the peer does not follow to {self.path.local}: {error.name}")
+            sa.last_error = Failure(
+                code=error.name.lower(),
+                text=f"the peer refused our new address {self.path.local} with {error.name}",
+                advice="see the peer's log",
+            )
+            return DONE
+        if sa.path != self.path:
+            return DONE  # we have moved again meanwhile; that has its own exchange
+        _take_detections(sa, message.payloads, message.path)
+        sa.start_keepalives(now)
+        sa.move(self.path, now)
+        return DONE
+
+
+class ReturnRoutability(Task):
+    """Is the peer really where its message came from (RFC 4555 section 3.7)? Only then our packets go there."""
+
+    exchange = Exchange.INFORMATIONAL
+    name = "return routability check"
+
+    def __init__(self, path: PeerPath) -> None:
+        super().__init__(initiator=True)
+        self.path = path
+        self.cookie = b""
+
+    def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
+        """COOKIE2, to the new address."""
+        if sa.state is not State.ESTABLISHED or sa.path != self.path:
+            return DONE
+        self.cookie = sa.host.random(COOKIE_LENGTH)
+        message.notify(NotifyType.COOKIE2, self.cookie)
+        return MORE
+
+    def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
+        """The same COOKIE2 comes back: the children move."""
+        notify = message.notify(NotifyType.COOKIE2)
+        if notify is None or not compare_digest(notify.data, self.cookie):
+            sa.note("warning", f"{self.path.remote} does not give COOKIE2 back; no traffic is sent there")
+            return DONE
+        if sa.path == self.path:
+            sa.start_keepalives(now)
+            sa.move(self.path, now)
+        return DONE
+
+
+# As initiator
+
+
+def move_to(sa: IkeSa, new: Address, now: float) -> None:
+    """Our address is `new` from now on: tell the peer, or begin anew where it could not follow."""
+    if sa.path.local == new or sa.path.remote.version != new.version:
+        return
+    path = replace(sa.path, local=new)
+    if sa.state.half_open:
+        sa.path = path
+        if sa.window.pending is not None:
+            sa.window.pending.path = path
+    elif sa.features & Feature.MOBIKE and sa.first_initiator:
+        update(sa, path, now)
+    elif sa.state is State.ESTABLISHED:
+        # RFC 7296 section 2.11: without MOBIKE an IKE SA stays where it is. Behind a NAT the peer follows what is
+        # authenticated (section 2.23), so a request from the new address may be enough; else it will be silent.
+        from control.ike.v2.tasks.dpd import Liveness
+
+        sa.move(path, now)
+        sa.queue(Liveness(), now, first=True)
+
+
+def update(sa: IkeSa, path: PeerPath, now: float) -> None:
+    """Have the peer follow to `path`; what is under way is sent again from there."""
+    sa.path = path
+    pending = sa.window.pending
+    if pending is not None:
+        # RFC 4555 section 3.5: the same request, by the new path; it must be through before the update can go.
+        pending.path = path
+        pending.due = now
+    sa.queued = type(sa.queued)(each for each in sa.queued if not isinstance(each[1], UpdateAddresses))
+    sa.queue(UpdateAddresses(path), now, first=True)
+
+
+def add_detections(sa: IkeSa, message: Outgoing, path: PeerPath) -> None:
+    """Both NAT_DETECTION notifications for a path (RFC 7296 section 2.23)."""
+    force = bool(sa.features & Feature.ENCAPSULATION)
+    source, destination = nat.detections(
+        sa.spi_initiator, sa.spi_responder, path, force=force, random=sa.host.random
+    )
+    message.notify(NotifyType.NAT_DETECTION_SOURCE_IP, source)
+    message.notify(NotifyType.NAT_DETECTION_DESTINATION_IP, destination)
+
+
+def mapping_changed(sa: IkeSa, response: Incoming) -> bool:
+    """Whether the peer sees us elsewhere than before: behind a NAT where none was, or the NAT is gone."""
+    if response.notify(NotifyType.NAT_DETECTION_DESTINATION_IP) is None:
+        return False
+    local, _ = _found(sa, response.payloads, response.path)
+    return local != sa.nat_local
+
+
+def _found(sa: IkeSa, payloads: Sequence[Payload], path: PeerPath) -> tuple[bool, bool]:
+    notifies = [each for each in payloads if isinstance(each, NotifyPayload)]
+    sources = [each.data for each in notifies if each.type == NotifyType.NAT_DETECTION_SOURCE_IP]
+    destinations = [each.data for each in notifies if each.type == NotifyType.NAT_DETECTION_DESTINATION_IP]
+    return nat.found(sa.spi_initiator, sa.spi_responder, path, sources, destinations)
+
+
+def _take_detections(sa: IkeSa, payloads: Sequence[Payload], path: PeerPath) -> None:
+    if any(
+        isinstance(each, NotifyPayload) and each.type == NotifyType.NAT_DETECTION_SOURCE_IP
+        for each in payloads
+    ):
+        sa.nat_local, sa.nat_remote = _found(sa, payloads, path)
+
+
+# As responder
+
+
+def answer(sa: IkeSa, request: Incoming, now: float) -> list[Payload]:
+    """What the answer to an INFORMATIONAL request says about addresses."""
+    reply: list[Payload] = []
+    _take_addresses(sa, request)
+    cookie = request.notify(NotifyType.COOKIE2)
+    if cookie is not None:
+        reply.append(NotifyPayload(type=NotifyType.COOKIE2, data=cookie.data))
+    if request.notify(NotifyType.NAT_DETECTION_SOURCE_IP) is not None:
+        message = Outgoing(Exchange.INFORMATIONAL)
+        # The path as the request showed it: the peer learns whether a NAT has changed it.
+        add_detections(sa, message, request.path)
+        reply += message.payloads
+    if request.notify(NotifyType.UPDATE_SA_ADDRESSES) is None or not sa.features & Feature.MOBIKE:
+        return reply
+    if sa.first_initiator:
+        sa.note("warning", "UPDATE_SA_ADDRESSES of the responder ignored: the initiator decides (RFC 4555)")
+        return reply
+    _take_detections(sa, request.payloads, request.path)
+    pending = sa.window.pending
+    if request.path != sa.path:
+        sa.path = request.path
+        if pending is not None:
+            pending.path = request.path
+        sa.queued = type(sa.queued)(each for each in sa.queued if not isinstance(each[1], ReturnRoutability))
+        sa.queue(ReturnRoutability(request.path), now, first=True)
+    return reply
+
+
+def answered(sa: IkeSa, now: float) -> None:
+    """The answer is out; keepalives follow what was found of NATs."""
+    sa.start_keepalives(now)
+
+
+def _take_addresses(sa: IkeSa, request: Incoming) -> None:
+    """RFC 4555 section 3.6: each such message is the whole list of the peer's other addresses."""
+    if request.notify(NotifyType.NO_ADDITIONAL_ADDRESSES) is not None:
+        sa.peer_addresses = ()
+        return
+    found = [
+        ip_address(each.data)
+        for each in request.all(NotifyPayload)
+        if each.type in _ADDRESSES and len(each.data) == _ADDRESSES[NotifyType(each.type)]
+    ]
+    if found:
+        sa.peer_addresses = tuple(found[:MAX_ADDRESSES])
