@@ -1,8 +1,8 @@
 """The running gateway: everything is wired here, and the order of start and stop lives only here.
 
     start   run directory, netlink mirror, ports, tables (SAs, then policies), workers, TUN devices, mirror's
-            news, status socket, READY
-    stop    the same backwards; workers have let go of everything before the tables do
+            news, IKE, status socket, READY
+    stop    the same backwards: peers are told first; workers have let go of everything before the tables do
 
 A reload changes SAs and policies while traffic flows; a bad file changes nothing.
 """
@@ -22,21 +22,22 @@ from control.admin.commands import IkeCommands
 from control.admin.notify import notify, notify_reloading, watchdog_interval
 from control.admin.report import build_status
 from control.admin.server import RunDirectory, StatusError, StatusServer
-from control.admin.steering import IkeControl
 from control.config import Config, ConfigError, load
-from control.net.mirror import Link
+from control.ike_daemon import IkeDaemon, IkeSetupError
+from control.net.mirror import Link, Way
 from control.net.netlink import NetlinkMirror
 from control.net.tun import TunDevice, TunError
 from control.ports import PortSetupError, mirror_ports, port_specs
 from control.reload import Changes, compare
+from control.sa.spd import Spd
 from dataplane.api import DataPlane, DataPlaneError
-from dataplane.model import Address, AdjacencySpec, PortSpec, RouteSpec, SaSpec
+from dataplane.model import Address, AdjacencySpec, Direction, PolicySpec, PortSpec, RouteSpec, SaSpec
 
 log = logging.getLogger("esplanade")
 
 DONE, FAILED = 0, 1
 RETRY = 2.0  # seconds between attempts to start again after a restart that failed
-START_ERRORS = (StatusError, PortSetupError, DataPlaneError, TunError, OSError)
+START_ERRORS = (StatusError, PortSetupError, DataPlaneError, TunError, IkeSetupError, OSError)
 
 
 def run(config: Config, *, log_json: bool = False) -> int:
@@ -111,7 +112,7 @@ class Gateway:
         self.links: dict[str, Link | None] = {}  # of the ports that have an interface
         self.paths: dict[str, tuple[AdjacencySpec | None, int | None]] = {}  # of outbound SAs
         self.reloads = 0
-        self.ike: IkeControl | None = None  # where there are connections
+        self.ike: IkeDaemon | None = None  # where there are connections
         self._log_json = log_json
         self._stack = AsyncExitStack()
         self._alive: dict[str, SaSpec] = {}  # SAs that the dataplane has
@@ -146,11 +147,21 @@ class Gateway:
         self.dataplane.set_local_addresses(self.mirror.mirror.local_addresses())
         self.dataplane.add_sas(config.sas)
         self._alive = {sa.name: sa for sa in config.sas}
-        await self.dataplane.set_policies(config.policies)
+        self.spd = Spd(self.dataplane, self._policies_changed)
+        self.spd.set_configured(config.policies)
+        if config.ike.connections:
+            tun = next((port.interface for port in config.ports if port.driver == "tun"), "lo")
+            self.ike = IkeDaemon.create(config.ike, self.dataplane, self.spd, self, tun)
+            stack.push_async_callback(self.ike.close)
+            self.ike.open_sockets()
+        await self.spd.flush()
         await self.dataplane.start()
         await self._open_tuns(specs)
         await self.mirror.follow()
         stack.push_async_callback(self.mirror.close)  # before the dataplane goes: its devices' end is no news
+        if self.ike is not None:
+            stack.push_async_callback(self.ike.stop)
+            await self.ike.start()
         streams = IkeCommands(self.ike).streams() if self.ike is not None else {}
         status = StatusServer(config.gateway.run_dir, {"status": lambda: build_status(self)}, streams)
         await status.start()
@@ -177,14 +188,16 @@ class Gateway:
         ports = ", ".join(
             f"{port.name} {port.active_mode or port.driver}" for port in self.dataplane.stats(sas=False).ports
         )
+        connections = f"{len(self.config.ike.connections)} connections, " if self.ike is not None else ""
         return (
-            f"{len(self._alive)} SAs, {len(self.config.policies)} policies, "
+            f"{connections}{len(self._alive)} SAs, {len(self.config.policies)} policies, "
             f"{self.config.gateway.workers} workers, ports: {ports}"
         )
 
     def sa(self, name: str) -> SaSpec | None:
-        """An SA that is in use."""
-        return self._alive.get(name)
+        """An SA that is in use, without keys where it is one of IKE."""
+        found = self._alive.get(name)
+        return self.ike.children.spec(name) if found is None and self.ike is not None else found
 
     @staticmethod
     def _pin(cpus: Sequence[int]) -> None:
@@ -203,7 +216,7 @@ class Gateway:
                 device = TunDevice(port, spec.mtu)
                 await device.open()
                 self._stack.push_async_callback(self._close_tun, device)
-                await device.set_routes(self.config.policies, self.config.sas)
+                await device.set_routes(self.spd.policies(), self._peers(), self._own_addresses())
                 self._tuns.append(device)
 
     async def serve(self) -> None:
@@ -288,15 +301,58 @@ class Gateway:
         for sa in changes.replaced:
             if await step(f"replace sa {sa.name}", lambda sa=sa: dataplane.replace_sa(sa)):  # type: ignore[misc]
                 self._alive[sa.name] = sa
-        await step("policies", lambda: dataplane.set_policies(config.policies))
+        if changes.policies:
+            self.spd.set_configured(config.policies)
+            await step("policies", self.spd.flush)
         for name in changes.removed:
             if await step(f"remove sa {name}", lambda name=name: dataplane.remove_sa(name)):  # type: ignore[misc]
                 del self._alive[name]
-        self.paths = {name: path for name, path in self.paths.items() if name in self._alive}
-        await self.mirror.set_sas(self._alive.values())
-        for device in self._tuns:
-            await device.set_routes(config.policies, config.sas)
+        self.paths = {name: path for name, path in self.paths.items() if self.sa(name) is not None}
+        if self.ike is not None and changes.ike:
+            await step("connections", lambda: self._change_ike(config, changes))
+        await self.mirror.set_sas([*self._alive.values(), *self._ike_sas()])
+        await self._route_into_tuns(self.spd.policies())
         return failures
+
+    async def _change_ike(self, config: Config, changes: Changes) -> None:
+        assert self.ike is not None
+        await self.ike.reload(config.ike, changes.ike)
+
+    # ---- what IKE needs and tells
+
+    def follow_sa(self, spec: SaSpec) -> Way:
+        """An outbound SA of IKE has come, or has moved: its way out, as far as it is known."""
+        way = self.mirror.follow_sa(spec)
+        self.paths[spec.name] = (way.adjacency, way.mtu)
+        return way
+
+    def forget_sa(self, name: str) -> None:
+        """It is gone."""
+        self.mirror.forget_sa(name)
+        self.paths.pop(name, None)
+
+    def _ike_sas(self) -> list[SaSpec]:
+        """The outbound SAs of IKE."""
+        return self.ike.children.outbound_specs() if self.ike is not None else []
+
+    def _peers(self) -> list[Address]:
+        """Where outer packets go to: no route may lead these into a tunnel."""
+        outbound = [sa for sa in self._alive.values() if sa.direction is Direction.OUT]
+        return [sa.remote for sa in [*outbound, *self._ike_sas()]] + (
+            self.ike.peers() if self.ike is not None else []
+        )
+
+    def _own_addresses(self) -> set[Address]:
+        """Of this host, those that were lent to us just now among them."""
+        lent = self.ike.lent_addresses() if self.ike is not None else set()
+        return lent.union(self.mirror.mirror.local_addresses())
+
+    async def _policies_changed(self, policies: Sequence[PolicySpec]) -> None:
+        await self._route_into_tuns(policies)
+
+    async def _route_into_tuns(self, policies: Sequence[PolicySpec]) -> None:
+        for device in self._tuns:
+            await device.set_routes(policies, self._peers(), self._own_addresses())
 
     # ---- what the netlink mirror tells
 
@@ -309,6 +365,8 @@ class Gateway:
 
     async def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
         """A new way out for an SA's packets."""
+        if self.sa(name) is None:
+            return  # it went meanwhile
         self.paths[name] = (adjacency, mtu)
         try:
             if mtu is None:
@@ -324,6 +382,8 @@ class Gateway:
             self.dataplane.set_local_addresses(addresses)
         except DataPlaneError as error:
             log.error("local addresses: %s", error)
+        if self.ike is not None:
+            self.ike.addresses_changed(addresses)
 
     async def port_changed(self, name: str, link: Link | None, addresses: Sequence[Address]) -> None:
         """A port's interface changed: say what that means."""

@@ -7,6 +7,7 @@ leave inside their paths; the addresses of socket ports from the SAs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 
 from control.config import Config, PortConfig
@@ -15,6 +16,9 @@ from dataplane.model import Address, Direction, PortSpec, SaSpec
 
 ETHERNET_MTU = 1500
 SOCKET_MTU_MOST = 9216  # a socket port over a loopback path needs no frames of 64 KiB
+IKE_TUN_MTU = (
+    1400  # the suites are negotiated later; what AES-GCM in UDP over IPv6 leaves of 1500, rounded down
+)
 IPV6_LEAST = 1280  # RFC 8200 section 5: a link that carries IPv6 has at least this
 
 PathMtu = Callable[[str], int | None]  # by name of an outbound SA
@@ -62,12 +66,12 @@ def _port_spec(
             )
         mac, mtu, addresses = link.mac, port.mtu or link.mtu, tuple(mirror.addresses_of(mirrored))
     elif port.driver == "tun":
-        mtu = port.mtu or tun_mtu(config.sas, path_mtu)
+        mtu = port.mtu or tun_mtu(config.sas, path_mtu, ike=bool(config.ike.connections))
         addresses = tuple(interface.ip for interface in port.addresses) or _inner_addresses(config, mirror)
     else:
         mtu = port.mtu or _socket_mtu(config.sas, path_mtu)
         # Sockets are bound where peers send to, so that nothing else is taken from the host.
-        addresses = port.bind or tuple(dict.fromkeys(sa.local for sa in config.sas))
+        addresses = port.bind or _sa_addresses(config)
     return PortSpec(
         name=port.name,
         role=port.role,
@@ -82,9 +86,22 @@ def _port_spec(
     )
 
 
-def tun_mtu(sas: Sequence[SaSpec], path_mtu: PathMtu) -> int:
+def _sa_addresses(config: Config) -> tuple[Address, ...]:
+    """Where manual SAs and connections are at home; () for any address, as soon as one connection says so."""
+    found = [sa.local for sa in config.sas]
+    for connection in config.ike.connections:
+        plain = [each for each in connection.local_addresses if isinstance(each, IPv4Address | IPv6Address)]
+        if not plain or len(plain) < len(connection.local_addresses):
+            return ()
+        found += plain
+    return tuple(dict.fromkeys(found))
+
+
+def tun_mtu(sas: Sequence[SaSpec], path_mtu: PathMtu, *, ike: bool = False) -> int:
     """The room that every outbound SA leaves inside its path; 1500 bytes are assumed where there is none yet."""
     rooms = [sa.inner_mtu(path_mtu(sa.name) or ETHERNET_MTU) for sa in sas if sa.direction is Direction.OUT]
+    if ike:
+        rooms.append(IKE_TUN_MTU)
     return max(min(rooms, default=ETHERNET_MTU), IPV6_LEAST)
 
 

@@ -125,10 +125,11 @@ class DataPlane(Book):
 
     # --- life ----------------------------------------------------------------------------------------
 
-    def open_control_sockets(self) -> dict[Address, int]:
+    def open_control_sockets(self, port: int = 4500) -> dict[Address, int]:
         """Control's own socket in each SO_REUSEPORT group of the `udp` port, by bound address: IKE arrives there.
 
         Before `start` only. Empty without such a port: then nobody shares the kernel's sockets. The caller owns them.
+        ESP in UDP goes between the ports of IKE, so the `udp` port must be at `port`.
         """
         if self._supervisor is not None or self._prepared:
             raise DataPlaneError("control's sockets must be opened before the workers'")
@@ -138,6 +139,10 @@ class DataPlane(Book):
         for index, spec in enumerate(self._specs):
             if spec.driver != "udp":
                 continue
+            if spec.encap_port != port:
+                raise DataPlaneError(
+                    f"port {spec.name!r}: encap_port is {spec.encap_port}; with IKE it is IKE's NAT port, {port}"
+                )
             with named(f"port {spec.name!r}"):
                 opened.update(udp.open_control(spec, self._workers))
             shared = replace(spec, options={**spec.options, "control": "on"})

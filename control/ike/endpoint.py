@@ -87,9 +87,11 @@ class Endpoint:
         *,
         random: Callable[[int], bytes] = os.urandom,
         source_address: Callable[[Address], Address | None] = lambda remote: None,
-        allocate_spi: Callable[[], int] | None = None,
+        spi_in_use: Callable[[int], bool] = lambda spi: False,
     ) -> None:
-        """`source_address` gives our address towards a peer, for connections that name none."""
+        """`source_address` gives our address towards a peer, for connections that name none; `spi_in_use` knows inbound
+        SPIs that are not IKE's.
+        """
         self.settings = settings
         self.credentials = credentials
         self.pools = pools
@@ -97,7 +99,7 @@ class Endpoint:
         self.counters: Counter[str] = Counter()  # datagrams that led nowhere, by reason
         self._connections = Connections(connections)
         self._source_address = source_address
-        self._allocate_spi = allocate_spi
+        self._spi_in_use = spi_in_use
         self._sas: dict[bytes, IkeSa] = {}  # by our SPI
         self._by_id: dict[int, IkeSa] = {}
         self._by_identities: dict[tuple[Identity, Identity], list[IkeSa]] = {}
@@ -548,14 +550,13 @@ class Endpoint:
 
     def new_child_spi(self) -> int:
         """An inbound SPI for a child SA, reserved until `free_child_spi`."""
-        if self._allocate_spi is not None:
-            return self._allocate_spi()
         while True:
             spi = int.from_bytes(self.random(4), "big")
             # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is never sent.
-            if spi > 255 and spi not in self._child_spis and spi not in self._freed_spis:
-                self._child_spis.add(spi)
-                return spi
+            if spi < 256 or spi in self._child_spis or spi in self._freed_spis or self._spi_in_use(spi):
+                continue
+            self._child_spis.add(spi)
+            return spi
 
     def free_child_spi(self, spi: int) -> None:
         """The SPI may be given again when many others have been."""

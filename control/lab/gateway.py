@@ -1,8 +1,8 @@
 """Esplanade itself in the laboratory: a configuration file per gateway, `esplanade run`, its status.
 
-Keys are made anew for every `Tunnel`. Configuration, state and status socket lie in the lab's directory and
-go with it, so a restarted gateway finds the high-water marks of the one before (and a new lab has new
-keys).
+Tunnels are of IKE, with a CA and certificates made on the spot, or of SAs with keys by hand. Keys are made anew for
+every `IkeTunnel` and `Tunnel`. Configuration, state and status socket lie in the lab's directory and go with it, so a
+restarted gateway finds the high-water marks of the one before (and a new lab has new keys).
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
 import control
+from control.admin.server import SOCKET_NAME, StatusError, follow
+from control.ike.identity import Identity
 from control.lab.space import LabError, Program
 from control.lab.topology import FAR_LAN, NEAR_LAN, PEER, SEGMENTS, Lab, address
+from control.pki.make import Issued, issue, make_authority
 
 DRIVERS = ("xdp", "packet", "tun")
 PROPOSAL = "aes128gcm16-esn"
@@ -40,9 +45,40 @@ class Tunnel:
     )
 
 
-def build_config(host: str, driver: str, tunnel: Tunnel, *, workers: int, directory: Path) -> str:
+@dataclass(frozen=True, kw_only=True)
+class IkeTunnel:
+    """A tunnel by IKE: its proposals, lifetimes, and a directory with a CA and both gateways' certificates."""
+
+    directory: Path
+    ike: str = "aes256gcm16-prfsha384-x25519-ke1_mlkem768"
+    esp: str = PROPOSAL
+    rekey_time: str = "1h"  # of children
+    start: Mapping[str, str] = field(default_factory=lambda: {"gwa": "start", "gwb": "trap"})
+    more: str = ""  # further lines of the connection
+
+    @classmethod
+    def make(cls, directory: Path, **rest: str) -> IkeTunnel:
+        """Issue the certificates and write them to `directory`."""
+        authority = make_authority("Esplanade laboratory")
+        _write_certificate(directory / "ca.pem", authority)
+        for host in PEER:
+            name = f"{host}.esplanade.example"
+            issued = issue(authority, name, [Identity.parse(f"@{name}")])
+            _write_certificate(directory / f"{host}.pem", issued)
+            key = issued.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            with open(
+                os.open(directory / f"{host}.key", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb"
+            ) as file:
+                file.write(key)
+        return cls(directory=directory, **rest)  # type: ignore[arg-type]
+
+
+def _write_certificate(path: Path, issued: Issued) -> None:
+    path.write_bytes(issued.certificate.public_bytes(Encoding.PEM))
+
+
+def build_config(host: str, driver: str, tunnel: Tunnel | IkeTunnel, *, workers: int, directory: Path) -> str:
     """The esplanade.toml of gateway `host` ("gwa" or "gwb"); `directory` gets its state and its socket."""
-    encap = driver == "tun"
     text = f'[gateway]\nworkers = {workers}\nstate_dir = "{directory}/state"\nrun_dir = "{directory}/run"\n'
     if driver == "tun":
         text += _table("[port]", name="lan", role="protected", driver="tun", interface="esp0")
@@ -50,6 +86,10 @@ def build_config(host: str, driver: str, tunnel: Tunnel, *, workers: int, direct
     else:
         text += _table("[port]", name="lan", role="protected", driver=driver, interface="lan0")
         text += _table("[port]", name="wan", role="unprotected", driver=driver, interface="wan0")
+    ours = [str(network) for network in SEGMENTS[NEAR_LAN[host]]]
+    theirs = [str(network) for network in SEGMENTS[FAR_LAN[host]]]
+    if isinstance(tunnel, IkeTunnel):
+        return text + _connection(host, tunnel, ours, theirs)
     for direction, sender in (("out", host), ("in", PEER[host])):
         text += _table(
             "[sa]",
@@ -60,14 +100,43 @@ def build_config(host: str, driver: str, tunnel: Tunnel, *, workers: int, direct
             remote=str(address(PEER[host], "wan0")),
             proposal=PROPOSAL,
             encryption_key=tunnel.keys[sender],
-            encap=encap,
+            encap=driver == "tun",
         )
-    networks = {
-        "local": [str(network) for network in SEGMENTS[NEAR_LAN[host]]],
-        "remote": [str(network) for network in SEGMENTS[FAR_LAN[host]]],
-    }
     return text + _table(
-        "[policy]", name="sites", **networks, **{"out": f"from-{host}", "in": f"from-{PEER[host]}"}
+        "[policy]",
+        name="sites",
+        local=ours,
+        remote=theirs,
+        **{"out": f"from-{host}", "in": f"from-{PEER[host]}"},
+    )
+
+
+def _connection(host: str, tunnel: IkeTunnel, ours: list[str], theirs: list[str]) -> str:
+    """The tables of one connection with one child."""
+    names = {name: f"{name}.esplanade.example" for name in PEER}
+    text = _table(
+        "connections.sites",
+        local_addrs=str(address(host, "wan0")),
+        remote_addrs=str(address(PEER[host], "wan0")),
+        proposals=tunnel.ike,
+    )
+    text += f"{tunnel.more}\n" if tunnel.more else ""
+    text += _table(
+        "connections.sites.local",
+        id=f"@{names[host]}",
+        certs=str(tunnel.directory / f"{host}.pem"),
+        key=str(tunnel.directory / f"{host}.key"),
+    )
+    text += _table(
+        "connections.sites.remote", id=f"@{names[PEER[host]]}", cacerts=str(tunnel.directory / "ca.pem")
+    )
+    return text + _table(
+        "connections.sites.children.net",
+        local_ts=ours,
+        remote_ts=theirs,
+        esp_proposals=tunnel.esp,
+        rekey_time=tunnel.rekey_time,
+        start_action=tunnel.start[host],
     )
 
 
@@ -79,7 +148,9 @@ def _table(heading: str, **values: str | int | bool | list[str]) -> str:
 class Gateway:
     """One `esplanade run` in gateway `host` of a lab. `start` does not wait; `wait_ready` does."""
 
-    def __init__(self, lab: Lab, host: str, driver: str, tunnel: Tunnel, *, workers: int = 2) -> None:
+    def __init__(
+        self, lab: Lab, host: str, driver: str, tunnel: Tunnel | IkeTunnel, *, workers: int = 2
+    ) -> None:
         """Write the configuration; nothing runs yet."""
         self.host = host
         self.driver = driver
@@ -136,6 +207,20 @@ class Gateway:
         """The command that shows this gateway's status."""
         return self._command("status", "-c", str(self.config_path), *options)
 
+    def follow(
+        self, command: str, arguments: Mapping[str, str], *, wait: float = 30.0
+    ) -> list[dict[str, Any]]:
+        """Give a command of the status socket; what it told until it was done. LabError says why it failed."""
+        try:
+            return list(follow(self.directory / "run" / SOCKET_NAME, command, arguments, wait=wait))
+        except StatusError as error:
+            raise LabError(self._complaint(f"{command}: {error}")) from None
+
+    def child_up(self) -> bool:
+        """Every child of IKE is established."""
+        ike = self.status()["ike"]
+        return ike is not None and all(each["state"] == "up" for each in ike["connections"])
+
     def active_modes(self) -> list[str]:
         """What the ports really run as: "native/copy", say; one entry per different mode."""
         return list(dict.fromkeys(str(port["mode"]) for port in self.status()["ports"]))
@@ -167,9 +252,11 @@ class Gateway:
 class Gateways:
     """Both gateways of a lab: started together, ready on entry, stopped on exit."""
 
-    def __init__(self, lab: Lab, driver: str, *, workers: int = 2) -> None:
-        """New keys, two configurations."""
-        tunnel = Tunnel()
+    def __init__(
+        self, lab: Lab, driver: str, tunnel: Tunnel | IkeTunnel | None = None, *, workers: int = 2
+    ) -> None:
+        """Two configurations; without `tunnel`, one of keys by hand, new ones."""
+        tunnel = tunnel or Tunnel()
         self.a = Gateway(lab, "gwa", driver, tunnel, workers=workers)
         self.b = Gateway(lab, "gwb", driver, tunnel, workers=workers)
 

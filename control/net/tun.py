@@ -5,16 +5,17 @@ and go with the gateway. Behind each route lies a blackhole with the worst metri
 the device with it, packets for the tunnel end there and do not follow the default route in clear. A clean stop
 removes it; the next start takes it over.
 
-Limit: routes go into the main table. A remote range that holds an SA's own peer would send the tunnel into
-itself, so such a range gets no route and a warning says what to do.
+A remote range may hold the peers themselves (a client that sends everything through its server): their addresses are
+left out of it, so outer packets go the way they went before. Limit: routes go into the main table.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import summarize_address_range
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from control.config import PortConfig
-from dataplane.model import Action, Address, Direction, Network, PolicySpec, SaSpec
+from dataplane.model import Action, Address, Network, PolicySpec
 
 log = logging.getLogger("esplanade.tun")
 
@@ -42,7 +43,10 @@ class TunDevice:
         self.mtu = mtu
         self._config = config
         self._index = 0
-        self._routes: set[Network] = set()
+        self._routes: dict[
+            Network, Address | None
+        ] = {}  # and the source address of each, where one is wanted
+        self._changing = asyncio.Lock()
 
     async def open(self) -> None:
         """Give the device its addresses and MTU and bring it up. TunError says why that cannot be."""
@@ -70,26 +74,35 @@ class TunDevice:
         except OSError:
             pass  # no IPv6, or /proc/sys is read-only: the drops are harmless
 
-    async def set_routes(self, policies: Iterable[PolicySpec], sas: Iterable[SaSpec]) -> None:
-        """Route what policies protect or discard into the device; routes of earlier calls that are not wanted go."""
+    async def set_routes(
+        self, policies: Iterable[PolicySpec], peers: Iterable[Address], own: Iterable[Address] = ()
+    ) -> None:
+        """Route what policies protect or discard into the device; routes of earlier calls that are not wanted go.
+
+        `peers` are where outer packets go to, `own` this host's addresses.
+        """
         if not self._config.routes:
             return
-        wanted = set(routes_for(self.name, policies, sas))
-        async with AsyncIPRoute() as netlink:
-            for network in sorted(wanted - self._routes, key=str):
-                await self._blackhole(netlink, "replace", network)
-                await self._route(netlink, "add", network)
-            for network in sorted(self._routes - wanted, key=str):
-                await self._route(netlink, "del", network)
-                await self._blackhole(netlink, "del", network)
-        self._routes = wanted
+        async with self._changing:
+            wanted = routes_for(policies, peers, own)
+            async with AsyncIPRoute() as netlink:
+                for network in sorted(wanted, key=str):
+                    if network not in self._routes:
+                        await self._blackhole(netlink, "replace", network)
+                    if self._routes.get(network, False) != wanted[network]:
+                        verb = "replace" if network in self._routes else "add"
+                        await self._route(netlink, verb, network, wanted[network])
+                for network in sorted(self._routes.keys() - wanted.keys(), key=str):
+                    await self._route(netlink, "del", network)
+                    await self._blackhole(netlink, "del", network)
+            self._routes = wanted
 
     async def close(self) -> None:
         """Remove the blackholes; the routes go with the device."""
         async with AsyncIPRoute() as netlink:
             for network in sorted(self._routes, key=str):
                 await self._blackhole(netlink, "del", network)
-        self._routes = set()
+        self._routes = {}
 
     async def _blackhole(self, netlink: AsyncIPRoute, verb: str, network: Network) -> None:
         family = socket.AF_INET if network.version == 4 else socket.AF_INET6
@@ -106,10 +119,15 @@ class TunDevice:
             if not (verb == "del" and error.code == errno.ESRCH):
                 log.error("%s: cannot %s the blackhole for %s: %s", self.name, verb, network, error)
 
-    async def _route(self, netlink: AsyncIPRoute, verb: str, network: Network) -> None:
+    async def _route(
+        self, netlink: AsyncIPRoute, verb: str, network: Network, source: Address | None = None
+    ) -> None:
         family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+        how = {"prefsrc": str(source)} if source is not None else {}
         try:
-            await netlink.route(verb, dst=str(network), oif=self._index, family=family, proto=RTPROT_STATIC)
+            await netlink.route(
+                verb, dst=str(network), oif=self._index, family=family, proto=RTPROT_STATIC, **how
+            )
         except NetlinkError as error:
             if verb == "del" and error.code == errno.ESRCH:
                 return  # someone else removed it
@@ -125,40 +143,39 @@ class TunDevice:
             log.error("%s: cannot %s the route to %s: %s", self.name, verb, network, error)
 
 
-def routes_for(device: str, policies: Iterable[PolicySpec], sas: Iterable[SaSpec]) -> list[Network]:
-    """The networks that lead into the device: remote ranges of protect and discard policies, each once."""
-    peers = {sa.remote for sa in sas if sa.direction is Direction.OUT}
-    found: dict[Network, None] = {}
+def routes_for(
+    policies: Iterable[PolicySpec], peers: Iterable[Address], own: Iterable[Address] = ()
+) -> dict[Network, Address | None]:
+    """The networks that lead into the device, and the source address of each that has one.
+
+    They are the remote ranges of protect and discard policies, less the peers themselves: outer packets must not go
+    into the tunnel again. A policy for one address of this host alone has packets leave with that address.
+    """
+    ours, outside = set(own), sorted(set(peers), key=lambda peer: (peer.version, int(peer)))
+    found: dict[Network, Address | None] = {}
     for policy in policies:
         if policy.action is Action.BYPASS:
             continue
-        first, last = policy.selector.remote_first, policy.selector.remote_last
-        inside = [
-            peer
-            for peer in sorted(peers, key=str)
-            if peer.version == first.version and _within(peer, first, last)
-        ]
-        if inside:
-            log.warning(
-                "%s: no route for policy %s (%s-%s), because the peer %s is inside and the tunnel would swallow "
-                "itself; route that peer first (ip route add %s via ...), then the range to dev %s",
-                device,
-                policy.name,
-                first,
-                last,
-                inside[0],
-                inside[0],
-                device,
-            )
-            continue
-        found.update(dict.fromkeys(networks(first, last)))
-    return list(found)
+        selector = policy.selector
+        alone = selector.local_first == selector.local_last and selector.local_first in ours
+        for network in _without(selector.remote_first, selector.remote_last, outside):
+            found.setdefault(network, selector.local_first if alone else None)
+    return found
+
+
+def _without(first: Address, last: Address, outside: Iterable[Address]) -> Iterator[Network]:
+    """The fewest prefixes that make up an inclusive range but for some addresses, which are in order."""
+    kind = type(first)
+    at, end = int(first), int(last)
+    for each in outside:
+        if each.version == first.version and at <= int(each) <= end:
+            if at < int(each):
+                yield from networks(kind(at), kind(int(each) - 1))
+            at = int(each) + 1
+    if at <= end:
+        yield from networks(kind(at), kind(end))
 
 
 def networks(first: Address, last: Address) -> Sequence[Network]:
     """The fewest prefixes that make up an inclusive range."""
     return list(summarize_address_range(first, last))
-
-
-def _within(address: Address, first: Address, last: Address) -> bool:
-    return int(first) <= int(address) <= int(last)

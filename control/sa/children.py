@@ -152,16 +152,14 @@ class Children:
         ways: Ways,
         *,
         refused: Callable[[ChildSa, str], None],
-        retired: Callable[[int], None] = lambda spi: None,
         overlap: float = OVERLAP,
     ) -> None:
-        """`refused` hears of children that the dataplane cannot be given, `retired` of inbound SPIs that are free."""
+        """`refused` hears of children that the dataplane cannot be given."""
         self.overlap = overlap
         self._table = table
         self._spd = spd
         self._ways = ways
         self._refused = refused
-        self._retired = retired
         self._installed: dict[int, Installed] = {}
         self._retiring: dict[int, tuple[str, asyncio.TimerHandle]] = {}  # SPI -> SA's name and its end
 
@@ -251,13 +249,11 @@ class Children:
             self._retiring[spi] = (installed.name_in, timer)
         else:
             self._remove(installed.name_in)
-            self._retired(spi)
 
     def _retire(self, spi: int) -> None:
         name, timer = self._retiring.pop(spi)
         timer.cancel()
         self._remove(name)
-        self._retired(spi)
 
     def _remove(self, name: str) -> None:
         try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from control.config import parse
 from control.net.mirror import Mirror, MirrorPort
 from control.net.tun import routes_for
 from control.ports import PortSetupError, mirror_ports, port_specs, tun_mtu
-from dataplane.model import Role
+from dataplane.model import Action, PolicySpec, Role, SelectorSpec
 from tests.control.test_config import GOOD
 
 
@@ -111,14 +110,30 @@ def test_tun_and_udp_ports() -> None:
     assert str(lan.addresses[0]) == "10.1.0.9"
 
 
-def test_routes_into_the_device(caplog: pytest.LogCaptureFixture) -> None:
+def test_routes_into_the_device() -> None:
     config = parse(GOOD)
-    with caplog.at_level(logging.WARNING, "esplanade.tun"):
-        logging.getLogger("esplanade").propagate = True
-        found = [str(network) for network in routes_for("esp0", config.policies, config.sas)]
-    # The range 10.3.0.1-10.3.0.9 as prefixes; "any" would swallow the peer's own packets, except in IPv6.
-    assert found == ["10.2.0.0/24", "10.3.0.1/32", "10.3.0.2/31", "10.3.0.4/30", "10.3.0.8/31", "::/0"]
-    assert "the peer 192.0.2.2 is inside" in caplog.text and "ip route add 192.0.2.2 via" in caplog.text
+    peers = [sa.remote for sa in config.sas]
+    found = {str(network): source for network, source in routes_for(config.policies, peers).items()}
+    # The range 10.3.0.1-10.3.0.9 as prefixes; "any" but for the peer, whom outer packets must reach.
+    exact = ["10.2.0.0/24", "10.3.0.1/32", "10.3.0.2/31", "10.3.0.4/30", "10.3.0.8/31", "::/0"]
+    assert set(exact) < set(found) and len(found) == len(exact) + 32
+    networks = [ip_network(text) for text in found]
+    assert not any(ip_address("192.0.2.2") in network for network in networks)
+    for near in ("192.0.2.1", "192.0.2.3", "0.0.0.0", "255.255.255.255"):
+        assert any(ip_address(near) in network for network in networks)
+
+
+def test_routes_of_one_address_of_ours_leave_with_it() -> None:
+    """What a server lent us is the source of what goes through its tunnel."""
+    lent, server = ip_address("10.9.0.5"), ip_address("192.0.2.2")
+    policy = PolicySpec(
+        name="roadwarrior",
+        action=Action.PROTECT,
+        selector=SelectorSpec.from_networks(ip_network("10.9.0.5/32"), ip_network("192.0.2.0/30")),
+    )
+    networks = ("192.0.2.0/31", "192.0.2.3/32")
+    assert routes_for([policy], [server]) == {ip_network(text): None for text in networks}
+    assert routes_for([policy], [server], [lent]) == {ip_network(text): lent for text in networks}
 
 
 def test_mirror_ignores_what_changes_nothing() -> None:

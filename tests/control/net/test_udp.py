@@ -186,7 +186,7 @@ def test_the_nat_port_is_shared_with_workers(ports: tuple[int, int]) -> None:
             encap_port=ports[1],
         )
         dataplane = DataPlane.create(ports=[spec], workers=2, pin=False)
-        shared = dataplane.open_control_sockets()
+        shared = dataplane.open_control_sockets(ports[1])
         ike = Ike()
         sockets = ike.sockets(ports)
         sockets.open([IPv4Address("127.0.0.1")], shared=shared)

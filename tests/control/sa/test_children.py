@@ -16,7 +16,6 @@ from control.ike.settings import ChildSettings, Mode, TrafficSelector
 from control.net.mirror import Way
 from control.sa.children import Children
 from control.sa.spd import Spd, Trap
-from control.sa.spi import SpiAllocator, SpiError
 from dataplane.api import DataPlane
 from dataplane.model import (
     Action,
@@ -48,7 +47,6 @@ class Side:
         self.plane = DataPlane.create(ports=memory_ports(), limits=SMALL, state_dir=directory)
         self.packets = Gateway(self.plane)
         self.refused: list[str] = []
-        self.retired: list[int] = []
         self.followed: dict[str, SaSpec] = {}
         self.spd = Spd(self.plane)
         self.children = Children(
@@ -56,7 +54,6 @@ class Side:
             self.spd,
             self,
             refused=lambda child, text: self.refused.append(text),
-            retired=self.retired.append,
             overlap=0.02,
         )
 
@@ -191,7 +188,6 @@ def test_a_rekey_always_has_a_working_pair(world: World, rekeyer: str) -> None:
             assert target.packets.back(on_its_way) == [late]
             assert len(near.children.installed) == len(far.children.installed) == 1
             await asyncio.sleep(0.04)
-        assert world.left.retired == [0xA0000000 + number for number in range(1, 5)]
         await world.left.plane.settle()
         assert world.left.plane.tables._sa_slots.taken == 2
         assert set(world.left.followed) == {"branch/net#5/out"}
@@ -344,28 +340,9 @@ def test_what_the_dataplane_cannot_be_given_is_refused(world: World) -> None:
         assert side.children.installed[1].sa.encryption_key_in == b""
         side.children.close()
         await side.plane.settle()
-        assert side.plane.tables._sa_slots.taken == 0 and side.retired == [left.spi_in]
+        assert side.plane.tables._sa_slots.taken == 0
 
     asyncio.run(scenario())
-
-
-def test_spis_are_nobody_elses(world: World) -> None:
-    """Not those given out, those of live SAs, or reserved ones."""
-
-    async def scenario() -> None:
-        left, _ = world.pair(1)
-        await world.left.come(left)
-
-    asyncio.run(scenario())
-    words = iter(
-        [bytes(4), b"\x00\x00\x0f\xff", b"\xa0\x00\x00\x01", b"\x00\x00\x10\x00", b"\x00\x00\x10\x00"]
-    )
-    spis = SpiAllocator(world.left.plane.has_spi, lambda size: next(words, b"\x00\x00\x20\x00"))
-    assert [spis.take(), spis.take()] == [0x1000, 0x2000]
-    with pytest.raises(SpiError, match="no free SPI in 1000 tries, 2 are given out"):
-        spis.take()
-    spis.give_back(0x2000)
-    assert spis.take() == 0x2000
 
 
 def test_policies_are_matched_from_narrow_to_wide(world: World) -> None:

@@ -1,0 +1,497 @@
+"""IKE in the running gateway: 1 datagrams in 2 what happened into the dataplane 3 datagrams out 4 the next timer.
+
+The protocol (control.ike) has no socket and no clock; here it gets both. Whatever comes in, a datagram, a timer, a
+command or a packet that wants a tunnel, ends in `_pump`, in this order, which is what makes a rekey lossless: an SA
+that we say we have is in the dataplane before the message that says so leaves.
+
+    sockets -> rate limit -> Endpoint -> events -> children, policies, log -> datagrams -> sockets
+
+A bug in the protocol is logged with its traceback and costs the datagram or command at hand, never the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from control.admin.feed import EventFeed
+from control.admin.steering import ChildTraffic
+from control.config.ike import IkeConfig
+from control.ike.endpoint import Endpoint
+from control.ike.events import (
+    ChildClosed,
+    ChildEstablished,
+    ChildOutboundReady,
+    ChildSa,
+    Event,
+    IkeClosed,
+    IkeRekeyed,
+    PathChanged,
+    PeerPath,
+    VirtualAddressesAssigned,
+)
+from control.ike.pools import Pools
+from control.ike.settings import Connection, EndpointSettings, StartAction
+from control.ike.snapshot import IkeSnapshot
+from control.net.addresses import HostAddresses
+from control.net.limiter import RateLimiter
+from control.net.udp import UdpError, UdpSockets, source_address
+from control.pki.fetch import CrlFetcher
+from control.pki.load import CredentialFileError, load_credentials
+from control.pki.store import Credentials
+from control.reload import IkeChanges
+from control.sa.children import Children, Ways, without_keys
+from control.sa.lifetimes import Spent, spent
+from control.sa.spd import Spd
+from control.sa.traps import remote_address, traps
+from dataplane.api import DataPlane, DataPlaneError, SaTraffic
+from dataplane.model import Address, SelectorSpec
+
+log = logging.getLogger("esplanade.ike")
+
+T = TypeVar("T")
+
+TRAFFIC_INTERVAL = 1.0  # seconds between two looks at the counters
+FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
+
+
+class IkeSetupError(Exception):
+    """IKE cannot be set up as configured; the text says why."""
+
+
+class VirtualAddresses(Protocol):
+    """Who gives this host the addresses that a server lends us."""
+
+    addresses: set[Address]  # that are there now
+
+    async def add(self, addresses: Sequence[Address]) -> None:
+        """They are ours."""
+
+    async def remove(self, addresses: Sequence[Address]) -> None:
+        """They are not ours any more."""
+
+
+class IkeDaemon:
+    """One endpoint with its sockets, timers and children. `control.admin.steering.IkeControl` is its face."""
+
+    def __init__(
+        self,
+        config: IkeConfig,
+        credentials: Credentials,
+        dataplane: DataPlane,
+        spd: Spd,
+        ways: Ways,
+        addresses: VirtualAddresses,
+    ) -> None:
+        """Nothing is sent or opened yet; `create` reads the credentials, too."""
+        self.feed = EventFeed()
+        self.spd = spd
+        self.children = Children(dataplane, spd, ways, refused=self._child_refused)
+        self.pools = config.pools
+        self._pools = Pools(config.pools)
+        self.endpoint = Endpoint(
+            config.settings,
+            config.connections,
+            credentials,
+            self._pools,
+            source_address=source_address,
+            spi_in_use=dataplane.has_spi,
+        )
+        self.limiter = RateLimiter()
+        self.sockets = UdpSockets(self._received, self._path_error, ports=config.settings.nat_ports)
+        self._dataplane = dataplane
+        self._config = config
+        self._connections = {connection.name: connection for connection in config.connections}
+        self._credentials = credentials
+        self._fetcher = CrlFetcher(credentials.crls, log=log.info)
+        self._addresses = addresses
+        self._lent: dict[int, tuple[Address, ...]] = {}  # to us, by IKE SA
+        self._loop = asyncio.get_running_loop()
+        self._pumping = False  # a pump is due
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._addressing = asyncio.Lock()
+        self._flush_wanted = asyncio.Event()
+        self._seen: dict[int, int] = {}  # inbound packets of each child at the last look
+        self._asked: set[int] = set()  # children that a rekey was asked for, for what they have carried
+        self._unstarted: dict[tuple[str, str], str] = {}  # connection and child, and what was in the way
+        self._gone = asyncio.Event()  # an IKE SA has gone
+
+    @classmethod
+    def create(
+        cls, config: IkeConfig, dataplane: DataPlane, spd: Spd, ways: Ways, interface: str = "lo"
+    ) -> IkeDaemon:
+        """The daemon of a configuration; addresses that a server lends us go to `interface`. IkeSetupError."""
+        return cls(config, _load(config, None), dataplane, spd, ways, HostAddresses(interface))
+
+    # ---- start and stop
+
+    def open_sockets(self) -> None:
+        """Open UDP 500 and 4500, the latter together with the dataplane's own; before its workers start."""
+        shared = self._dataplane.open_control_sockets(self._config.settings.nat_ports[1])
+        try:
+            self.sockets.open(list(shared), shared=shared)
+        except UdpError as error:
+            raise IkeSetupError(str(error)) from None
+
+    async def start(self) -> None:
+        """Set traps and begin what is configured to start."""
+        self.spd.set_traps(traps(self._config.connections, source_address))
+        await self.spd.flush()
+        self._run(self._flush_when_wanted(), "policies")
+        self._run(self._watch_traffic(), "child counters")
+        self._run(self._fetcher.run(), "revocation lists")
+        for connection in self._config.connections:
+            self._start_children(connection)
+        self._pump_soon()
+
+    def _start_children(self, connection: Connection) -> None:
+        for child in connection.children:
+            if child.start_action is StartAction.START:
+                self._unstarted[connection.name, child.name] = ""
+        self._start_what_can()
+
+    def _start_what_can(self) -> None:
+        """Begin what is to start and could not so far: without a route there is no address to begin from."""
+        for (connection, child), told in list(self._unstarted.items()):
+            try:
+                self.endpoint.initiate(connection, child, self.now())
+                del self._unstarted[connection, child]
+            except ValueError as error:
+                if told != str(error):
+                    log.warning("%s: child %s cannot start yet: %s", connection, child, error)
+                self._unstarted[connection, child] = str(error)
+
+    async def stop(self) -> None:
+        """Say goodbye to every peer and wait a moment for their answers."""
+        for each in self.snapshot():
+            with self._guarded("close"):
+                self.endpoint.terminate_ike(each.id, self.now())
+        self._pump()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                while self.snapshot():
+                    self._gone.clear()
+                    await self._gone.wait()
+        lent = self.lent_addresses()
+        self._lent.clear()
+        await self._addresses.remove(sorted(lent, key=str))
+
+    async def close(self) -> None:
+        """Let everything go."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.sockets.close()
+        self.children.close()
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s ended: %r", task.get_name(), task.exception(), exc_info=task.exception())
+
+    # ---- 1 what comes in
+
+    def _received(self, data: bytes, path: PeerPath) -> None:
+        now = self.now()
+        if not self.limiter.allow(path.remote, now):
+            return
+        with self._guarded(f"datagram of {path.remote}"):
+            self.endpoint.receive_datagram(data, path, now)
+        self._pump_soon()
+
+    def _path_error(self, path: PeerPath, text: str) -> None:
+        with self._guarded("path error"):
+            self.endpoint.path_error(path, text, self.now())
+        self._pump_soon()
+
+    def acquire(self, policy: str, packet: SelectorSpec | None) -> None:
+        """A packet met a policy that has no SA: bring about the child whose trap it is."""
+        trap = self.spd.trap_of(policy)
+        if trap is None:
+            return
+        with self._guarded("acquire"):
+            try:
+                self.endpoint.acquire(*trap, self.now(), packet)
+            except ValueError as error:
+                log.warning("%s: traffic wants child %s: %s", *trap, error)
+        self._pump_soon()
+
+    @contextlib.contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """A bug in there is logged; the daemon goes on."""
+        try:
+            yield
+        except Exception:
+            log.exception("%s: this is a bug; everything else goes on", what)
+
+    def _pump_soon(self) -> None:
+        """Once for all that one turn of the loop brings."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        events: Sequence[Event] = ()
+        with self._guarded("events"):
+            events = self.endpoint.events()
+        for event in events:
+            with self._guarded(type(event).__name__):
+                self._handle(event)
+        with self._guarded("sending"):
+            for datagram in self.endpoint.datagrams_to_send():
+                self.sockets.send(datagram)
+        if self.spd.stale:
+            self._flush_wanted.set()
+        self._arm()
+
+    # ---- 2 what happened
+
+    def _handle(self, event: Event) -> None:
+        """Into the dataplane, then into the log: keys are not in the latter."""
+        if isinstance(event, ChildEstablished):
+            self.children.established(event)
+            event = ChildEstablished(
+                ike=event.ike,
+                connection=event.connection,
+                child=without_keys(event.child),
+                outbound=event.outbound,
+                replaces=event.replaces,
+            )
+        elif isinstance(event, ChildOutboundReady):
+            self.children.outbound_ready(event.child)
+        elif isinstance(event, ChildClosed):
+            self.children.closed(event.child, replaced=event.replaced_by is not None)
+            self._seen.pop(event.child, None)
+            self._asked.discard(event.child)
+        elif isinstance(event, PathChanged):
+            self.children.path_changed(event.ike, event.path, event.encapsulated)
+        elif isinstance(event, IkeRekeyed):
+            self.children.ike_rekeyed(event.ike, event.new)
+            if event.ike in self._lent:
+                self._lent[event.new] = self._lent.pop(event.ike)
+        elif isinstance(event, IkeClosed):
+            self._give_back(event.ike)
+        elif isinstance(event, VirtualAddressesAssigned):
+            self._lent[event.ike] = event.addresses
+            self._run(self._set_addresses(), "virtual addresses")
+        self.feed.publish([event])
+
+    def _give_back(self, ike: int) -> None:
+        if self._lent.pop(ike, ()):
+            self._run(self._set_addresses(), "virtual addresses")
+        self._gone.set()
+
+    def lent_addresses(self) -> set[Address]:
+        """What servers have lent us."""
+        return {address for lent in self._lent.values() for address in lent}
+
+    async def _set_addresses(self) -> None:
+        """Have exactly those that are lent to us now."""
+        async with self._addressing:
+            have = self._addresses.addresses
+            wanted = self.lent_addresses()
+            await self._addresses.add(sorted(wanted - have, key=str))
+            await self._addresses.remove(sorted(have - wanted, key=str))
+
+    def _child_refused(self, child: ChildSa, text: str) -> None:
+        """The dataplane cannot be given a child: its peer is told, too."""
+        self._loop.call_soon(self._close_child, child.id)
+
+    def _close_child(self, child: int) -> None:
+        with self._guarded("close child"), contextlib.suppress(KeyError):
+            self.endpoint.terminate_child(child, self.now())
+        self._pump_soon()
+
+    async def _flush_when_wanted(self) -> None:
+        """New policies into effect; what comes meanwhile goes with the next turn."""
+        while True:
+            await self._flush_wanted.wait()
+            self._flush_wanted.clear()
+            try:
+                async with self._addressing:  # routes want the address that they are for
+                    await self.spd.flush()
+            except DataPlaneError as error:
+                log.error("policies: %s", error)
+
+    # ---- 4 timers, and what the counters say
+
+    def _arm(self) -> None:
+        at = self.endpoint.next_timer()
+        if self._timer is not None and at != self._timer_at:
+            self._timer.cancel()
+            self._timer = None
+        if at is not None and self._timer is None:
+            self._timer_at = at
+            self._timer = self._loop.call_at(at, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        with self._guarded("timers"):
+            self.endpoint.handle_timers(self.now())
+        self._pump()
+
+    async def _watch_traffic(self) -> None:
+        while True:
+            await asyncio.sleep(TRAFFIC_INTERVAL)
+            with self._guarded("counters"):
+                self._look_at_traffic()
+                self._start_what_can()
+
+    def _look_at_traffic(self) -> None:
+        """Peers whose children receive are alive; children that have carried enough are replaced."""
+        now = self.now()
+        alive: set[int] = set()
+        for child, (inbound, outbound) in self.children.traffic().items():
+            installed = self.children.installed[child]
+            if inbound.packets != self._seen.get(child, 0):
+                self._seen[child] = inbound.packets
+                alive.add(installed.ike)
+            self._check_volume(child, installed.sa, (inbound, outbound), now)
+        for ike in alive:
+            self.endpoint.traffic_seen(ike, now)
+        self._pump_soon()
+
+    def _check_volume(
+        self, child: int, sa: ChildSa, traffic: tuple[SaTraffic, SaTraffic], now: float
+    ) -> None:
+        found = spent(sa.settings.lifetime, esn=sa.suite.esn, traffic=traffic)
+        if found is Spent.HARD:
+            self.endpoint.child_expired(child, True, now)
+        elif found is Spent.SOFT and child not in self._asked:
+            self._asked.add(child)
+            self.endpoint.child_expired(child, False, now)
+
+    # ---- reload, and the host's addresses
+
+    async def reload(self, config: IkeConfig, changes: IkeChanges) -> None:
+        """Bring another configuration into effect: tunnels of connections that stay as they are go on untouched.
+
+        IkeSetupError, for credentials that cannot be read, leaves everything as it was.
+        """
+        credentials = _load(config, self._credentials) if changes.credentials else self._credentials
+        now = self.now()
+        touched = {*changes.removed, *(connection.name for connection in changes.changed)}
+        for each in self.snapshot():
+            if each.connection in touched:
+                with self._guarded("close"):
+                    self.endpoint.terminate_ike(each.id, now)
+        if changes.credentials:
+            self.endpoint.set_credentials(credentials)
+            self._fetcher.replace(credentials.crls)
+        self.endpoint.set_connections(config.connections)
+        if changes.pools:
+            self._pools.set(config.pools)
+        self._config, self._credentials, self.pools = config, credentials, config.pools
+        self._connections = {connection.name: connection for connection in config.connections}
+        self.spd.set_traps(traps(config.connections, source_address))
+        await self.spd.flush()
+        for connection in (*changes.added, *changes.changed):
+            self._start_children(connection)
+        self._pump_soon()
+
+    def peers(self) -> list[Address]:
+        """Configured addresses of peers."""
+        found = (remote_address(connection) for connection in self._connections.values())
+        return [address for address in found if address is not None]
+
+    def addresses_changed(self, addresses: Sequence[Address]) -> None:
+        """The host's addresses: IKE SAs whose own is gone go on from another one (RFC 4555)."""
+        have = set(addresses)
+        now = self.now()
+        lost = {each.path.local: each.path.remote for each in self.snapshot() if each.path.local not in have}
+        for old, remote in lost.items():
+            new = source_address(remote)
+            if new is not None and new != old:
+                with self._guarded("address change"):
+                    self.endpoint.address_changed(old, new, now)
+        if lost:
+            self._pump_soon()
+
+    # ---- what commands ask
+
+    @property
+    def settings(self) -> EndpointSettings:
+        """As configured now."""
+        return self._config.settings
+
+    @property
+    def connections(self) -> Mapping[str, Connection]:
+        """By name, as configured now."""
+        return self._connections
+
+    def now(self) -> float:
+        """The clock that the endpoint is driven by."""
+        return self._loop.time()
+
+    def snapshot(self) -> Sequence[IkeSnapshot]:
+        """Every IKE SA that there is."""
+        return self.endpoint.snapshot()
+
+    def traffic(self) -> Mapping[int, ChildTraffic]:
+        """Counters by child id."""
+        return {
+            child: ChildTraffic(
+                packets_in=inbound.packets,
+                bytes_in=inbound.bytes,
+                packets_out=outbound.packets,
+                bytes_out=outbound.bytes,
+            )
+            for child, (inbound, outbound) in self.children.traffic().items()
+        }
+
+    def leases(self) -> Mapping[str, int]:
+        """Addresses lent at the moment, by pool."""
+        return {status.name: status.online for status in self._pools.status}
+
+    def initiate(self, connection: str, child: str | None) -> int:
+        """Begin the child (None: the IKE SA alone); the id of the IKE SA that it comes about on."""
+        return self._command(lambda now: self.endpoint.initiate(connection, child, now))
+
+    def terminate_ike(self, ike: int) -> None:
+        """Delete an IKE SA and its children."""
+        self._command(lambda now: self.endpoint.terminate_ike(ike, now))
+
+    def terminate_child(self, child: int) -> None:
+        """Delete a child SA."""
+        self._command(lambda now: self.endpoint.terminate_child(child, now))
+
+    def rekey_ike(self, ike: int) -> None:
+        """Replace an IKE SA by one with new keys."""
+        self._command(lambda now: self.endpoint.rekey_ike(ike, now))
+
+    def rekey_child(self, child: int) -> None:
+        """Replace a child SA by one with new keys."""
+        self._command(lambda now: self.endpoint.rekey_child(child, now))
+
+    def _command(self, verb: Callable[[float], T]) -> T:
+        """What the endpoint raises (KeyError for what is gone) is the caller's to tell."""
+        try:
+            return verb(self.now())
+        finally:
+            self._pump_soon()
+
+
+def _load(config: IkeConfig, before: Credentials | None) -> Credentials:
+    """Read keys, certificates and revocation lists; lists that `before` has fetched stay."""
+    try:
+        return load_credentials(
+            config.credentials,
+            crls=before.crls if before is not None else None,
+            warn=lambda problem: log.warning("%s", problem),
+        )
+    except CredentialFileError as error:
+        raise IkeSetupError(str(error)) from None

@@ -1,0 +1,70 @@
+"""Which children keep a policy while they have no SA: those that start with the gateway or with traffic.
+
+What such a policy matches is dropped until an SA is there, and the first packet asks for one. So nothing that a
+`start` or `trap` child should protect leaves in clear while its tunnel is down (RFC 4301 section 5.1). Children that
+wait for the peer or for a command (`start_action = none`) have no policy before they are up, and neither has a selector
+that is known only then: a virtual address, or "dynamic" of a peer that may be anyone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from control.ike.settings import ChildSettings, Connection, StartAction, TrafficSelector
+from control.sa.selectors import pairs, resolve
+from control.sa.spd import Trap
+from dataplane.model import Address
+
+Source = Callable[[Address], Address | None]
+
+
+def traps(connections: Iterable[Connection], source: Source) -> list[Trap]:
+    """The traps of all connections; `source` tells from which address the kernel would reach a peer."""
+    found = []
+    for connection in connections:
+        for child in connection.children:
+            if child.start_action is StartAction.NONE:
+                continue
+            trap = _trap(connection, child, source)
+            if trap.selectors:
+                found.append(trap)
+    return found
+
+
+def _trap(connection: Connection, child: ChildSettings, source: Source) -> Trap:
+    remote = remote_address(connection)
+    local = None if connection.virtual_addresses else local_address(connection, source)
+    return Trap(
+        connection=connection.name,
+        child=child.name,
+        selectors=pairs(_resolved(child.local, local), _resolved(child.remote, remote)),
+    )
+
+
+def _resolved(selectors: Iterable[TrafficSelector], address: Address | None) -> Iterator[TrafficSelector]:
+    for selector in selectors:
+        resolved = resolve(selector, address)
+        if resolved is not None:
+            yield resolved
+
+
+def remote_address(connection: Connection) -> Address | None:
+    """Where an initiation goes: the first plain address of the peer that is no wildcard."""
+    return next(_plain(connection.remote_addresses), None)
+
+
+def local_address(connection: Connection, source: Source) -> Address | None:
+    """Where an initiation comes from: configured, or as the kernel would send."""
+    remote = remote_address(connection)
+    for address in _plain(connection.local_addresses):
+        if remote is None or address.version == remote.version:
+            return address
+    return source(remote) if remote is not None else None
+
+
+def _plain(addresses: Iterable[object]) -> Iterator[Address]:
+    """Those that are one address."""
+    for each in addresses:
+        if isinstance(each, IPv4Address | IPv6Address) and not each.is_unspecified:
+            yield each
