@@ -231,7 +231,12 @@ def test_refusal_names_every_difference() -> None:
             "aes128-sha256-x25519",
             "key exchange differs (offered ecp256; accepted x25519)",
         ),
-        (ESP, "aes128gcm16-esn", "aes128gcm16", "sequence numbers differs (offered esn; accepted noesn)"),
+        (
+            ESP,
+            "aes128gcm16-esn",
+            "aes128gcm16",
+            "length of sequence numbers differs (offered esn; accepted noesn)",
+        ),
         (
             ESP,
             "aes128gcm16-x25519-ke1_mlkem768",
