@@ -21,7 +21,8 @@ from control.ike.errors import PeerError
 from control.ike.events import Datagram, Event, IkeFailed, Noted, PeerPath
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType
-from control.ike.settings import ChildSettings, Connection, EndpointSettings
+from control.ike.pools import Pools
+from control.ike.settings import ChildSettings, Connection, EndpointSettings, PoolSettings
 from control.ike.snapshot import ChildSnapshot, IkeSnapshot
 from control.ike.v2 import codec
 from control.ike.v2.choice import Connections
@@ -83,7 +84,7 @@ class Endpoint:
         settings: EndpointSettings,
         connections: Iterable[Connection],
         credentials: Credentials,
-        pools: object = None,
+        pools: Pools | None = None,
         *,
         random: Callable[[int], bytes] = os.urandom,
         source_address: Callable[[Address], Address | None] = lambda remote: None,
@@ -94,7 +95,7 @@ class Endpoint:
         """
         self.settings = settings
         self.credentials = credentials
-        self.pools = pools
+        self.pools = pools if pools is not None else Pools()
         self.random = random
         self.counters: Counter[str] = Counter()  # datagrams that led nowhere, by reason
         self._connections = Connections(connections)
@@ -505,9 +506,9 @@ class Endpoint:
         """New limits."""
         self.settings = settings
 
-    def set_pools(self, pools: object) -> None:
-        """New pools of addresses."""
-        self.pools = pools
+    def set_pools(self, pools: Iterable[PoolSettings]) -> None:
+        """New pools of addresses; what is lent stays lent as far as the addresses are still there."""
+        self.pools.set(pools)
 
     def leases(self) -> dict[str, int]:
         """How many addresses are lent, by pool."""

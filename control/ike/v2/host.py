@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from control.ike.events import Datagram, Event, PeerPath
 from control.ike.identity import Identity
+from control.ike.pools import Pools
 from control.ike.settings import ChildSettings, Connection, EndpointSettings
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Host(Protocol):
 
     settings: EndpointSettings
     credentials: Credentials
+    pools: Pools  # of addresses that clients are lent
     random: Callable[[int], bytes]  # cryptographically strong, outside of tests
 
     @property

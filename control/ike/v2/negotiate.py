@@ -163,6 +163,12 @@ def refusal(request: ChildRequest, notify: NotifyPayload) -> Failure:
             f"{show_both(request.local, request.remote)} and the peer allows none of it",
             advice="see the peer's log for what it allows; local_ts and remote_ts of both sides must mirror each other",
         )
+    if notify.type == NotifyType.INTERNAL_ADDRESS_FAILURE:
+        return Failure(
+            code="no_address",
+            text=f"the peer lends no address, so there is no child '{name}': we asked for one",
+            advice="see the peer's log: its pool may be exhausted, or its connection has none",
+        )
     return Failure(
         code=notify.name.lower(),
         text=f"the peer refused child '{name}' with {notify.name}",

@@ -654,11 +654,21 @@ class IkeSa:
             self.emit(IkeFailed(ike=self.id, connection=self.connection.name, path=self.path, failure=reason))
         elif self.successor is None and not replaced:
             self.emit(IkeClosed(ike=self.id, connection=self.connection.name, why=why, failure=failure))
+        self._release_addresses(replaced)
         self.host.unregister(self, linger=linger, now=now)
         self.timers.clear()
         self.handshake = self.keys = None
         self.reassembly.clear()
         self.window.pending = None
+
+    def _release_addresses(self, replaced: bool) -> None:
+        """What was lent goes to the successor, else back to its pool."""
+        from control.ike.v2 import configure
+
+        if self.successor is not None:
+            configure.move(self, self.successor)
+        elif not replaced:
+            configure.give_back(self)
 
     def bug(self, error: BaseException, now: float) -> None:
         """Something raised that should not have: it is told, and this IKE SA ends; the daemon goes on."""

@@ -14,7 +14,7 @@ from control.ike.events import Closed, Failure, IkeEstablished
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.settings import Connection, Unique
-from control.ike.v2 import choice, codec, negotiate, proof
+from control.ike.v2 import choice, codec, configure, negotiate, proof
 from control.ike.v2.proof import AuthenticationFailed
 from control.ike.v2.sa import Feature, IkeSa
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
@@ -64,6 +64,7 @@ class IkeAuth(Task):
         if expected is not None:
             message.add(proof.id_payload(expected, initiator=False))
         message.add(self.ours.auth(sa, proof.octets(sa, self.ours.payload)))
+        configure.ask(sa, message)
         if handshake.child is not None:
             spi = sa.host.new_child_spi()
             self.child = negotiate.ask(sa, handshake.child, spi, key_exchange=False, packet=handshake.packet)
@@ -209,6 +210,7 @@ def _answer_child(sa: IkeSa, request: Incoming, message: Outgoing, now: float) -
     """The first child, as responder. RFC 7296 section 1.2: without it the IKE SA stands, and an error in its place."""
     assert sa.handshake is not None
     try:
+        configure.grant(sa, request, message)
         agreed = negotiate.answer(sa, request, sa.connection.children, key_exchange=False)
     except PeerError as error:
         message.notify(error.notify, error.data)
@@ -227,6 +229,7 @@ def _accept_child(sa: IkeSa, request: negotiate.ChildRequest, message: Incoming,
         if message.get(SaPayload) is None and error is not None:
             failure = negotiate.refusal(request, error)
         else:
+            configure.take(sa, message)
             agreed = negotiate.accept(request, message)
             nonces = sa.handshake.nonce_i, sa.handshake.nonce_r
             negotiate.install(
