@@ -475,6 +475,12 @@ class IkeSa:
             limit = codec.datagram_limit(self.path, self.connection.fragment_size, marker=marker)
         return codec.seal(message, header, keys, limit=limit)
 
+    def send_last(self, notify: NotifyType, now: float) -> None:
+        """Tell the peer why we give the IKE SA up, once: nobody will be here for an answer (RFC 7296 2.21.2)."""
+        message = Outgoing(Exchange.INFORMATIONAL)
+        message.notify(notify)
+        self._transmit(self.seal(message, self.window.next_request, response=False), self.path, now)
+
     def _transmit(self, datagrams: list[bytes], path: PeerPath, now: float) -> None:
         for data in datagrams:
             self.host.send(Datagram(path=path, data=data))

@@ -242,6 +242,19 @@ def test_the_responder_refuses(mistake: str) -> None:
     assert not pair.a.ikes and not pair.b.ikes
 
 
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_initiator_refuses(mistake: str) -> None:
+    """B believed A by then: it learns that A does not believe it, and closes what it had opened (RFC 7296 2.21.2)."""
+    own, checks, text = wrong("b", B)[mistake]
+    pair = attempt(credentials(OWN_A, **checks), credentials(own))
+    assert pair.a.failures == [text]
+    assert [str(each.failure) for each in pair.b.closed] == [
+        "the peer closed the IKE SA with AUTHENTICATION_FAILED: it did not accept how we proved ourselves, or a "
+        "message; see the peer's log for the reason"
+    ]
+    assert not pair.a.ikes and not pair.b.ikes and not pair.b.children
+
+
 def test_strict_revocation_without_a_list() -> None:
     theirs = b_side(connection(local={"revocation": "strict"}))
     pair = attempt(credentials(OWN_A), credentials(OWN_B), theirs=theirs)

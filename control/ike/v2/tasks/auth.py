@@ -17,6 +17,7 @@ from control.ike.settings import Connection, Unique
 from control.ike.v2 import choice, codec, configure, negotiate, proof
 from control.ike.v2.proof import AuthenticationFailed
 from control.ike.v2.sa import Feature, IkeSa
+from control.ike.v2.states import State
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.wire.payloads import AuthPayload, IdPayload, SaPayload
 
@@ -24,7 +25,7 @@ from control.ike.wire.payloads import AuthPayload, IdPayload, SaPayload
 class IkeAuth(Task):
     """Authentication of both sides."""
 
-    __slots__ = ("child", "ours", "peer_id", "request")
+    __slots__ = ("believed", "child", "ours", "peer_id", "request")
     exchange = Exchange.IKE_AUTH
     name = "authentication"
 
@@ -33,6 +34,7 @@ class IkeAuth(Task):
         self.ours: proof.Ours | None = None
         self.child: negotiate.ChildRequest | None = None
         self.peer_id: Identity | None = None
+        self.believed = False
         self.request: Incoming | None = None  # the responder's, until it is answered
 
     def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
@@ -152,6 +154,7 @@ class IkeAuth(Task):
         auth = message.get(AuthPayload)
         if claimed is None or auth is None:
             raise self._refused(sa, message)
+        self.believed = True  # by the peer: it thinks that the IKE SA stands
         peer = Identity.from_wire(claimed.id_type, claimed.data)
         connection = sa.connection
         if not peer.matches(connection.remote.identity):
@@ -200,7 +203,9 @@ class IkeAuth(Task):
         return PeerError(notify, f"the peer refuses IKE_AUTH: {error.name}", advice="see the peer's log")
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
-        """No proof, no IKE SA."""
+        """No proof, no IKE SA. A peer that believed us learns that we do not believe it."""
+        if self.believed and sa.state is not State.CLOSED:
+            sa.send_last(NotifyType.AUTHENTICATION_FAILED, now)
         if self.child is not None:
             sa.host.free_child_spi(self.child.spi)
         sa.close(Closed.FAILED, now, failure=failure)
