@@ -264,12 +264,16 @@ class Gateway:
             log.warning(
                 "%s: a restart is needed for changes of %s", config.source, ", ".join(changes.restart)
             )
-        failures = await self._change(config, changes) if changes else 0
+        # Without a change in the file, those that it names may have changed: a certificate was renewed.
+        failures = await self._change(config, changes) if changes or self.ike is not None else 0
         logs.set_up(level=config.gateway.log_level, as_json=self._log_json or config.gateway.log_json)
         self.config = config
         self.reloads += 1
         log.info(
-            "%s reloaded: %s%s", config.source, changes, f"; {failures} of these failed" if failures else ""
+            "%s reloaded: %s%s",
+            config.source,
+            changes,
+            f"; failed: {failures}, see above" if failures else "",
         )
         return failures == 0
 
@@ -283,7 +287,7 @@ class Gateway:
                 result = done()
                 if asyncio.iscoroutine(result):
                     await result
-            except DataPlaneError as error:
+            except (DataPlaneError, IkeSetupError) as error:
                 failures += 1
                 log.error("reload: %s: %s", what, error)
                 return False
@@ -308,7 +312,7 @@ class Gateway:
             if await step(f"remove sa {name}", lambda name=name: dataplane.remove_sa(name)):  # type: ignore[misc]
                 del self._alive[name]
         self.paths = {name: path for name, path in self.paths.items() if self.sa(name) is not None}
-        if self.ike is not None and changes.ike:
+        if self.ike is not None:
             await step("connections", lambda: self._change_ike(config, changes))
         await self.mirror.set_sas([*self._alive.values(), *self._ike_sas()])
         await self._route_into_tuns(self.spd.policies())

@@ -382,16 +382,15 @@ class IkeDaemon:
 
         IkeSetupError, for credentials that cannot be read, leaves everything as it was.
         """
-        credentials = _load(config, self._credentials) if changes.credentials else self._credentials
+        credentials = _load(config, self._credentials)
         now = self.now()
         touched = {*changes.removed, *(connection.name for connection in changes.changed)}
         for each in self.snapshot():
             if each.connection in touched:
                 with self._guarded("close"):
                     self.endpoint.terminate_ike(each.id, now)
-        if changes.credentials:
-            self.endpoint.set_credentials(credentials)
-            self._fetcher.replace(credentials.crls)
+        self.endpoint.set_credentials(credentials)
+        self._fetcher.replace(credentials.crls)
         self.endpoint.set_connections(config.connections)
         if changes.pools:
             self._pools.set(config.pools)

@@ -48,6 +48,7 @@ def add_commands(commands: Any) -> None:
         "-n", "--last", type=int, default=20, metavar="N", help="begin with the last N (default: 20)"
     )
     parser.add_argument("--no-follow", action="store_true", help="print the last N and end")
+    parser.add_argument("--debug", action="store_true", help="events of level debug, too")
     parser.add_argument("--json", action="store_true", help="events as JSON objects, one a line")
     _finish(parser, "log")
     parser = commands.add_parser(
@@ -99,8 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
         if verb == "keys":
             _export(items, arguments.directory)
         else:
+            hidden = ("debug",) if not getattr(arguments, "debug", False) else ()
             for item in items:
-                print(json.dumps(item) if arguments.json else line_of(item), flush=True)
+                if item.get("level") not in hidden:
+                    print(json.dumps(item) if arguments.json else line_of(item), flush=True)
     except StatusError as error:
         print(f"esplanade {verb}: {error}", file=sys.stderr)
         return FAILED

@@ -74,4 +74,6 @@ class CredentialProblem:
     message: str
 
     def __str__(self) -> str:
+        if "/" in self.name:  # no table of its own: a path where a name could stand
+            return self.message
         return f"{self.table}.{self.name}.{self.key}: {self.message}"

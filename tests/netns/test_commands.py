@@ -1,0 +1,172 @@
+"""The commands against two running gateways: up, rekey, status, log, keys, reload, down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control.lab import Lab
+from control.lab.gateway import Gateway, IkeTunnel
+from control.lab.topology import address
+from control.lab.traffic import ping
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def gateways() -> Iterator[tuple[Lab, Gateway, Gateway]]:
+    """Two gateways with a connection that waits; B allows the export of keys."""
+    with Lab(routed=False) as lab:
+        tunnel = IkeTunnel.make(lab.directory, start={"gwa": "none", "gwb": "none"})
+        a, b = Gateway(lab, "gwa", "tun", tunnel), Gateway(lab, "gwb", "tun", tunnel)
+        b.config_path.write_text(b.config_path.read_text() + "\n[ike]\nexport_keys = true\n")
+        try:
+            for gateway in (a, b):
+                gateway.start()
+            for gateway in (a, b):
+                gateway.wait_ready()
+            yield lab, a, b
+        finally:
+            for gateway in (a, b):
+                gateway.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a command came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+def command(lab: Lab, gateway: Gateway, verb: str, *arguments: str) -> Done:
+    """Run `esplanade VERB` beside a gateway."""
+    words = [*gateway.status_command()[:3], verb, "-c", str(gateway.config_path), *arguments]
+    program = lab.spaces[gateway.host].run(words, check=False, timeout=60)
+    return Done(status=program.wait(0), out=program.output(), err=program.log())
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Until it is so; the time is a bound, not an expectation."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def child(gateway: Gateway) -> dict[str, Any]:
+    """The newest child SA that a gateway has."""
+    ike = gateway.status()["ike"]
+    children = [each for sa in ike["ike_sas"] for each in sa["children"] if each["state"] == "installed"]
+    return max(children, key=lambda each: each["id"])
+
+
+def reload(gateway: Gateway) -> None:
+    """SIGHUP, and wait until it is done."""
+    before = gateway.status()["gateway"]["reloads"]
+    os.kill(gateway.status()["gateway"]["pid"], signal.SIGHUP)
+    wait_for(lambda: gateway.status()["gateway"]["reloads"] > before)
+
+
+def test_commands(gateways: tuple[Lab, Gateway, Gateway], tmp_path: Path) -> None:
+    lab, a, b = gateways
+    # Nothing is up, and nothing is called that.
+    for verb in ("down", "rekey"):
+        done = command(lab, a, verb, "sites")
+        assert done.status == 1 and "sites is not up" in done.err
+    done = command(lab, a, "up", "site")
+    assert done.status == 1 and 'did you mean "sites"?; there are sites' in done.err
+    # Up.
+    done = command(lab, a, "up", "sites")
+    assert done.status == 0, done.err
+    assert "IKE SA established with 'gwb.esplanade.example'" in done.out
+    assert "child net{" in done.out and "10.1.0.0/24, 2001:db8:a::/64 === 10.2.0.0/24" in done.out
+    assert "child net is up already" in command(lab, a, "up", "sites").out
+    assert ping(lab.client, address("server", "eth0"), count=5).lost == 0
+    _check_status(a)
+    _check_rekey(lab, a, b)
+    _check_log(lab, a)
+    _check_keys(lab, a, b, tmp_path)
+    _check_reload(lab, a)
+    # Down, on both sides.
+    done = command(lab, a, "down", "sites")
+    assert done.status == 0 and "IKE SA gone: closed by us" in done.out
+    wait_for(lambda: b.status()["ike"]["connections"][0]["state"] == "down")
+
+
+def _check_status(a: Gateway) -> None:
+    ike = a.status()["ike"]
+    (connection,) = ike["connections"]
+    assert (connection["name"], connection["state"], connection["last_error"]) == ("sites", "up", None)
+    (sa,) = ike["ike_sas"]
+    assert sa["suite"] == "aes256gcm16-prfsha384-x25519-ke1_mlkem768" and sa["state"] == "established"
+    assert sa["remote_id"] == "gwb.esplanade.example" and 0 < sa["rekey_in"] <= 14400
+    found = child(a)
+    assert found["suite"] == "aes128gcm16-esn" and found["encapsulated"]
+    wait_for(lambda: child(a)["packets_out"] >= 5 and child(a)["packets_in"] >= 5)
+    assert ike["half_open"] == 0 and ike["pools"] == []
+
+
+def _check_rekey(lab: Lab, a: Gateway, b: Gateway) -> None:
+    """Each side in turn; both have the new SPIs then."""
+    for gateway, words in ((a, ["sites"]), (b, ["sites/net"]), (a, ["sites", "--what", "ike"])):
+        before = a.status()["ike"]["ike_sas"][0]["spi_initiator"], child(a)["spi_in"]
+        done = command(lab, gateway, "rekey", *words)
+        assert done.status == 0, done.err
+        after = a.status()["ike"]["ike_sas"][-1]["spi_initiator"], child(a)["spi_in"]
+        assert (after[0] != before[0]) is ("sites" in words), words
+        assert (after[1] != before[1]) is ("ike" not in words), words
+        wait_for(lambda: child(b)["spi_out"] == child(a)["spi_in"])
+    assert ping(lab.client, address("server", "eth0"), count=5).lost == 0
+
+
+def _check_log(lab: Lab, a: Gateway) -> None:
+    lines = command(lab, a, "log", "--no-follow", "--json", "-n", "1000").out.splitlines()
+    events = [json.loads(line)["event"] for line in lines]
+    assert events.count("ike_established") == 1 and events.count("ike_rekeyed") == 2
+    assert events.count("child_established") == 3
+    assert len(command(lab, a, "log", "--no-follow", "-n", "2", "sites").out.splitlines()) <= 2
+
+
+def _check_keys(lab: Lab, a: Gateway, b: Gateway, directory: Path) -> None:
+    done = command(lab, a, "keys", "--no-follow")
+    assert done.status == 1 and "the configuration does not allow it" in done.err and not done.out
+    # The same again adds nothing.
+    for _ in range(2):
+        assert command(lab, b, "keys", "--no-follow", str(directory)).status == 0
+        lines = {path.name: path.read_text().splitlines() for path in directory.iterdir()}
+        assert len(lines["esp_sa"]) == 6 and len(lines["ikev2_decryption_table"]) >= 3
+    assert all(path.stat().st_mode & 0o077 == 0 for path in directory.iterdir())
+    # Neither the log nor the status has them.
+    keys = [field for line in lines["esp_sa"] for field in line.split('"') if len(field) > 32]
+    shown = b.log(1000) + json.dumps(b.status()) + command(lab, b, "log", "--no-follow", "--json").out
+    assert keys and not any(key[2:] in shown for key in keys if key.startswith("0x"))
+
+
+def _check_reload(lab: Lab, a: Gateway) -> None:
+    """A connection more, one less, a broken certificate: the tunnel that did not change goes on."""
+    before, text = child(a)["spi_in"], a.config_path.read_text()
+    more = '\n[connections.other]\nremote_addrs = "198.51.100.77"\npsk = "0123456789abcdef"\nstart_action = "none"\n'
+    a.config_path.write_text(text + more)
+    reload(a)
+    assert [each["name"] for each in a.status()["ike"]["connections"]] == ["sites", "other"]
+    a.config_path.write_text(text)
+    certificate = lab.directory / "gwa.pem"
+    good = certificate.read_bytes()
+    certificate.write_bytes(b"no certificate")
+    reload(a)
+    assert "gwa.pem holds no certificate" in a.log(20)
+    certificate.write_bytes(good)
+    reload(a)
+    assert [each["name"] for each in a.status()["ike"]["connections"]] == ["sites"]
+    assert child(a)["spi_in"] == before
+    assert ping(lab.client, address("server", "eth0"), count=5).lost == 0
