@@ -21,11 +21,6 @@ class EapClient:
         self._result: Progress | None = None
         self._rounds = 0
 
-    @property
-    def mutual(self) -> bool:
-        """True where the method in use proves the server, too (RFC 5998 section 4)."""
-        return self._method is not None and self._method.mutual
-
     def receive(self, data: bytes) -> Step:
         """A request, success or failure of the server; PeerError for what is malformed or out of order."""
         packet = parse_eap(data)

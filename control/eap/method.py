@@ -22,7 +22,6 @@ class Method(abc.ABC):
     type: int  # of EAP packets
     name: str  # for messages
     identity: str | None = None  # whom a server's method has proven; None: the method does not say
-    mutual = True  # the server is proven too: it may go without a certificate in IKE (RFC 5998)
 
     def start(self) -> bytes:
         """A server's first request; clients have none."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from cryptography import x509
 from OpenSSL import SSL
-from OpenSSL.crypto import X509
+from OpenSSL.crypto import X509, X509StoreFlags
 
 from control.crypto.auth import PrivateKey
 from control.eap.method import Method, Progress, fail
@@ -83,6 +83,8 @@ class Tls(Method):
         store = context.get_cert_store()
         if store is None:
             raise RuntimeError("OpenSSL context without certificate store")
+        # An intermediate CA that is trusted by configuration needs no root.
+        store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
         for authority in credentials.trusted:
             store.add_cert(X509.from_cryptography(authority))
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verified)

@@ -3,6 +3,12 @@
     HDR, SK {IDi, [CERT..], [CERTREQ], [IDr], AUTH, [CP], SAi2, TSi, TSr}  -->
                                        <--  HDR, SK {IDr, [CERT..], AUTH, [CP], SAr2, TSi, TSr}
 
+With EAP (section 2.16) the first request has no AUTH; EAP payloads go to and fro, then AUTH by the key they agree on:
+
+    IDi, [CERTREQ], [IDr], [CP], SAi2, TSi, TSr  -->  <--  IDr, [CERT..], AUTH, EAP
+                                            EAP  -->  <--  EAP ... EAP (success)
+                                           AUTH  -->  <--  AUTH, [CP], SAr2, TSi, TSr
+
 The responder looks for the connection by the identities now, among those that fit the addresses, and tries them
 in their order until the peer's proof fits one. A child SA that does not come about leaves the IKE SA standing.
 """
@@ -12,20 +18,21 @@ from __future__ import annotations
 from control.ike.errors import PeerError, syntax_error
 from control.ike.events import Closed, Failure, IkeEstablished
 from control.ike.identity import Identity
-from control.ike.numbers import Exchange, NotifyType
-from control.ike.settings import Connection, Unique
+from control.ike.numbers import EapCode, Exchange, NotifyType
+from control.ike.settings import Auth, Connection, Unique
 from control.ike.v2 import choice, codec, configure, negotiate, proof
+from control.ike.v2.eap_rounds import EapInitiator, EapResponder
 from control.ike.v2.proof import AuthenticationFailed
 from control.ike.v2.sa import Feature, IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
-from control.ike.wire.payloads import AuthPayload, IdPayload, SaPayload
+from control.ike.wire.payloads import AuthPayload, EapPayload, IdPayload, SaPayload
 
 
 class IkeAuth(Task):
     """Authentication of both sides."""
 
-    __slots__ = ("believed", "child", "ours", "peer_id", "request")
+    __slots__ = ("asked_by_eap", "believed", "child", "eap", "identified", "ours", "peer_id", "request")
     exchange = Exchange.IKE_AUTH
     name = "authentication"
 
@@ -36,6 +43,9 @@ class IkeAuth(Task):
         self.peer_id: Identity | None = None
         self.believed = False
         self.request: Incoming | None = None  # the responder's, until it is answered
+        self.asked_by_eap: EapInitiator | None = None  # we prove ourselves by EAP
+        self.eap: EapResponder | None = None  # the peer does
+        self.identified = False  # the responder has said who it is
 
     def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
         """The request, or the response to it."""
@@ -52,6 +62,8 @@ class IkeAuth(Task):
     # The initiator asks
 
     def _build_request(self, sa: IkeSa, message: Outgoing) -> Result:
+        if self.asked_by_eap is not None:
+            return self.asked_by_eap.build(sa, message)
         connection, handshake = sa.connection, sa.handshake
         assert handshake is not None
         expected = _expected(connection)
@@ -65,7 +77,11 @@ class IkeAuth(Task):
             message.add(request)
         if expected is not None:
             message.add(proof.id_payload(expected, initiator=False))
-        message.add(self.ours.auth(sa, proof.octets(sa, self.ours.payload)))
+        if connection.local.auth is Auth.EAP:
+            self.asked_by_eap = EapInitiator(self.ours.payload)
+            self.asked_by_eap.announce(sa, message)
+        else:
+            message.add(self.ours.auth(sa, proof.octets(sa, self.ours.payload)))
         configure.ask(sa, message)
         if handshake.child is not None:
             spi = sa.host.new_child_spi()
@@ -78,6 +94,9 @@ class IkeAuth(Task):
     # The responder
 
     def _process_request(self, sa: IkeSa, message: Incoming) -> Result:
+        if self.eap is not None:
+            self.eap.take(sa, message)
+            return MORE
         handshake = sa.handshake
         assert handshake is not None
         proof.take_certificate_requests(handshake, message)
@@ -89,16 +108,21 @@ class IkeAuth(Task):
             if asked_payload is not None
             else None
         )
-        auth = message.need(AuthPayload)
+        auth = message.get(AuthPayload)
         kinds = proof.kinds_of(auth)
         candidates = choice.by_identities(handshake.connections, asked=asked, peer=peer, kinds=kinds)
         if not candidates:
             text, advice = choice.explain(handshake.connections, asked=asked, peer=peer, kinds=kinds)
             raise AuthenticationFailed(text, advice, code="id_mismatch")
-        sa.connection = self._verify(sa, message, candidates, asked, peer, claimed, auth)
+        if auth is None:
+            sa.connection = candidates[0]
+        else:
+            sa.connection = self._verify(sa, message, candidates, asked, peer, claimed, auth)
         sa.remote_id = self.peer_id = peer
         self.ours = proof.ours(sa, peer, asked=asked)
         sa.local_id = self.ours.identity
+        if auth is None:
+            self.eap = EapResponder(sa, message, peer)
         self.request = message
         return MORE
 
@@ -133,10 +157,18 @@ class IkeAuth(Task):
         raise refusal
 
     def _build_response(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
+        assert self.ours is not None
+        if not self.identified:
+            message.add(self.ours.payload, *self.ours.certificates)
+            if self.eap is None or not self.eap.alone:
+                message.add(self.ours.auth(sa, proof.octets(sa, self.ours.payload)))
+            self.identified = True
+        if self.eap is not None:
+            if not self.eap.done:
+                return self.eap.build(sa, message)
+            self.eap.finish(sa, message, self.ours.payload)
         request, self.request = self.request, None
-        assert self.ours is not None and request is not None
-        message.add(self.ours.payload, *self.ours.certificates)
-        message.add(self.ours.auth(sa, proof.octets(sa, self.ours.payload)))
+        assert request is not None
         if sa.connection.mobike and request.notify(NotifyType.MOBIKE_SUPPORTED) is not None:
             sa.features |= Feature.MOBIKE
             message.notify(NotifyType.MOBIKE_SUPPORTED)
@@ -149,10 +181,39 @@ class IkeAuth(Task):
     # The initiator is answered
 
     def _process_response(self, sa: IkeSa, message: Incoming, now: float) -> Result:
+        rounds, connection = self.asked_by_eap, sa.connection
+        if rounds is None or not rounds.begun:
+            claimed = self._identify_peer(sa, message)
+            if rounds is not None:
+                rounds.begin(sa, claimed)
+        if rounds is not None:
+            if not rounds.done:
+                packet = message.get(EapPayload)
+                if packet is None:
+                    raise self._refused(sa, message)
+                self.believed = packet.packet[:1] != bytes([EapCode.FAILURE])
+                rounds.take(message)
+                return MORE
+            if message.get(AuthPayload) is None:
+                raise self._refused(sa, message)
+            self.believed = True
+            rounds.finish(sa, message)
+        if connection.mobike and message.notify(NotifyType.MOBIKE_SUPPORTED) is not None:
+            sa.features |= Feature.MOBIKE
+        _established(sa, now)
+        if self.child is not None:
+            _accept_child(sa, self.child, message, now)
+            self.child = None
+        sa.finish_handshake()
+        return DONE
+
+    def _identify_peer(self, sa: IkeSa, message: Incoming) -> IdPayload:
+        """The responder is who it should be, and proves it, unless EAP is to prove both."""
         assert self.ours is not None
         claimed = message.get(IdPayload, initiator=False)
         auth = message.get(AuthPayload)
-        if claimed is None or auth is None:
+        alone = self.asked_by_eap is not None and sa.connection.remote.auth in (Auth.NONE, Auth.EAP)
+        if claimed is None or (auth is None and not alone):
             raise self._refused(sa, message)
         self.believed = True  # by the peer: it thinks that the IKE SA stands
         peer = Identity.from_wire(claimed.id_type, claimed.data)
@@ -163,24 +224,18 @@ class IkeAuth(Task):
                 "set remote.id to the identity of the peer, or let the peer use the one that is wanted",
                 code="id_mismatch",
             )
-        proof.check(
-            sa,
-            connection,
-            ours=self.ours.identity,
-            peer=peer,
-            auth=auth,
-            covered=proof.octets(sa, claimed),
-            payloads=message.payloads,
-        )
+        if auth is not None and not alone:
+            proof.check(
+                sa,
+                connection,
+                ours=self.ours.identity,
+                peer=peer,
+                auth=auth,
+                covered=proof.octets(sa, claimed),
+                payloads=message.payloads,
+            )
         sa.remote_id = peer
-        if connection.mobike and message.notify(NotifyType.MOBIKE_SUPPORTED) is not None:
-            sa.features |= Feature.MOBIKE
-        _established(sa, now)
-        if self.child is not None:
-            _accept_child(sa, self.child, message, now)
-            self.child = None
-        sa.finish_handshake()
-        return DONE
+        return claimed
 
     def _refused(self, sa: IkeSa, message: Incoming) -> PeerError:
         """The peer did not prove anything: it says why in one word, we add what we said."""
