@@ -16,6 +16,7 @@ because it is no name (`CN=x, y`) is refused here: it would match nobody.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -194,11 +195,21 @@ def _comparable(kind: int, value: bytes) -> object:
     if kind in (IdKind.FQDN, IdKind.RFC822_ADDR):
         return value.lower()
     if kind == IdKind.DER_ASN1_DN:
-        try:
-            return dn.comparable(dn.decode_name(value))
-        except ValueError:
-            return value
+        return _known_name(value) if len(value) <= _KNOWN_LENGTH else _name(value)
     return value
+
+
+_KNOWN_LENGTH = 512  # bytes of a name that is worth remembering, so that peers cannot fill the memory
+
+
+def _name(der: bytes) -> object:
+    try:
+        return dn.comparable(dn.decode_name(der))
+    except ValueError:
+        return der
+
+
+_known_name = functools.lru_cache(maxsize=1024)(_name)
 
 
 def _match_range(address: bytes, pattern: Identity) -> int:

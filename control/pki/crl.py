@@ -43,10 +43,15 @@ class Standing(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The standing of a certificate, and the reason in words."""
+    """The standing of a certificate, and the reason in words, put together when it is asked for."""
 
     standing: Standing
-    text: str
+    explain: Callable[[], str]
+
+    @property
+    def text(self) -> str:
+        """The reason in words."""
+        return self.explain()
 
 
 @dataclass(kw_only=True)
@@ -136,16 +141,15 @@ class CrlStore:
         """What the newest list that `issuer` signed says about `certificate`."""
         entry = self._find(issuer)
         if entry is None:
-            return Answer(standing=Standing.UNKNOWN, text=self._why_none(certificate, issuer))
+            return Answer(standing=Standing.UNKNOWN, explain=lambda: self._why_none(certificate, issuer))
         found = entry.crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         if found is not None and not _removed(found):
-            text = f"revoked on {found.revocation_date_utc:%Y-%m-%d %H:%M} UTC ({_reason(found)})"
-            return Answer(standing=Standing.REVOKED, text=f"{text} by the list from {entry.source}")
+            return Answer(standing=Standing.REVOKED, explain=lambda: _revoked(found, entry.source))
         until = entry.crl.next_update_utc
         if until is not None and until < now:
-            text = f"the list from {entry.source} should have been replaced by {until:%Y-%m-%d %H:%M} UTC"
-            return Answer(standing=Standing.STALE, text=text)
-        return Answer(standing=Standing.GOOD, text=f"not on the list from {entry.source}")
+            late = f"the list from {entry.source} should have been replaced by {until:%Y-%m-%d %H:%M} UTC"
+            return Answer(standing=Standing.STALE, explain=lambda: late)
+        return Answer(standing=Standing.GOOD, explain=lambda: f"not on the list from {entry.source}")
 
     def _find(self, issuer: x509.Certificate) -> _Entry | None:
         for entry in self._lists.get(names.subject(issuer), ()):
@@ -219,6 +223,10 @@ def _signed(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bo
         return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
     except Exception:  # an algorithm or a key that the library does not know: no proof
         return False
+
+
+def _revoked(entry: x509.RevokedCertificate, source: str) -> str:
+    return f"revoked on {entry.revocation_date_utc:%Y-%m-%d %H:%M} UTC ({_reason(entry)}) by the list from {source}"
 
 
 def _removed(entry: x509.RevokedCertificate) -> bool:

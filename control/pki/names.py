@@ -9,11 +9,14 @@ A wildcard in a certificate's name stands for nothing but itself, and the common
 
 from __future__ import annotations
 
+import functools
 from ipaddress import IPv4Address, IPv6Address
 
 from cryptography import x509
 
 from control.ike.identity import Identity, IdKind
+
+_remembered = functools.lru_cache(maxsize=128)  # certificates: the same few are asked about again and again
 
 FIELDS = {
     IdKind.FQDN: "subjectAltName dNSName",
@@ -25,16 +28,19 @@ FIELDS = {
 }
 
 
+@_remembered
 def subject(certificate: x509.Certificate) -> Identity:
     """The certificate's subject, byte for byte."""
     return Identity.from_name(certificate.subject.public_bytes())
 
 
+@_remembered
 def issuer(certificate: x509.Certificate) -> Identity:
     """The name of who signed the certificate, byte for byte."""
     return Identity.from_name(certificate.issuer.public_bytes())
 
 
+@_remembered
 def identities(certificate: x509.Certificate) -> tuple[Identity, ...]:
     """Every identity that the certificate proves, the subject first (unless it is empty)."""
     found = [subject(certificate)] if len(certificate.subject.rdns) else []

@@ -8,9 +8,11 @@ Nothing here opens a file or a socket; the clock is handed in, because a certifi
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import itertools
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,6 +29,9 @@ from control.pki.settings import EapSecret, PostquantumKey, PresharedKey
 
 if TYPE_CHECKING:
     from control.ike.settings import AuthSettings
+
+
+_REMEMBERED = 256  # verified chains of peers, so that one who returns costs no signature checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,10 @@ class Credentials:
         self.authorities = tuple(authorities)
         self.crls = crls or CrlStore()
         self.clock = clock
+        self._chains: dict[str, list[x509.Certificate]] = {}
+        self._paths: OrderedDict[object, tuple[x509.Certificate, ...]] = (
+            OrderedDict()
+        )  # verified, least used first
         self._eap = {secret.identity: secret.secret for secret in eap_secrets}
         self._postquantum = {key.id: key.secret for key in postquantum_keys}
 
@@ -203,12 +212,15 @@ class Credentials:
     def chain_of(self, own: LoadedCertificate) -> list[x509.Certificate]:
         """The certificate, then its issuers as far as they are known, the root included."""
         pool = [*own.chain, *self.trusted(), *(more for one in self.certificates for more in one.chain)]
+        if own.name in self._chains:
+            return self._chains[own.name]
         chain = [own.certificate]
         while len(chain) < 10 and chain[-1].subject != chain[-1].issuer:
             issuer = next((one for one in pool if _issued(chain[-1], one)), None)
             if issuer is None or issuer in chain:
                 break
             chain.append(issuer)
+        self._chains[own.name] = chain
         return chain
 
     # ---- the peer's certificate -----------------------------------------------------------------------------
@@ -226,11 +238,26 @@ class Credentials:
         much must be known of revocation; `crls` are those that came in CERT payloads. Raises CredentialError.
         """
         peer, now = f"peer {identity}", self.now()
-        path, notes = self._peer_path(auth, peer, identity, verify.parse_certificates(certificates), now)
-        verify.check_leaf(peer, path[0])
+        key = (
+            tuple(certificates),
+            auth.authorities,
+            auth.certificates,
+            identity if not certificates else None,
+        )
+        path = self._paths.get(key)
+        if path is None:
+            path = self._peer_path(auth, peer, identity, verify.parse_certificates(certificates), now)
+            verify.check_leaf(peer, path[0])
+            self._paths[key] = path
+            if len(self._paths) > _REMEMBERED:
+                self._paths.popitem(last=False)
+        else:
+            # What was found once holds as long as the clock is within its dates; a set of CAs never changes here.
+            self._paths.move_to_end(key)
+            for certificate in path:
+                verify.check_dates(peer, certificate, now)
         verify.check_identity(peer, path[0], identity)
-        if len(path) > 1:
-            notes += self._revocation(auth.revocation, peer, path, crls, now)
+        notes = self._revocation(auth.revocation, peer, path, crls, now) if len(path) > 1 else ()
         return verify.VerifiedPeer(
             identity=identity,
             public_key=path[0].public_key(),  # type: ignore[arg-type]  # the path's strength check allows no other
@@ -249,13 +276,13 @@ class Credentials:
         identity: Identity,
         sent: list[x509.Certificate],
         now: datetime.datetime,
-    ) -> tuple[tuple[x509.Certificate, ...], tuple[str, ...]]:
+    ) -> tuple[x509.Certificate, ...]:
         """The path from the peer's certificate to a CA of the connection; a pinned certificate is its own path."""
         if auth.certificates:
             leaf = self._pinned(auth, peer, identity, sent)
             verify.check_dates(peer, leaf, now)
             verify.check_strength(peer, leaf)
-            return (leaf,), ()
+            return (leaf,)
         anchors = {
             certificate: authority.name
             for authority in self.authorities
@@ -277,7 +304,7 @@ class Credentials:
         pool = [*sent[1:], *(more for one in self.certificates for more in one.chain)]
         path = verify.find_path(peer, sent[0], pool, anchors, now)
         verify.ask_library(peer, path, now)
-        return path, ()
+        return path
 
     def _pinned(
         self, auth: AuthSettings, peer: str, identity: Identity, sent: list[x509.Certificate]
@@ -325,11 +352,15 @@ class Credentials:
         for certificate, issuer in itertools.pairwise(path):
             self.crls.want(certificate)
             answer = self.crls.check(certificate, issuer, now)
+            if answer.standing is Standing.GOOD or (
+                policy == "relaxed" and answer.standing is Standing.UNKNOWN
+            ):
+                continue
             what = f"certificate {names.subject(certificate)} of {peer}"
             if answer.standing is Standing.REVOKED:
                 raise CredentialError("revoked", f"{what} is {answer.text}", "issue a new one for this peer")
             demanded = policy == "strict" or (policy == "ifuri" and bool(distribution_points(certificate)))
-            if answer.standing is not Standing.GOOD and demanded:
+            if demanded:
                 raise CredentialError(
                     "revocation_unknown",
                     f"{what} may have been revoked, and revocation = {policy}: {answer.text}",
@@ -354,6 +385,7 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
+@functools.lru_cache(maxsize=128)
 def key_hash(certificate: x509.Certificate) -> bytes:
     """SHA-1 of a certificate's SubjectPublicKeyInfo: a CA's name in CERTREQ (RFC 7296 section 3.7); 20 bytes."""
     info = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -255,6 +255,8 @@ _REISSUE_CA = "have it signed by a proper CA certificate"
 def check_dates(peer: str, certificate: x509.Certificate, now: datetime.datetime) -> None:
     """Our clock is within the certificate's validity."""
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if first <= now <= last:
+        return
     clock = f"our clock says {_date(now)}"
     if now < first:
         text = f"is not valid yet: notBefore is {_date(first)}, {clock}, {_span(first - now)} earlier"
@@ -265,9 +267,8 @@ def check_dates(peer: str, certificate: x509.Certificate, now: datetime.datetime
             text,
             "set the clock of this machine, or of the one that signed it",
         )
-    if now > last:
-        text = f"has expired: notAfter is {_date(last)}, {clock}, {_span(now - last)} later"
-        _refuse("expired", certificate, peer, text, "renew it, or set the clock of this machine")
+    text = f"has expired: notAfter is {_date(last)}, {clock}, {_span(now - last)} later"
+    _refuse("expired", certificate, peer, text, "renew it, or set the clock of this machine")
 
 
 def check_strength(peer: str, certificate: x509.Certificate) -> None:

@@ -186,6 +186,38 @@ def test_expired_and_not_yet_valid() -> None:
     )
 
 
+def test_a_chain_that_was_verified_before_is_still_held_against_the_clock_and_the_list() -> None:
+    clock, crls = [NOW], CrlStore()
+    trusted = [Authority(name="ca", certificates=(ROOT.certificate,))]
+    credentials = Credentials(authorities=trusted, crls=crls, clock=lambda: clock[0].timestamp())
+    own = issue(ROOT, "gw", [GW], days=10, now=NOW)
+    sent = der(own.certificate)
+    for _ in range(2):
+        assert credentials.verify_peer(DEMAND, GW, sent)
+    assert refusal(credentials, sent, Identity.parse("other.example")).code == "id_mismatch"
+    assert refusal(credentials, sent, auth=AuthSettings(authorities=("none",))).code == "unknown_authority"
+    clock[0] += datetime.timedelta(days=11)
+    assert refusal(credentials, sent).code == "expired"
+    clock[0] = NOW
+    crls.add(make_crl(ROOT, [(own.certificate.serial_number, NOW)], now=NOW).public_bytes(Encoding.DER), URL)
+    assert refusal(credentials, sent).code == "revoked"
+
+
+def test_many_peers_do_not_fill_the_memory() -> None:
+    credentials, key = store(), make.make_key("ecdsa")
+    for index in range(300):
+        builder = x509.CertificateBuilder().subject_name(make.parse_subject(f"gw{index}"))
+        builder = (
+            builder.issuer_name(ROOT.certificate.subject)
+            .serial_number(index + 1)
+            .public_key(key.public_key())
+        )
+        builder = builder.not_valid_before(NOW).not_valid_after(NOW + datetime.timedelta(days=1))
+        leaf = builder.sign(ROOT.key, hashes.SHA256())
+        assert credentials.verify_peer(DEMAND, Identity.parse(f"CN=gw{index}"), der(leaf))
+    assert len(credentials._paths) == 256
+
+
 def test_expired_ca() -> None:
     short = make_authority("Short", days=1, now=NOW)
     own = issue(short, "gw", [GW], now=NOW)
