@@ -6,17 +6,14 @@ By default one combination per value of each axis, as initiator and as responder
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from control.lab.space import wait_until
 from tests.peers import wires
 from tests.peers.peer import Peer
-from tests.peers.site import Site
+from tests.peers.site import Site, pair
 from tests.peers.traffic import assert_connected
-from tests.peers.wires import Wire
 
 pytestmark = pytest.mark.root
 
@@ -33,20 +30,6 @@ ALL = [
     pytest.param(*each, id="-".join(each), marks=() if each in SHORT else pytest.mark.full)
     for each in itertools.product(AUTHS, CIPHERS, GROUPS)
 ]
-
-
-@contextmanager
-def pair(site: Site, wire: Wire) -> Iterator[tuple[Peer, Peer]]:
-    """Ours left and charon right, running and configured."""
-    ours, theirs = site.node(wire, "left"), site.charon(wire, "right")
-    theirs.start()
-    try:
-        site.load_charon(theirs, wire, "right")
-        ours.start()
-        yield ours, theirs
-    finally:
-        ours.kill()
-        theirs.kill()
 
 
 @pytest.mark.parametrize("initiator", ["ours", "theirs"])
@@ -72,29 +55,39 @@ def test_matrix(auth: str, cipher: str, group: str, initiator: str) -> None:
             wait_until(lambda who=who: not who.sas(), timeout=5, what="the IKE SA is gone")
 
 
-def rekey_child(who: Peer, ours: Peer, theirs: Peer) -> None:
+def rekey_child(who: Peer, ours: Peer, theirs: Peer, timeout: float = 10) -> None:
     """`who` rekeys the only child; both have another one then, and the same."""
-    before = ours.child().spi_in
+    before = ours.child(timeout).spi_in
     who.rekey(child="net")
-    wait_until(lambda: ours.child().spi_in != before, timeout=10, what="our new child", interval=0.05)
+    wait_until(
+        lambda: ours.child(timeout).spi_in != before, timeout=timeout, what="our new child", interval=0.05
+    )
     child = ours.child()
     wait_until(
-        lambda: theirs.child().spi_in == child.spi_out, timeout=10, what="their new child", interval=0.05
+        lambda: theirs.child(timeout).spi_in == child.spi_out,
+        timeout=timeout,
+        what="their new child",
+        interval=0.05,
     )
-    assert theirs.child().spi_out == child.spi_in
+    assert theirs.child(timeout).spi_out == child.spi_in
 
 
-def rekey_ike(who: Peer, ours: Peer, theirs: Peer) -> None:
+def rekey_ike(who: Peer, ours: Peer, theirs: Peer, timeout: float = 10) -> None:
     """`who` rekeys the only IKE SA; both have another one then, the same, with the child."""
-    before = ours.sa().spi_initiator
+    before = ours.sa(timeout).spi_initiator
     who.rekey(ike="site")
-    wait_until(lambda: ours.sa().spi_initiator != before, timeout=10, what="our new IKE SA", interval=0.05)
+    wait_until(
+        lambda: ours.sa(timeout).spi_initiator != before,
+        timeout=timeout,
+        what="our new IKE SA",
+        interval=0.05,
+    )
     new = ours.sa()
     wait_until(
-        lambda: theirs.sa().spi_initiator == new.spi_initiator,
+        lambda: theirs.sa(timeout).spi_initiator == new.spi_initiator,
         timeout=10,
         what="their new IKE SA",
         interval=0.05,
     )
-    assert theirs.sa().spi_responder == new.spi_responder
+    assert theirs.sa(timeout).spi_responder == new.spi_responder
     assert len(theirs.sa().installed) == len(ours.sa().installed) == 1

@@ -19,8 +19,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
+from control.admin.events import describe
 from control.ike.endpoint import Endpoint
 from control.ike.events import (
     ChildClosed,
@@ -39,7 +41,7 @@ from control.ike.events import (
 )
 from control.ike.settings import Connection, EndpointSettings, TrafficSelector
 from control.lab.space import NETNS_DIRECTORY, Space, enter_namespace
-from control.net.udp import UdpSockets
+from control.net.udp import UdpSockets, source_address
 from dataplane.model import Direction, SaSpec
 from tests.esp import seal, strip, trailer_for, unseal
 from tests.peers.peer import ChildState, IkeState, Peer, PeerRefused
@@ -146,7 +148,9 @@ class Node(Peer):
         self._over = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._pump_due = False
-        self.endpoint = Endpoint(self._settings, self._connections, self._credentials, self._pools)
+        self.endpoint = Endpoint(
+            self._settings, self._connections, self._credentials, self._pools, source_address=source_address
+        )
         self._sockets = _Sockets(self._receive, self._path_error)
         self._sockets.esp = self._open_esp
         self._sockets.open()
@@ -228,7 +232,7 @@ class Node(Peer):
                 self.space.ip(*(f"address replace {address} dev {DEVICE}" for address in event.addresses))
         with self._changed:
             self.events.append(event)
-            self._lines.append(f"{time.strftime('%H:%M:%S')} {event}")
+            self._lines.append(f"{time.strftime('%H:%M:%S')} {type(event).__name__}: {describe(event)}")
             self._changed.notify_all()
 
     # --- packets -------------------------------------------------------------------------------------
@@ -342,6 +346,10 @@ class Node(Peer):
         if not found:
             raise PeerRefused(f"nothing to rekey by the name {ike or child}")
         self._do(lambda now: act(found[-1], now))
+
+    def address_changed(self, old: str, new: str) -> None:
+        """Tell the endpoint that an address of ours has gone and another took its place."""
+        self._do(lambda now: self.endpoint.address_changed(ip_address(old), ip_address(new), now))
 
     # --- what it knows -------------------------------------------------------------------------------
 

@@ -6,13 +6,16 @@ left = site.node(wire, "left"); right = site.charon(wire, "right")
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
+from control.ike.defaults import default_proposals
 from control.ike.identity import Identity
 from control.ike.numbers import Protocol
-from control.ike.proposal import parse_proposal
+from control.ike.proposal import Proposal, parse_proposal
 from control.ike.settings import (
     Auth,
     AuthSettings,
@@ -21,7 +24,7 @@ from control.ike.settings import (
     EndpointSettings,
     TrafficSelector,
 )
-from control.pki.settings import PresharedKey
+from control.pki.settings import PostquantumKey, PresharedKey
 from control.pki.store import Authority, Credentials, LoadedCertificate
 from tests.peers.credentials import Card, lab_authority, lab_card
 from tests.peers.strongswan import Charon
@@ -45,8 +48,13 @@ class Site:
     secrets: dict[str, str] = field(default_factory=dict)  # side -> PSK, where it is another
     cards: dict[str, Card] = field(default_factory=dict)  # side -> certificate, where it is another
     more: dict[str, Any] = field(default_factory=dict)  # charon: settings of the connection
+    local_more: dict[str, Any] = field(default_factory=dict)  # charon: its own side of the authentication
+    remote_more: dict[str, Any] = field(default_factory=dict)  # charon: what it wants of ours
     child_more: dict[str, Any] = field(default_factory=dict)  # charon: settings of the child
+    ppks: dict[str, str] = field(default_factory=dict)  # both: PPK_ID -> secret (RFC 8784)
     options: dict[str, Any] = field(default_factory=dict)  # charon: strongswan.conf
+    ours_ike: str = ""  # ours, comma-separated, where it is not `ike`
+    ours_esp: str = ""
     ours: dict[str, Any] = field(default_factory=dict)  # ours: fields of Connection
     child_ours: dict[str, Any] = field(default_factory=dict)  # ours: fields of ChildSettings
     endpoint: dict[str, Any] = field(default_factory=dict)  # ours: fields of EndpointSettings
@@ -76,6 +84,8 @@ class Site:
             card = self.card(side)
             local |= {"auth": "pubkey", "certs": [card.der]}
             remote |= {"auth": "pubkey"}
+        local |= self.local_more
+        remote |= self.remote_more
         connection = {
             "local_addrs": [wire.outside[side][self.version]],
             "remote_addrs": [wire.outside[other][self.version]],
@@ -111,13 +121,13 @@ class Site:
             name="net",
             local=(TrafficSelector(network=ip_network(INSIDE[side][self.inside][1])),),
             remote=(TrafficSelector(network=ip_network(INSIDE[other][self.inside][1])),),
-            proposals=(parse_proposal(Protocol.ESP, self.esp),),
+            proposals=_proposals(Protocol.ESP, self.ours_esp or self.esp),
         )
         connection = Connection(
             name="site",
             local_addresses=(wire.address(side, self.version),),
             remote_addresses=(wire.address(other, self.version),),
-            proposals=(parse_proposal(Protocol.IKE, self.ike),),
+            proposals=_proposals(Protocol.IKE, self.ours_ike or self.ike),
             local=AuthSettings(auth=method, identity=Identity.parse(self.identity(side))),
             remote=AuthSettings(auth=method, identity=Identity.parse(self.identity(other))),
             children=(replace(child, **self.child_ours),),
@@ -126,13 +136,14 @@ class Site:
 
     def credentials(self, side: str) -> Credentials:
         """Our secrets, or certificate and CA."""
+        ppks = [PostquantumKey(id=name, secret=secret.encode()) for name, secret in self.ppks.items()]
         if self.auth == "psk":
             secret = self.secrets.get(side, SECRET).encode()
-            return Credentials(preshared_keys=[PresharedKey(secret=secret)])
+            return Credentials(preshared_keys=[PresharedKey(secret=secret)], postquantum_keys=ppks)
         card = self.card(side)
         mine = LoadedCertificate(name=side, certificate=card.certificate, key=card.key, chain=card.chain)
         root = Authority(name="lab", certificates=(lab_authority().certificate,))
-        return Credentials(certificates=[mine], authorities=[root])
+        return Credentials(certificates=[mine], authorities=[root], postquantum_keys=ppks)
 
     def node(self, wire: Wire, side: str) -> Node:
         """Our endpoint alone on a side, not started."""
@@ -147,3 +158,29 @@ class Site:
             settings=EndpointSettings(**self.endpoint),
             routes=[f"{far} src {near}"],
         )
+
+
+def _proposals(protocol: Protocol, texts: str) -> tuple[Proposal, ...]:
+    """What comma-separated keywords name; "default" stands for the default set."""
+    found: list[Proposal] = []
+    for text in texts.split(","):
+        found += default_proposals(protocol) if text == "default" else [parse_proposal(protocol, text)]
+    return tuple(found)
+
+
+@contextmanager
+def pair(site: Site, wire: Wire, *, ours: str = "left") -> Iterator[tuple[Node, Charon]]:
+    """Ours on one side and charon on the other, running and configured; neither has begun anything."""
+    theirs = OTHER[ours]
+    node, charon = site.node(wire, ours), site.charon(wire, theirs)
+    charon.start()
+    try:
+        site.load_charon(charon, wire, theirs)
+        node.start()
+        yield node, charon
+    except BaseException as error:
+        error.add_note(f"---- ours said\n{node.log(60)}\n---- charon said\n{charon.log(80)}")
+        raise
+    finally:
+        node.kill()
+        charon.kill()

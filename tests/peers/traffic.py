@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from control.lab.space import Program
+from control.lab.space import Program, Space
 from tests.peers.wires import INSIDE, OTHER, Wire
 
 
@@ -33,3 +33,9 @@ def assert_connected(wire: Wire, *, version: int = 4) -> None:
     for side in ("left", "right"):
         missing = echo(wire, side, version=version)
         assert missing == 0, f"{missing} of 3 pings from {side} are lost"
+
+
+def ping_from(space: Space, source: str, target: str, *, count: int = 3) -> int:
+    """Pings lost between two addresses."""
+    argv = ["ping", "-n", "-I", source, "-i", "0.05", "-c", str(count), "-w", "3", target]
+    return lost(space.start(argv), count)
