@@ -368,7 +368,7 @@ class IkeSa:
             if task is not None:
                 task.failed(self, failure, now)
             return
-        response = Outgoing(Exchange(header.exchange))
+        response = Outgoing(header.exchange)
         response.notify(error.notify, error.data)
         self._respond(response, header.message_id, opened.request_hash, path, now)
         if self.state.half_open:

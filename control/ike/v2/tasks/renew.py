@@ -60,9 +60,9 @@ def liveness_due(sa: IkeSa, now: float) -> None:
     delay = sa.connection.dpd_delay
     if not delay or sa.state is not State.ESTABLISHED:
         return
-    silent = now - sa.last_heard
-    if silent < delay:
-        sa.timers[Timer.DPD] = sa.last_heard + delay
+    due = sa.last_heard + delay  # not the silence so far: rounded, it could be less than `delay` for ever
+    if due > now:
+        sa.timers[Timer.DPD] = due
         return
     sa.timers[Timer.DPD] = now + delay
     if sa.window.pending is None and not sa.has_task(Liveness):
