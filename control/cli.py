@@ -103,10 +103,26 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.check:
         for problem in config.warnings:
             print(f"{config.source}: warning: {problem}", file=sys.stderr)
-        return DONE
+        return _check_credentials(config)
     from control.gateway import run
 
     return run(config, log_json=arguments.log_json)
+
+
+def _check_credentials(config: Config) -> int:
+    """Read the files of certificates and keys too, where there are any; nothing of them is kept."""
+    from control.pki.load import CredentialFileError, load_credentials
+
+    try:
+        load_credentials(
+            config.ike.credentials,
+            warn=lambda problem: print(f"{config.source}: warning: {problem}", file=sys.stderr),
+        )
+    except CredentialFileError as error:
+        for found in error.problems:
+            print(f"{config.source}: {found}", file=sys.stderr)
+        return USAGE
+    return DONE
 
 
 # ---- status -------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from control.ike.settings import (
     PoolSettings,
     Retransmission,
 )
-from control.pki.settings import CredentialSettings
+from control.pki.settings import CredentialSettings, stamped
 
 FRAGMENT_LEAST = 576  # bytes: what every IPv4 host takes (RFC 7383 section 2.5.1)
 
@@ -63,7 +63,7 @@ def read_ike(top: Table, directory: Path, *, only_udp: bool) -> IkeConfig:
         ),
     )
     return IkeConfig(
-        settings=settings, connections=connections, credentials=credentials.settings(), pools=pools
+        settings=settings, connections=connections, credentials=stamped(credentials.settings()), pools=pools
     )
 
 

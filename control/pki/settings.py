@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from control.ike.identity import Identity
@@ -62,6 +62,29 @@ class CredentialSettings:
     postquantum_keys: tuple[PostquantumKey, ...] = ()
     certificates: tuple[CertificateFiles, ...] = ()
     authorities: tuple[AuthorityFiles, ...] = ()
+    stamps: tuple[tuple[int, int], ...] = ()  # of the files when the configuration was read, see `stamped`
+
+
+def stamped(settings: CredentialSettings) -> CredentialSettings:
+    """`settings` with time and size of its files: a certificate that was renewed in place makes other settings.
+
+    Revocation lists are left out, which are read again by themselves.
+    """
+    paths = [
+        path
+        for files in settings.certificates
+        for path in (files.certificate, *((files.key,) if files.key else ()), *files.chain)
+    ]
+    paths += [files.certificate for files in settings.authorities]
+    return replace(settings, stamps=tuple(map(_stamp, paths)))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:  # whoever reads the file says so
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,17 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 
+from control import cli
 from control.ike.identity import Identity
 from control.pki.load import CredentialFileError, load_credentials
 from control.pki.make import Issued, issue, make_authority, make_crl
-from control.pki.settings import AuthorityFiles, CertificateFiles, CredentialProblem, CredentialSettings
+from control.pki.settings import (
+    AuthorityFiles,
+    CertificateFiles,
+    CredentialProblem,
+    CredentialSettings,
+    stamped,
+)
 
 NOW = datetime.datetime(2026, 3, 1, 12, 0, tzinfo=datetime.UTC)
 ROOT = make_authority("Root", now=NOW)
@@ -172,3 +179,44 @@ def test_fetched_lists_outlive_a_reload(tmp_path: Path) -> None:
     second = load_credentials(settings, crls=first.crls, clock=NOW.timestamp)
     assert second.crls.next_update("http://crl.example/x") is not None
     assert second.crls.wanted_urls() == ["http://crl.example/x"]
+
+
+def test_a_certificate_renewed_in_place_makes_other_settings(tmp_path: Path) -> None:
+    settings = own(tmp_path)
+    before = stamped(settings)
+    assert stamped(settings) == before != settings
+    renewed = issue(MIDDLE, "gw", [Identity.parse("gw.example")], now=NOW)
+    write(tmp_path / "gw.pem", pem(renewed.certificate))
+    write(tmp_path / "gw.key", key_bytes(renewed))
+    assert stamped(settings) != before
+    (tmp_path / "gw.pem").unlink()
+    assert stamped(settings).stamps[0] == (0, 0)
+
+
+def test_check_reads_the_files_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own(tmp_path)
+    config = tmp_path / "esplanade.toml"
+    config.write_text(
+        """
+        [connections.branch]
+        remote_addrs = "198.51.100.1"
+        local = { auth = "pubkey", certs = "gw" }
+        remote = { auth = "pubkey" }
+        local_ts = "10.1.0.0/24"
+        remote_ts = "10.2.0.0/24"
+        [certificates.gw]
+        certificate = "gw.pem"
+        key = "gw.key"
+        [authorities.ca]
+        certificate = "ca.pem"
+        """
+    )
+    config.chmod(0o600)
+    assert cli.main(["run", "--check", "-c", str(config)]) == 2
+    shown = capsys.readouterr().err.replace(str(tmp_path), "DIR")
+    assert "DIR/esplanade.toml: authorities.ca.certificate: DIR/ca.pem: No such file or directory" in shown
+    write(tmp_path / "ca.pem", pem(ROOT.certificate), 0o644)
+    (tmp_path / "gw.key").chmod(0o640)
+    assert cli.main(["run", "--check", "-c", str(config)]) == 0
+    shown = capsys.readouterr().err.replace(str(tmp_path), "DIR")
+    assert "warning: certificates.gw.key: DIR/gw.key has mode 640, so that others can read it" in shown
