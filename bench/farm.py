@@ -1,7 +1,7 @@
 """Many initiators in one process: our own endpoint, one connection per tunnel, over real UDP sockets of a namespace.
 
-A thread enters the namespace; its asyncio loop drives the endpoint. So many handshakes are under way at a time; a new one
-begins with each that ends. Children are negotiated and thrown away: no packet of theirs is ever sent.
+A thread enters the namespace; its asyncio loop drives the endpoint. So many handshakes are under way at a time; each
+that ends makes room for another. Children are negotiated and thrown away: no packet of theirs is ever sent.
 """
 
 from __future__ import annotations

@@ -75,6 +75,9 @@ class Tls(Method):
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_max_proto_version(credentials.max_version)
         context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+        # strongSwan's server knows no RFC 5746. What that extension protects, a later handshake on the same
+        # connection, there is none of here: renegotiation is off, and no application data ever flows.
+        context.set_options(SSL.OP_LEGACY_SERVER_CONNECT)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.use_privatekey(credentials.private_key)
         context.use_certificate(credentials.chain[0])

@@ -23,5 +23,5 @@ def test_eap(server: str, method: str) -> None:
         assert address.startswith("10.99.0.")
         assert gateway.sa().virtual == (address,)
         assert ping_from(wire.left, address, wires.INSIDE["right"][4][0]) == 0
-        client.terminate(ike="site")
+        client.terminate(ike="access")
         wait_until(lambda: not gateway.sas(), timeout=5, what="the address is free again")
