@@ -157,6 +157,16 @@ def _check_unprotected(
             )
 
 
+def check_encap_ports(ports: list[tuple[Table, PortConfig]], nat_port: int) -> None:
+    """ESP in UDP comes by the port that IKE floats to (RFC 7296 section 2.23)."""
+    for table, port in ports:
+        if port.role is Role.UNPROTECTED and port.driver != "raw" and port.encap_port != nat_port:
+            table.error(
+                "encap_port",
+                f"got {port.encap_port}, and [ike] nat_port is {nat_port}; want the same, or none here",
+            )
+
+
 def check_policies(policies: list[Policy], sas: dict[str, SaSpec]) -> None:
     """What a policy names has the direction that it is named for."""
     for policy in policies:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from control.config.checks import (
+    check_encap_ports,
     check_file_mode,
     check_names,
     check_policies,
@@ -65,10 +66,13 @@ def parse(
     port_tables, sa_tables, policy_tables = _tables(top, "port"), _tables(top, "sa"), _tables(top, "policy")
     if not port_tables and top.values.get("connections") and not top.has("port"):
         port_tables = _default_ports(report)
-    ports = [(table, port) for table in port_tables if (port := _read_port(table)) is not None]
+    nat_port = _nat_port(values)
+    ports = [(table, port) for table in port_tables if (port := _read_port(table, nat_port)) is not None]
     unprotected = {port.driver for _, port in ports if port.role is Role.UNPROTECTED}
     ike = read_ike(top, Path(source).absolute().parent, only_udp=unprotected == {"udp"})
     top.finish()
+    if ike.connections:
+        check_encap_ports(ports, nat_port)
     sas = [(table, sa) for table in sa_tables if (sa := _read_sa(table)) is not None]
     # A broken SA is not an unknown one: policies are held against the names as written.
     policies = read_policies(policy_tables, [table.label for table in sa_tables if table.label])
@@ -172,7 +176,14 @@ def _directory(table: Table, key: str, default: str) -> Path:
     return Path(text)
 
 
-def _read_port(table: Table) -> PortConfig | None:
+def _nat_port(values: Mapping[str, object]) -> int:
+    """[ike] nat_port, which is the ports' encap_port where that is not written; 4500 if it is missing or wrong."""
+    ike = values.get("ike")
+    port = ike.get("nat_port") if isinstance(ike, dict) else None
+    return port if isinstance(port, int) and 1 <= port <= 65535 else 4500
+
+
+def _read_port(table: Table, nat_port: int) -> PortConfig | None:
     before = len(table.report.problems)
     if not table.has("name"):
         table.label = _port_name(table)
@@ -184,7 +195,7 @@ def _read_port(table: Table) -> PortConfig | None:
     interface = _interface(table, driver)
     mode, zero_copy = _xdp_mode(table, driver), _zero_copy(table, driver)
     encaps = _only(table, "encap_port", driver, ("udp", "xdp", "packet"))
-    encap_port = table.integer("encap_port", 1, 65535, 4500) if encaps else 4500
+    encap_port = table.integer("encap_port", 1, 65535, nat_port) if encaps else nat_port
     addresses = _addresses(table, "addresses", driver, ("tun",), parse_interface_address)
     bind = _addresses(table, "bind", driver, ("udp", "raw"), parse_address)
     routes = table.boolean("routes", True) if _only(table, "routes", driver, ("tun",)) else True

@@ -10,13 +10,14 @@ from control.config import Config
 from control.doctor.config_checks import check_config
 from control.doctor.findings import Finding, Level, format_findings
 from control.doctor.host import check_host
+from control.doctor.ike_checks import check_ike
 
 
 def examine(config: Config | None) -> list[Finding]:
     """Every finding, host first."""
     findings = check_host(config)
     if config is not None:
-        findings += check_config(config)
+        findings += check_config(config) + check_ike(config)
     return findings
 
 

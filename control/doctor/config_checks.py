@@ -58,6 +58,8 @@ def check_port(port: PortConfig, config: Config, features: dict[int, XdpFeatures
                 f"tun device {port.interface}, MTU {port.mtu or tun_mtu(config.sas, lambda _name: None)}",
             )
         ]
+    if port.driver == "udp" and config.ike.connections:
+        return [ok(subject, f"UDP sockets on port {port.encap_port}, beside IKE")]  # see ike_checks
     if port.driver == "udp":
         return check_udp_port(port, subject)
     if port.driver == "raw":
@@ -203,6 +205,13 @@ def check_forwarding(config: Config) -> list[Finding]:
         policy.selector.local_first.version
         for policy in config.policies
         if policy.action is not Action.DISCARD
+    }
+    versions |= {
+        where.version
+        for connection in config.ike.connections
+        for child in connection.children
+        for selector in child.local
+        if (where := selector.network or selector.first) is not None
     }
     tun = [port for port in config.ports if port.driver == "tun"]
     findings = []

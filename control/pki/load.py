@@ -98,9 +98,9 @@ class _Reader:
         for path in files.chain:
             more = self._read("chain", path)
             chain += self._certificates("chain", path, more) if more is not None else []
-        if files.key is not None:
-            key = self._key(files, files.key)
-            self._check_mode(files.key)
+        if files.key is not None or b"PRIVATE KEY-----" in data:
+            key = self._key(files, files.key or files.certificate)
+            self._check_mode(files.key or files.certificate)
         if key is not None and _public(key) != _spki(certificate):
             self._problem(
                 "key",
@@ -177,7 +177,7 @@ class _Reader:
         if data is None:
             return None
         password = _encode(files.password)
-        encrypted = b"ENCRYPTED" in data[:200] or b"Proc-Type: 4,ENCRYPTED" in data[:200]
+        encrypted = b"BEGIN ENCRYPTED PRIVATE KEY" in data or b"Proc-Type: 4,ENCRYPTED" in data
         if encrypted and password is None:
             self._problem("key", f"{path} is encrypted; want its password as `password`")
             return None

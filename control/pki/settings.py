@@ -38,7 +38,7 @@ class CertificateFiles:
 
     name: str
     certificate: Path  # PEM (further certificates in it are its chain), DER, or PKCS#12 with the key in it
-    key: Path | None = None  # PEM or DER
+    key: Path | None = None  # PEM or DER; None: in the PEM file of the certificate, or a peer's certificate
     chain: tuple[Path, ...] = ()  # intermediate CAs, in any order
     password: str | None = field(default=None, repr=False)  # of the key file
 

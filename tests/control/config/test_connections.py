@@ -181,6 +181,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     config = read(FULL, source=str(tmp_path / "esplanade.toml"))
     ike, settings = config.ike, config.ike.settings
     assert settings.nat_ports == (1500, 14500)
+    assert {port.encap_port for port in config.ports} == {14500}
     assert (settings.cookie_threshold, settings.block_threshold, settings.half_open_limit) == (7, 3, 99)
     assert settings.half_open_timeout == 10.0 and not settings.initial_contact
     assert settings.send_vendor_id and settings.export_keys
@@ -380,6 +381,12 @@ GOLDEN = [
     (
         SHORTEST + '[secrets]\nx = { type = "eap", secret = "y" }\n',
         'secrets.x.id: is missing; type "eap" wants the identity that the secret belongs to',
+    ),
+    (
+        SHORTEST
+        + '[[port]]\nrole = "protected"\ndriver = "tun"\ninterface = "t"\n'
+        + '[[port]]\nrole = "unprotected"\ndriver = "udp"\nencap_port = 4501\n',
+        'port[1].encap_port ("udp"): got 4501, and [ike] nat_port is 4500; want the same, or none here',
     ),
     (
         SHORTEST + "[ike]\nnat_port = 500\n",
