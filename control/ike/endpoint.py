@@ -260,6 +260,7 @@ class Endpoint:
                 )
             connection = candidates[0].name
             sa = IkeSa(self, candidates[0], path, initiator=False)
+            sa.created = now
             task = IkeInit(initiator=False)
             request = Incoming(
                 parsed.header, parsed.payloads, path=path, data=data, opened=codec.Opened(0, b"", hash(data))
@@ -380,9 +381,21 @@ class Endpoint:
         now: float,
         packet: tuple[WireSelector, WireSelector] | None,
     ) -> IkeSa:
-        sa = IkeSa(self, connection, self._path_of(connection), initiator=True)
-        sa.handshake = Handshake()
-        sa.handshake.child, sa.handshake.packet = child, packet
+        handshake = Handshake()
+        handshake.child, handshake.packet = child, packet
+        return self._begin(connection, self._path_of(connection), handshake, now)
+
+    def reauthenticate(self, sa: IkeSa, now: float) -> None:
+        """Begin an IKE SA that takes the place of `sa` when it is there: over the same path, a NAT knows that."""
+        handshake = Handshake()
+        handshake.replaces = sa
+        handshake.child = next((child.spec.settings for child in sa.children.values()), None)
+        self._begin(sa.connection, sa.path, handshake, now)
+
+    def _begin(self, connection: Connection, path: PeerPath, handshake: Handshake, now: float) -> IkeSa:
+        sa = IkeSa(self, connection, path, initiator=True)
+        sa.created = now
+        sa.handshake = handshake
         self.register(sa)
         sa.queue(IkeInit(initiator=True), now)
         self._do(sa, now, lambda: None)
@@ -512,7 +525,7 @@ class Endpoint:
 
     def leases(self) -> dict[str, int]:
         """How many addresses are lent, by pool."""
-        return {}
+        return {each.name: each.online for each in self.pools.status}
 
     def snapshot(self) -> list[IkeSnapshot]:
         """All IKE SAs as they are."""

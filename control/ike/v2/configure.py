@@ -12,13 +12,22 @@ from control.ike.numbers import CfgType
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import Incoming, Outgoing
 from control.ike.wire.payloads import CpPayload
+from dataplane.model import Address
 
 
 def ask(sa: IkeSa, message: Outgoing) -> None:
     """As initiator: ask for the addresses that the connection wants, if it wants any."""
-    wanted = sa.connection.virtual_addresses
+    wanted = _wanted(sa)
     if wanted:
         message.add(CpPayload(type=CfgType.REQUEST, attributes=configuration.request(wanted)))
+
+
+def _wanted(sa: IkeSa) -> tuple[Address, ...]:
+    """What to ask for: who authenticates anew wants to keep what it has."""
+    old = sa.handshake.replaces if sa.handshake is not None else None
+    if old is not None and old.virtual_local:
+        return old.virtual_local
+    return sa.connection.virtual_addresses
 
 
 def grant(sa: IkeSa, request: Incoming, message: Outgoing) -> None:
@@ -35,7 +44,7 @@ def grant(sa: IkeSa, request: Incoming, message: Outgoing) -> None:
 
 def take(sa: IkeSa, response: Incoming) -> None:
     """As initiator: read what we were lent, and tell; PeerError where we asked and have got no address."""
-    wanted = sa.connection.virtual_addresses
+    wanted = _wanted(sa)
     if not wanted:
         return
     reply = response.get(CpPayload)

@@ -13,7 +13,7 @@ from control.ike.events import Failure
 from control.ike.identity import Identity
 from control.ike.numbers import NotifyType
 from control.ike.settings import Auth
-from control.ike.v2 import eap, proof
+from control.ike.v2 import eap, ppk, proof
 from control.ike.v2.proof import AuthenticationFailed
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import FAIL, MORE, Incoming, Outgoing, Result
@@ -23,14 +23,18 @@ from control.ike.wire.payloads import AuthPayload, EapPayload, IdPayload
 class EapInitiator:
     """A client's rounds."""
 
-    __slots__ = ("_claimed", "_client", "_ours", "_step", "done")
+    __slots__ = ("_claimed", "_client", "_step", "done")
 
-    def __init__(self, ours: IdPayload) -> None:
-        self._ours = ours
+    def __init__(self) -> None:
         self._claimed: IdPayload | None = None  # the server's
         self._client: EapClient | None = None
         self._step = Step()
         self.done = False  # EAP has succeeded: the next response is the last
+
+    @property
+    def msk(self) -> bytes:
+        """What EAP has agreed on; empty where the method derives no key."""
+        return self._step.msk
 
     @property
     def begun(self) -> bool:
@@ -61,15 +65,10 @@ class EapInitiator:
             )
         self.done = True
 
-    def build(self, sa: IkeSa, message: Outgoing) -> Result:
-        """Our EAP packet; after a success our AUTH."""
-        if not self.done:
-            assert self._step.packet is not None
-            message.add(EapPayload(packet=self._step.packet))
-            return MORE
-        covered = proof.octets(sa, self._ours)
-        message.add(eap.auth(sa, self._step.msk, covered, initiator=True))
-        return MORE
+    def build(self, message: Outgoing) -> None:
+        """Our EAP packet."""
+        assert self._step.packet is not None
+        message.add(EapPayload(packet=self._step.packet))
 
     def finish(self, sa: IkeSa, message: Incoming) -> None:
         """The server's AUTH by the MSK."""
@@ -103,9 +102,7 @@ class EapResponder:
     def take(self, sa: IkeSa, message: Incoming) -> None:
         """The client's EAP packet; after a success its AUTH."""
         if self._step.finished:
-            covered = proof.octets(sa, self._claimed)
-            eap.verify(sa, self._step.msk, message.need(AuthPayload), covered, initiator=True)
-            self.done = True
+            self._take_proof(sa, message)
             return
         payload = message.get(EapPayload)
         if payload is None:
@@ -114,6 +111,17 @@ class EapResponder:
         if self._step.finished and not self._step.error:
             eap.check_identity(self._server.identity, self._peer, sa.connection)
             sa.eap_identity = self._server.identity
+
+    def _take_proof(self, sa: IkeSa, message: Incoming) -> None:
+        auth = message.need(AuthPayload)
+        mixed = ppk.asked(sa, message)
+        if mixed is not None:
+            ppk.use(sa, mixed)
+        else:
+            auth = ppk.without(message, auth)
+        covered = proof.octets(sa, self._claimed)
+        eap.verify(sa, self._step.msk, auth, covered, initiator=True)
+        self.done = True
 
     def build(self, sa: IkeSa, message: Outgoing) -> Result:
         """Our EAP packet."""

@@ -11,6 +11,7 @@ from control.ike.pools import Pools
 from control.ike.settings import ChildSettings, Connection, EndpointSettings
 
 if TYPE_CHECKING:
+    from control.ike.pools import Pools
     from control.ike.v2.sa import IkeSa
     from control.pki.store import Credentials
 
@@ -62,6 +63,9 @@ class Host(Protocol):
 
     def others(self, local: Identity, remote: Identity, sa: IkeSa | None) -> list[IkeSa]:
         """Other established IKE SAs of the same two identities."""
+
+    def reauthenticate(self, sa: IkeSa, now: float) -> None:
+        """Begin an IKE SA that takes the place of `sa` when it is there."""
 
     def initiate(self, connection: Connection | str, child: ChildSettings | str | None, now: float) -> int:
         """Set up an IKE SA (if there is none) with a child; the IKE SA's id."""

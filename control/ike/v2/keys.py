@@ -9,6 +9,15 @@ from control.crypto.prf import Prf
 from control.crypto.sk import Opener, Protection, Sealer
 
 
+class Mixed:
+    """SK_d, SK_pi and SK_pr with a post-quantum preshared key in them (RFC 8784 section 3)."""
+
+    __slots__ = ("d", "pi", "pr")
+
+    def __init__(self, d: bytes, pi: bytes, pr: bytes) -> None:
+        self.d, self.pi, self.pr = d, pi, pr
+
+
 class SaKeys:
     """SK_d for children and successors, SK_pi and SK_pr until both are authenticated, and the two directions."""
 
@@ -34,12 +43,6 @@ class SaKeys:
             ours, theirs = theirs, ours
         self.sealer: Sealer = protection.sealer(*ours, random)
         self.opener: Opener = protection.opener(*theirs)
-
-    def mix_ppk(self, ppk: bytes) -> None:
-        """SK_d, SK_pi and SK_pr become those of RFC 8784 section 3."""
-        self.d, self.pi, self.pr = (
-            self.prf.plus(ppk, key, self.prf.key_length) for key in (self.d, self.pi, self.pr)
-        )
 
     def forget_authentication(self) -> None:
         """Both sides are authenticated: SK_pi and SK_pr are of no further use."""

@@ -104,15 +104,14 @@ def connection_b(**rest: Any) -> Connection:
 
 def mirror(connection: Connection, **rest: Any) -> Connection:
     """The same connection as the other side sees it."""
-    return replace(
-        connection,
-        local_addresses=connection.remote_addresses,
-        remote_addresses=connection.local_addresses,
-        local=connection.remote,
-        remote=connection.local,
-        children=tuple(map(mirrored, connection.children)),
-        **rest,
-    )
+    mirrored_fields: dict[str, Any] = {
+        "local_addresses": connection.remote_addresses,
+        "remote_addresses": connection.local_addresses,
+        "local": connection.remote,
+        "remote": connection.local,
+        "children": tuple(map(mirrored, connection.children)),
+    }
+    return replace(connection, **{**mirrored_fields, **rest})
 
 
 def psk(secret: bytes = b"a shared secret", *identities: str) -> Credentials:

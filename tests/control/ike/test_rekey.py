@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from control.ike.events import ChildClosed, ChildEstablished, ChildOutboundReady, Closed
-from tests.control.ike.pair import Pair, Side, child, connection_a, connection_b, esp, ike
+from tests.control.ike.pair import Pair, Side, child, connection_a, connection_b, esp
 
 PROPOSALS = ["aes128gcm16", "aes128gcm16-x25519", "aes256-sha256-ecp256-ke1_mlkem768"]
 

@@ -174,7 +174,7 @@ class IkeInit(Task):
         assert sa.handshake is not None
         if sa.handshake.additional_groups:
             sa.queue(Intermediate(initiator=True), now)
-        sa.queue(IkeAuth(initiator=True), now)
+        sa.queue(IkeAuth(), now)
         return DONE
 
     def _restart(self, sa: IkeSa, why: str) -> Result:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from control.ike.events import Closed, Failure
-from control.ike.settings import ChildSettings
+from control.ike.numbers import Exchange
+from control.ike.settings import Auth, ChildSettings
 from control.ike.v2.actions import child_gone, peer_dead
 from control.ike.v2.lifetimes import NEVER
 from control.ike.v2.sa import Child, ChildState, IkeSa, Timer
 from control.ike.v2.states import State
+from control.ike.v2.task import DONE, Incoming, Outgoing, Result, Task
 from control.ike.v2.tasks import mobike
 from control.ike.v2.tasks.create_child import CreateChild
 from control.ike.v2.tasks.delete import DeleteChild, DeleteIke
@@ -32,7 +34,48 @@ def rekey_due(sa: IkeSa, now: float) -> None:
 
 
 def reauthentication_due(sa: IkeSa, now: float) -> None:
-    """The peers must prove themselves anew: make before break."""
+    """The peers must prove themselves anew, by a new IKE SA that is made before this one is broken."""
+    sa.timers.pop(Timer.REAUTH, None)
+    if sa.state is not State.ESTABLISHED or sa.successor is not None or sa.has_task(DeleteIke):
+        return
+    connection = sa.connection
+    if not sa.initiator and (connection.remote.auth is Auth.EAP or connection.pools):
+        # A client alone can begin with EAP, or ask for addresses; it was told the time (RFC 4478).
+        sa.note("info", f"'{sa.remote_id}' has to authenticate anew now, before the IKE SA expires")
+        return
+    sa.host.reauthenticate(sa, now)
+
+
+def replaced(sa: IkeSa, new: IkeSa, now: float) -> None:
+    """The peers have authenticated anew: `new` takes the place of `sa`, whose other children follow."""
+    for child in sa.children.values():
+        add_child(new, child.spec.settings, now, None)
+    new.queue(Retire(sa), now)
+
+
+class Retire(Task):
+    """The old IKE SA goes when all its children have others in their places. Nothing is sent by the new one."""
+
+    exchange = Exchange.INFORMATIONAL
+    name = "retire the old IKE SA"
+
+    def __init__(self, old: IkeSa) -> None:
+        super().__init__(initiator=True)
+        self.old = old
+
+    def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
+        """Delete the old one on its own."""
+        if self.old.state is State.ESTABLISHED:
+            new = {child.spec.settings.name: child.spec.id for child in sa.children.values()}
+            for child in self.old.children.values():
+                child.replaced_by = new.get(child.spec.settings.name)
+            self.old.queue(DeleteIke(Closed.REPLACED), now, first=True)
+            sa.host.schedule(self.old)
+        return DONE
+
+    def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
+        """Nothing was asked."""
+        return DONE
 
 
 def expired(sa: IkeSa, now: float) -> None:
@@ -142,12 +185,12 @@ def _same(one: ChildSettings, other: ChildSettings) -> bool:
     return one.name == other.name
 
 
-def close_ike(sa: IkeSa, now: float) -> None:
-    """We want the IKE SA gone."""
+def close_ike(sa: IkeSa, now: float, *, delay: float = 0.0) -> None:
+    """We want the IKE SA gone, `delay` seconds from now."""
     if sa.state.half_open:
         sa.close(Closed.LOCAL, now)
     elif not sa.has_task(DeleteIke):
-        sa.queue(DeleteIke(Closed.LOCAL), now)
+        sa.queue(DeleteIke(Closed.LOCAL), now, delay=delay)
 
 
 def close_child(sa: IkeSa, child: Child, now: float) -> None:

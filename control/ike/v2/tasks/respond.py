@@ -6,7 +6,7 @@ from control.ike.errors import PeerError
 from control.ike.numbers import Exchange, NotifyType, name_of
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import Incoming, Task
-from control.ike.v2.tasks.auth import IkeAuth
+from control.ike.v2.tasks.auth_response import IkeAuthResponse
 from control.ike.v2.tasks.intermediate import Intermediate
 
 
@@ -14,7 +14,7 @@ def responder_task(sa: IkeSa, message: Incoming) -> Task:
     """The task for a request that is the first of its act; PeerError for what has none."""
     exchange = message.header.exchange
     if exchange == Exchange.IKE_AUTH:
-        return IkeAuth(initiator=False)
+        return IkeAuthResponse()
     if exchange == Exchange.IKE_INTERMEDIATE:
         return Intermediate(initiator=False)
     if exchange == Exchange.CREATE_CHILD_SA:
