@@ -176,12 +176,13 @@ def refusal(request: ChildRequest, notify: NotifyPayload) -> Failure:
     )
 
 
-def rekey_refusal(name: str, notify: NotifyPayload) -> Failure:
+def rekey_refusal(settings: ChildSettings, notify: NotifyPayload) -> Failure:
     """Why a child that is there could not be replaced."""
+    offered = ", ".join(map(str, settings.proposals))
     return Failure(
         code=notify.name.lower(),
-        text=f"child '{name}' could not be rekeyed: the peer answered {notify.name}; "
-        "the old one goes on until it expires",
+        text=f"child '{settings.name}' could not be rekeyed: we offered {offered} and the peer answered "
+        f"{notify.name}; the old one goes on until it expires",
         advice="make esp_proposals of both sides overlap, key exchange methods included; they count from a rekeying on",
     )
 

@@ -310,3 +310,39 @@ def test_another_way_to_authenticate(tmp_path: Path) -> None:
         "wants 'a.example' by pubkey and is 'b.example'; make the identities and authentication methods of both sides "
         "the same"
     ]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "shown"), [("aes256gcm16-ecp384", "ecp384"), ("aes256gcm16", "none")], ids=["other", "none"]
+)
+def test_forward_secrecy_is_missed_when_rekeying(accepted: str, shown: str) -> None:
+    """IKE_AUTH has no key exchange for its child, so this mistake is only seen later; the child goes on."""
+    pair = gateways(A, changed(B, ("aes256gcm16-x25519", accepted)))
+    assert outcome(pair, 5.0) == ([], [])
+    [child] = pair.a.children
+    pair.a.endpoint.rekey_child(child, pair.now)
+    pair.run(20.0)
+    assert warnings(pair.a.log) == [
+        "a-b[1]: no child a-b: child 'a-b' could not be rekeyed: we offered aes256gcm16-x25519 and the peer answered "
+        "NO_PROPOSAL_CHOSEN; the old one goes on until it expires; make esp_proposals of both sides overlap, key "
+        "exchange methods included; they count from a rekeying on"
+    ]
+    assert warnings(pair.b.log) == [
+        "b-a[1]: CREATE_CHILD_SA refused: no proposal chosen: the peer offers 1: aes256gcm16-x25519; child 'b-a' of "
+        f"connection 'b-a' accepts {accepted}; in 1 key exchange differs (offered x25519; accepted {shown}); give both "
+        f"sides a common key exchange, e.g. {accepted} on the peer"
+    ]
+    pair.check_children()
+
+
+def test_no_address_is_lent() -> None:
+    """A asks for an address, and B has none."""
+    ours, theirs = outcome(gateways(changed(A, ("psk", 'vips = "0.0.0.0"\npsk')), B))
+    assert ours == [
+        "a-b[1]: no child a-b: the peer lends no address, so there is no child 'a-b': we asked for one; see the peer's "
+        "log: its pool may be exhausted, or its connection has none"
+    ]
+    assert theirs == [
+        "b-a[1]: no child SA: 'a.example' asks for an IPv4 address: no pool is configured; give the connection a pool "
+        "with more addresses, or take idle clients down"
+    ]

@@ -121,7 +121,7 @@ class RekeyChild(CreateChild):
         elif error.type == NotifyType.TEMPORARY_FAILURE and now - self.began < LONGEST_WAIT:
             self._later(sa, old, now)
         else:
-            self._put_off(sa, old, negotiate.rekey_refusal(self.name_of_child, error), now)
+            self._put_off(sa, old, negotiate.rekey_refusal(old.spec.settings, error), now)
         return DONE
 
     def _give_way(self, sa: IkeSa, why: str) -> None:
