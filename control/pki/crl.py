@@ -177,6 +177,8 @@ def parse_crl(data: bytes) -> x509.CertificateRevocationList:
     try:
         crl = load(data)
         extensions = list(crl.extensions)
+        # The library parses these late: whoever asks for them below shall not meet an error.
+        _ = crl.issuer, crl.last_update_utc, crl.next_update_utc
     except Exception as error:  # the library raises several kinds for bytes that are none
         raise CrlError(f"{len(data)} bytes that are no revocation list: {error}") from None
     for extension in extensions:

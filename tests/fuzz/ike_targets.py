@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from control.crypto import auth, exchange
 from control.crypto.errors import CryptoError
@@ -22,6 +24,7 @@ from control.ike.identity import Identity
 from control.ike.numbers import CfgAttribute, Group, NotifyType, Protocol
 from control.ike.proposal import Proposal, select, suite_of
 from control.ike.selectors import everything, narrow, to_settings, to_specs
+from control.ike.settings import Auth, AuthSettings
 from control.ike.wire import (
     CpPayload,
     EapPayload,
@@ -42,9 +45,13 @@ from control.ike.wire.configuration import build_attributes, parse_address, pars
 from control.ike.wire.payloads import Payload
 from control.ike.wire.proposal import build_sa, parse_sa
 from control.ike.wire.selector import build_selectors, parse_selectors
+from control.pki.crl import CrlError, CrlStore, parse_crl
+from control.pki.errors import CredentialError
+from control.pki.make import Issued, issue, make_authority, make_crl
+from control.pki.store import Authority, Credentials
 from tests import ike_messages
 
-REFUSALS = (PeerError, CryptoError)
+REFUSALS = (PeerError, CryptoError, CredentialError, CrlError)
 _NOWHERE = b"\0" * 8
 
 
@@ -287,6 +294,66 @@ def _make_sealed(chance: random.Random) -> bytes:
     return bytes([number]) + protection.sealer(*_key(protection)).seal(_NOWHERE, plain)
 
 
+_GW = Identity.parse("gw.example.org")
+_DEMANDS = AuthSettings(auth=Auth.PUBKEY, revocation="ifuri")
+
+
+@cache
+def _issued() -> tuple[Issued, Issued, tuple[Issued, ...]]:
+    root = make_authority("C=DE, O=Example, CN=Root")
+    limits = x509.NameConstraints(permitted_subtrees=[x509.DNSName("example.org")], excluded_subtrees=None)
+    middle = make_authority("C=DE, O=Example, CN=Middle", parent=root, path_length=0, constraints=limits)
+    url = "http://crl.example.org/root.crl"
+    ends = [
+        issue(middle, f"CN=gw{key}", [_GW], key=key, crl_url=url) for key in ("ecdsa", "ed25519", "rsa2048")
+    ]
+    return root, middle, tuple(ends)
+
+
+@cache
+def _crls() -> CrlStore:
+    crls = CrlStore()
+    for issuer in _issued()[:2]:
+        crls.add(make_crl(issuer).public_bytes(Encoding.DER), issuer.certificate.subject.rfc4514_string())
+    return crls
+
+
+def _credentials() -> Credentials:
+    """New each time: what was verified once is remembered, and would not be looked at again."""
+    authority = Authority(name="ca", certificates=(_issued()[0].certificate,))
+    return Credentials(authorities=[authority], crls=_crls())
+
+
+def _certificates(data: bytes) -> None:
+    """The length of the first certificate in two bytes, it, and the second."""
+    length = int.from_bytes(data[:2], "big")
+    sent = [part for part in (data[2 : 2 + length], data[2 + length :]) if part]
+    _credentials().verify_peer(_DEMANDS, _GW, sent)
+
+
+def _make_certificates(chance: random.Random) -> bytes:
+    _, middle, ends = _issued()
+    first, second = (each.certificate.public_bytes(Encoding.DER) for each in (chance.choice(ends), middle))
+    return len(first).to_bytes(2, "big") + first + second
+
+
+def _crl(data: bytes) -> None:
+    root, middle, _ = _issued()
+    parse_crl(data)
+    store = CrlStore()
+    store.add_signed(data, "the peer", [root.certificate])
+    store.add(data, "a file")
+    store.check(middle.certificate, root.certificate, middle.certificate.not_valid_after_utc).explain()
+
+
+def _make_crl(chance: random.Random) -> bytes:
+    root, middle, _ = _issued()
+    revoked = [
+        (serial, middle.certificate.not_valid_before_utc) for serial in range(1, chance.randrange(2, 20))
+    ]
+    return make_crl(root, revoked).public_bytes(chance.choice((Encoding.DER, Encoding.PEM)))
+
+
 TARGETS: tuple[Target, ...] = (
     Target(name="message", make=_make_message, run=_message, weight=30),
     Target(name="chain", make=_make_chain, run=_chain, weight=30, must_take=False),
@@ -298,4 +365,6 @@ TARGETS: tuple[Target, ...] = (
     Target(name="signature", make=_make_signature, run=_signature, weight=2),
     Target(name="public value", make=_make_public_value, run=_public_value, weight=1),
     Target(name="sealed", make=_make_sealed, run=_sealed, weight=4),
+    Target(name="certificates", make=_make_certificates, run=_certificates, weight=1),
+    Target(name="revocation list", make=_make_crl, run=_crl, weight=1),
 )

@@ -194,3 +194,7 @@ def test_lists_that_are_not_taken() -> None:
         parse_crl(b"12345")
     with pytest.raises(CrlError, match="a revocation list of 33554433 bytes, want at most 33554432"):
         parse_crl(bytes((32 << 20) + 1))
+    # Found by fuzzing: a name that the library parses only when it is asked for.
+    broken = crl().replace(b"\x06\x03\x55\x04\x03", b"\x00\x03\x55\x04\x03")
+    with pytest.raises(CrlError, match="that are no revocation list: error parsing asn1 value"):
+        parse_crl(broken)
