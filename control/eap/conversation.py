@@ -11,7 +11,7 @@ MAX_ROUNDS = 100  # packets of a conversation; EAP-TLS with a chain of 60 KB tak
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What comes of one packet. Once `finished`, `error` is empty for a success."""
+    """What comes of one packet. Once `finished`, `error` is empty for a success; before, it foretells the failure."""
 
     packet: bytes | None = field(default=None, repr=False)  # an EAP packet to send
     finished: bool = False

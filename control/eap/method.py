@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What comes of one packet. With `done` the method has its verdict, with `error` it is a failure."""
+    """What comes of one packet. With `done` the method has its verdict, with `error` it is a failure.
+
+    An error before `done` is one that the peer is told with `data`, and may answer, or just go.
+    """
 
     data: bytes | None = None  # the type data of the packet to send; None: nothing
     done: bool = False

@@ -178,7 +178,8 @@ class Server(Method):
         why = "the password is wrong" if password is not None else "there is no EAP secret for that name"
         self._verdict = fail(f"EAP-MSCHAPv2 of '{name}' failed: {why}")
         text = f"E=691 R=0 C={self._challenge.hex().upper()} V=3 M=Authentication failed"
-        return Progress(data=_build(FAILURE, self._identifier, text.encode()))
+        packet = _build(FAILURE, self._identifier, text.encode())
+        return Progress(data=packet, error=self._verdict.error)
 
     def _find(self, name: str) -> bytes | None:
         """The password by the whole name, else without its Windows domain."""

@@ -6,6 +6,7 @@ Packets have identifiers that count up; a response with another one is a protoco
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from control.eap.conversation import MAX_ROUNDS, Step, type_name
 from control.eap.method import Method, Progress
@@ -89,7 +90,7 @@ class EapServer:
 
     def _take(self, progress: Progress, method: Method) -> Step:
         if not progress.done:
-            return self._request(method.type, progress.data or b"")
+            return replace(self._request(method.type, progress.data or b""), error=progress.error)
         if progress.error:
             return self._fail(progress.error)
         if method.identity is not None:

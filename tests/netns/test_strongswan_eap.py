@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 
+from control.ike.events import VirtualAddressesAssigned
 from control.lab.space import wait_until
 from tests.peers import wires
-from tests.peers.roadwarrior import Access, roadwarrior
+from tests.peers.peer import PeerRefused
+from tests.peers.roadwarrior import DNS, USER, Access, roadwarrior
 from tests.peers.traffic import ping_from
 
 pytestmark = pytest.mark.root
@@ -25,3 +29,72 @@ def test_eap(server: str, method: str) -> None:
         assert ping_from(wire.left, address, wires.INSIDE["right"][4][0]) == 0
         client.terminate(ike="access")
         wait_until(lambda: not gateway.sas(), timeout=5, what="the address is free again")
+
+
+@pytest.mark.parametrize("server", ["ours", "theirs"])
+def test_rekeying_keeps_the_address(server: str) -> None:
+    """By either side: the IKE SA's successor has it on both, and it works on."""
+    with wires.direct() as wire, roadwarrior(Access(), wire, server=server) as (ours, theirs):
+        client, gateway = (theirs, ours) if server == "ours" else (ours, theirs)
+        client.initiate(child="net")
+        (address,) = client.sa().virtual
+        for who in (client, gateway):
+            before = client.sa().spi_initiator
+            who.rekey(ike="access")
+            wait_until(
+                lambda before=before: client.sa().spi_initiator != before, timeout=10, what="another IKE SA"
+            )
+            assert client.sa().virtual == gateway.sa().virtual == (address,)
+            assert ping_from(wire.left, address, wires.INSIDE["right"][4][0]) == 0
+        if server == "ours":
+            assert ours.endpoint.pools.status[0].online == 1
+            client.terminate(ike="access")
+            wait_until(lambda: not gateway.sas(), timeout=5, what="the IKE SA is gone")
+            assert ours.endpoint.pools.status[0].online == 0
+
+
+@pytest.mark.parametrize("server", ["ours", "theirs"])
+def test_tls_1_3(server: str) -> None:
+    """RFC 9190: another export, and a zero byte at the end, as strongSwan has them where it is told to use 1.3."""
+    access = Access(method="eap-tls", options={"tls": {"version_max": "1.3"}})
+    with wires.direct() as wire, roadwarrior(access, wire, server=server) as (ours, theirs):
+        client = theirs if server == "ours" else ours
+        client.initiate(child="net")
+        (address,) = client.sa().virtual
+        assert ping_from(wire.left, address, wires.INSIDE["right"][4][0]) == 0
+        assert "TLS 1.3" in theirs.log()
+
+
+@pytest.mark.parametrize("server", ["ours", "theirs"])
+def test_both_families(server: str) -> None:
+    """A client asks for an IPv4 and an IPv6 address, and reaches both networks in one child."""
+    with wires.direct() as wire, roadwarrior(Access(both=True), wire, server=server) as (ours, theirs):
+        client = theirs if server == "ours" else ours
+        client.initiate(child="net")
+        four, six = sorted(client.sa().virtual, key=lambda text: ":" in text)
+        assert ping_from(wire.left, four, wires.INSIDE["right"][4][0]) == 0
+        assert ping_from(wire.left, six, wires.INSIDE["right"][6][0]) == 0
+
+
+def test_dns_is_told() -> None:
+    """What strongSwan's pool says about DNS reaches the event."""
+    with wires.direct() as wire, roadwarrior(Access(), wire, server="theirs") as (ours, _):
+        ours.initiate(child="net")
+        [told] = [event for event in ours.events if isinstance(event, VirtualAddressesAssigned)]
+        assert told.dns == (ip_address(DNS),)
+
+
+def test_wrong_password_at_our_server() -> None:
+    """strongSwan is told 691, says so and leaves; we say whose password is wrong."""
+    with wires.direct() as wire, roadwarrior(Access(password="guess"), wire, server="ours") as (ours, theirs):
+        with pytest.raises(PeerRefused, match="ERROR_AUTHENTICATION_FAILURE"):
+            theirs.initiate(child="net")
+        assert f"EAP-MSCHAPv2 of '{USER}' failed: the password is wrong" in ours.log()
+
+
+def test_wrong_password_of_ours() -> None:
+    """What strongSwan refuses us with is told as its reason."""
+    access = Access(password="guess")
+    with wires.direct() as wire, roadwarrior(access, wire, server="theirs") as (ours, _):
+        with pytest.raises(PeerRefused, match="with error 691: wrong user name or password"):
+            ours.initiate(child="net")

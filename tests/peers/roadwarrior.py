@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.peers.wires import INSIDE, Wire
 
 USER, PASSWORD = "jo", "pa55 wörd"
 POOL = "10.99.0.0/24"
+POOL6 = "2001:db8:99::/112"
 DNS = "10.2.0.53"
 GATEWAY, CLIENT = "right.example", "jo@example.org"
 KEY = "ecdsa256"
@@ -33,17 +34,30 @@ class Access:
 
     method: str = "eap-mschapv2"
     password: str = PASSWORD  # the client's
+    both: bool = False  # IPv6 addresses and networks, too
+    options: dict[str, Any] = field(default_factory=dict)  # charon: strongswan.conf
 
     @property
     def by_certificate(self) -> bool:
         """Whether the client has one."""
         return self.method == "eap-tls"
 
+    @property
+    def inside(self) -> list[str]:
+        """The networks behind the gateway."""
+        return [INSIDE["right"][version][1] for version in ((4, 6) if self.both else (4,))]
+
+    @property
+    def routes(self) -> list[str]:
+        """A gateway's, to its clients."""
+        pairs = zip((POOL, POOL6), (4, 6), strict=True)
+        return [f"{pool} src {INSIDE['right'][version][0]}" for pool, version in pairs][: len(self.inside)]
+
 
 def our_side(access: Access, wire: Wire, *, server: bool) -> Node:
     """Ours, not started."""
     method = access.method.removeprefix("eap-")
-    inside = (TrafficSelector(network=ip_network(INSIDE["right"][4][1])),)
+    inside = tuple(TrafficSelector(network=ip_network(each)) for each in access.inside)
     dynamic = (TrafficSelector(),)
     child = ChildSettings(
         name="net",
@@ -66,20 +80,25 @@ def our_side(access: Access, wire: Wire, *, server: bool) -> Node:
         remote=client if server else gateway,
         children=(child,),
         pools=("lan",) if server else (),
-        virtual_addresses=() if server else (ip_address("0.0.0.0"),),
+        virtual_addresses=() if server else tuple(map(ip_address, _any(access))),
     )
     return Node(
         wire.right if server else wire.left,
         connections=[connection],
         credentials=_credentials(access, server=server),
         pools=Pools([_pool()]),
-        routes=[f"{POOL} src {INSIDE['right'][4][0]}"] if server else [INSIDE["right"][4][1]],
+        routes=access.routes if server else access.inside,
     )
 
 
+def _any(access: Access) -> list[str]:
+    return ["0.0.0.0", "::"] if access.both else ["0.0.0.0"]
+
+
 def _pool() -> PoolSettings:
-    network = ip_network(POOL)
-    return PoolSettings(name="lan", ranges=((network[1], network[-2]),), dns=(ip_address(DNS),))
+    networks = ip_network(POOL), ip_network(POOL6)
+    ranges = tuple((network[1], network[-2]) for network in networks)
+    return PoolSettings(name="lan", ranges=ranges, dns=(ip_address(DNS),))
 
 
 def _credentials(access: Access, *, server: bool) -> Credentials:
@@ -107,24 +126,24 @@ def load_charon(charon: Charon, access: Access, wire: Wire, *, server: bool) -> 
     else:
         client |= {"id": CLIENT, "eap_id": USER}
         keys = []
-    inside = [INSIDE["right"][4][1]]
+    inside = access.inside
     connection: dict[str, Any] = {
         "local": gateway if server else client,
         "remote": client if server else gateway,
         "children": {"net": {"local_ts": inside} if server else {"remote_ts": inside}},
     }
     if server:
-        connection["pools"] = ["lan"]
+        connection["pools"] = ["lan", "lan6"] if access.both else ["lan"]
         connection["send_cert"] = "always"
     else:
-        connection |= {"vips": ["0.0.0.0"], "remote_addrs": [wire.outside["right"][4]]}
+        connection |= {"vips": _any(access), "remote_addrs": [wire.outside["right"][4]]}
     password = PASSWORD if server else access.password
     charon.load(
         {"access": connection},
         secrets=[{"type": "EAP", "data": password, "owners": [USER]}],
         keys=keys,
         authorities=[lab_authority().der],
-        pools={"lan": {"addrs": POOL, "dns": [DNS]}} if server else {},
+        pools={"lan": {"addrs": POOL, "dns": [DNS]}, "lan6": {"addrs": POOL6}} if server else {},
     )
 
 
@@ -132,7 +151,7 @@ def load_charon(charon: Charon, access: Access, wire: Wire, *, server: bool) -> 
 def roadwarrior(access: Access, wire: Wire, *, server: str) -> Iterator[tuple[Node, Charon]]:
     """Ours and charon, `server` ("ours" or "theirs") on the right; neither has begun anything."""
     ours = our_side(access, wire, server=server == "ours")
-    charon = Charon(wire.left if server == "ours" else wire.right, wire.directory)
+    charon = Charon(wire.left if server == "ours" else wire.right, wire.directory, options=access.options)
     charon.start()
     try:
         load_charon(charon, access, wire, server=server == "theirs")

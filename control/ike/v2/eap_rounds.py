@@ -127,14 +127,13 @@ class EapResponder:
         """Our EAP packet."""
         assert self._step.packet is not None
         message.add(EapPayload(packet=self._step.packet))
-        if not self._step.error:
-            return MORE
-        sa.last_error = Failure(
-            code="eap_failed",
-            text=f"EAP of '{self._peer}' failed: {self._step.error}",
-            advice="compare the EAP secrets or certificates of both sides",
-        )
-        return FAIL
+        if self._step.error:
+            sa.last_error = Failure(
+                code="eap_failed",
+                text=f"EAP of '{self._peer}' failed: {self._step.error}",
+                advice="compare the EAP secrets or certificates of both sides",
+            )
+        return FAIL if self._step.finished and self._step.error else MORE
 
     def finish(self, sa: IkeSa, message: Outgoing, ours: IdPayload) -> None:
         """Our AUTH by the MSK."""

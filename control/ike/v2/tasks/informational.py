@@ -42,7 +42,7 @@ class Informational(Task):
         deletes = message.all(DeletePayload)
         self.over = any(payload.protocol == Protocol.IKE for payload in deletes)
         if sa.state.half_open:
-            self._half_open(message)
+            self._half_open(sa, message)
             return DONE
         if not self.over:
             settle(sa, now)
@@ -53,13 +53,14 @@ class Informational(Task):
             self.reply += mobike.answer(sa, message, now)
         return DONE
 
-    def _half_open(self, message: Incoming) -> None:
+    def _half_open(self, sa: IkeSa, message: Incoming) -> None:
         """The initiator did not accept our answer to IKE_AUTH, or thought better of it."""
         error = message.error()
         if self.over or error is not None:
             name = error.name if error is not None else "a delete"
             self.over = False
-            self.failure = Failure(
+            # What EAP has told the peer, which needs no answer but this one, says more.
+            self.failure = sa.last_error or Failure(
                 code="refused_by_peer",
                 text=f"the peer ended the handshake with {name}",
                 advice="see the peer's log",
