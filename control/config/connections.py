@@ -107,6 +107,7 @@ def _read(table: Table, name: str, credentials: Credentials, defaults: Defaults)
         ppk_required=table.boolean("ppk_required", False),
     )
     _check_times(table, connection)
+    _check_ppk(table, connection, [key.id for key in credentials.postquantum_keys])
     table.finish()
     return connection if len(table.report.problems) == before else None
 
@@ -219,5 +220,14 @@ def _check_times(table: Table, connection: Connection) -> None:
     for key, time in (("rekey_time", connection.rekey_time), ("reauth_time", connection.reauth_time)):
         if time and connection.random_time >= time:
             table.error("rand_time", f"got {connection.random_time:g} s, want less than {key} ({time:g} s)")
-    if connection.ppk_required and connection.ppk_id is None:
+
+
+def _check_ppk(table: Table, connection: Connection, known: Sequence[str]) -> None:
+    name = connection.ppk_id
+    if name is None and connection.ppk_required:
         table.error("ppk_id", "is missing, and ppk_required is true; want the identity of a PPK in [secrets]")
+    elif name is not None and name not in known:
+        table.error(
+            "ppk_id",
+            f'got {show(name)}, and no secret of type "ppk" has that id{nearest(name, known)}; want one in [secrets]',
+        )

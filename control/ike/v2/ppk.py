@@ -71,8 +71,8 @@ def asked(sa: IkeSa, message: Incoming) -> Mixed | None:
         return mixed
     may_go_without = message.notify(NotifyType.NO_PPK_AUTH) is not None or named is None
     if connection.ppk_required or not may_go_without:
-        theirs = f"the PPK '{name}'" if named is not None else "no PPK"
-        wanted = f"requires '{connection.ppk_id}'" if connection.ppk_required else "does not have it"
+        theirs = f"the PPK '{name}', which is not among ours" if named is not None else "no PPK"
+        wanted = f"requires '{connection.ppk_id}'" if connection.ppk_required else "uses none"
         raise AuthenticationFailed(
             f"the peer uses {theirs}; connection '{connection.name}' {wanted}",
             "configure the same PPK on both sides",

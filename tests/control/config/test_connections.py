@@ -375,6 +375,12 @@ GOLDEN = [
         "connections.branch.ppk_id: is missing, and ppk_required is true; want the identity of a PPK in [secrets]",
     ),
     (
+        SHORTEST
+        + 'ppk_id = "sharde"\n[secrets]\nx = { type = "ppk", id = "shared", secret = "0x00112233" }\n',
+        'connections.branch.ppk_id: got \'sharde\', and no secret of type "ppk" has that id; did you mean "shared"?; '
+        "want one in [secrets]",
+    ),
+    (
         SHORTEST + '[pools.a]\naddrs = "10.9.0.0/24"\n[pools.b]\naddrs = "10.9.0.9"\n',
         "pools.b.addrs: got 10.9.0.9-10.9.0.9, and [pools.a] has 10.9.0.1-10.9.0.254; want addresses of its own",
     ),

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from control.admin.events import describe, level
 from control.config import parse
 from control.ike.events import Event, IkeEstablished
+from control.ike.identity import Identity
+from control.ike.pools import Pools
 from control.pki.load import load_credentials
-from control.pki.make import make_authority
+from control.pki.make import issue, make_authority
 from tests.control.ike.pair import Pair, Wire
 
 A = """
@@ -73,6 +75,7 @@ def gateways(a: str, b: str, wire: Wire | None = None) -> Pair:
         credentials_b=load_credentials(theirs.credentials),
         settings_a=ours.settings,
         settings_b=theirs.settings,
+        pools_b=Pools(theirs.pools),
         wire=wire,
     )
 
@@ -84,7 +87,7 @@ def warnings(log: list[Event]) -> list[str]:
 
 def outcome(pair: Pair, seconds: float = 400.0) -> tuple[list[str], list[str]]:
     """What both sides print when A begins, beside the ordinary."""
-    pair.initiate("a-b")
+    pair.initiate(pair.a.endpoint.connections[0].children[0].name)
     pair.run(seconds)
     return warnings(pair.a.log), warnings(pair.b.log)
 
@@ -333,6 +336,118 @@ def test_forward_secrecy_is_missed_when_rekeying(accepted: str, shown: str) -> N
         f"sides a common key exchange, e.g. {accepted} on the peer"
     ]
     pair.check_children()
+
+
+PPK = '[secrets]\np = { type = "ppk", id = "p", secret = "0x000102030405060708090a0b0c0d0e0f" }\n'
+REQUIRED = ("psk =", 'ppk_id = "p"\nppk_required = true\npsk =')
+NO_PPK = f"b-a[1]: no IKE SA over {FLOATED_B}: the peer uses "
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "says_a", "says_b"),
+    [
+        (
+            changed(A, REQUIRED) + PPK,
+            B,
+            f"a-b[1]: no IKE SA over {FLOATED_A}: connection 'a-b' requires a PPK; the peer does not support any (RFC "
+            "8784); configure the same PPK on the peer",
+            f"b-a[1]: no IKE SA over {WAY_B}: 192.0.2.1 began, but did not finish within 30 s; see the peer's log",
+        ),
+        (
+            A,
+            changed(B, REQUIRED) + PPK,
+            REFUSED,
+            f"{NO_PPK}no PPK; connection 'b-a' requires 'p'; configure the same PPK on both sides",
+        ),
+        (
+            changed(A, REQUIRED, ('ppk_id = "p"', 'ppk_id = "q"')) + PPK.replace('id = "p"', 'id = "q"'),
+            changed(B, REQUIRED) + PPK,
+            REFUSED,
+            f"{NO_PPK}the PPK 'q', which is not among ours; connection 'b-a' requires 'p'; configure the same PPK on "
+            "both sides",
+        ),
+        (
+            changed(A, REQUIRED) + PPK,
+            changed(B, REQUIRED) + PPK.replace("0x00", "0x99"),
+            REFUSED,
+            f"b-a[1]: no IKE SA over {FLOATED_B}: the preshared key of 'a.example' is not the one that we have for it "
+            "and 'b.example', or its PPK is not ours; compare the secrets of both sides, and their PPKs",
+        ),
+    ],
+    ids=["ours alone", "theirs alone", "another one", "another secret"],
+)
+def test_postquantum_keys(a: str, b: str, says_a: str, says_b: str) -> None:
+    assert outcome(gateways(a, b)) == ([says_a], [says_b])
+
+
+CLIENT = """
+[connections.office]
+remote_addrs = "192.0.2.2"
+local = { auth = "eap-mschapv2", eap_id = "jo", id = "jo" }
+remote = { id = "b.example", cacerts = "DIR/ca.pem" }
+vips = "0.0.0.0"
+remote_ts = "10.1.0.0/16"
+start_action = "none"
+[users]
+jo = "open sesame"
+"""
+SERVER = """
+[connections.people]
+local = { id = "b.example", certs = "DIR/b.pem" }
+remote = { auth = "eap-mschapv2", eap_id = "%any" }
+local_ts = "10.1.0.0/16"
+pools = "clients"
+encap = true
+[users]
+jo = "open sesame"
+[pools.clients]
+addrs = "10.9.0.1"
+"""
+COMPARE = "compare the EAP secrets or certificates of both sides"
+
+
+def certify(directory: Path) -> None:
+    """A CA, and a certificate for the server."""
+    authority = make_authority("CN=Example CA")
+    (directory / "ca.pem").write_bytes(authority.certificate.public_bytes(Encoding.PEM))
+    issued = issue(authority, "b.example", [Identity.parse("b.example")])
+    key = issued.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = directory / "b.pem"
+    path.touch(mode=0o600)
+    path.write_bytes(issued.certificate.public_bytes(Encoding.PEM) + key)
+
+
+@pytest.mark.parametrize(
+    ("change", "says_a", "says_b"),
+    [
+        (
+            ("open sesame", "open sesam"),
+            "the server refused EAP-MSCHAPv2 of 'jo' with error 691: wrong user name or password",
+            "EAP of 'jo' failed: EAP-MSCHAPv2 of 'jo' failed: the password is wrong",
+        ),
+        (
+            ("jo =", "sam ="),
+            "the server refused EAP-MSCHAPv2 of 'jo' with error 691: wrong user name or password",
+            "EAP of 'jo' failed: EAP-MSCHAPv2 of 'jo' failed: there is no EAP secret for that name",
+        ),
+        (
+            ("eap-mschapv2", "eap-tls"),
+            "the server refused EAP of 'jo', before any method; we can do EAP-MSCHAPV2",
+            "EAP of 'jo' failed: the client 'jo' can do EAP-MSCHAPV2; we accept EAP-TLS",
+        ),
+    ],
+    ids=["password", "user", "method"],
+)
+def test_eap(change: tuple[str, str], says_a: str, says_b: str, tmp_path: Path) -> None:
+    certify(tmp_path)
+    client, server = CLIENT.replace("DIR", str(tmp_path)), SERVER.replace("DIR", str(tmp_path))
+    good = gateways(client, server)
+    assert outcome(good, 5.0) == ([], [])
+    good.check_children()
+    assert outcome(gateways(client, changed(server, change)), 5.0) == (
+        [f"office[1]: no IKE SA over {FLOATED_A}: {says_a}; {COMPARE}"],
+        [f"people[1]: no IKE SA over {FLOATED_B}: {says_b}; {COMPARE}"],
+    )
 
 
 def test_no_address_is_lent() -> None:

@@ -97,15 +97,22 @@ class IkeAuthResponse(Task):
         claimed = message.need(IdPayload, initiator=True)
         mixed = ppk.asked(sa, message)
         auth = ppk.without(message, auth) if mixed is None else auth
-        proof.check(
-            sa,
-            sa.connection,
-            ours=ours,
-            peer=peer,
-            auth=auth,
-            covered=proof.octets(sa, claimed, sk_p=mixed.pi if mixed is not None else None),
-            payloads=message.payloads,
-        )
+        try:
+            proof.check(
+                sa,
+                sa.connection,
+                ours=ours,
+                peer=peer,
+                auth=auth,
+                covered=proof.octets(sa, claimed, sk_p=mixed.pi if mixed is not None else None),
+                payloads=message.payloads,
+            )
+        except AuthenticationFailed as error:
+            if mixed is None or error.code != "authentication_failed":
+                raise
+            raise AuthenticationFailed(
+                f"{error.text}, or its PPK is not ours", f"{error.advice}, and their PPKs"
+            ) from None
         if mixed is not None:
             ppk.use(sa, mixed)
 
