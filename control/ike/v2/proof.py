@@ -140,7 +140,9 @@ def _our_certificate(
         raise failed(error) from None
     send = sa.connection.send_certificate
     certificates: tuple[CertPayload, ...] = ()
-    if send == "always" or (send == "ifasked" and handshake.certificate_asked):
+    # The clients built into telephones and laptops need our certificate for EAP, and not all of them ask for it.
+    asked_for = handshake.certificate_asked or sa.connection.remote.auth is Auth.EAP
+    if send == "always" or (send == "ifasked" and asked_for):
         certificates = tuple(
             CertPayload(encoding=CertEncoding.X509_SIGNATURE, data=each) for each in found.chain
         )
@@ -179,12 +181,21 @@ def _psk(sa: IkeSa, local: Identity, remote: Identity | None) -> bytes:
 
 
 def certificate_request(sa: IkeSa) -> CertRequestPayload | None:
-    """Our CERTREQ: the CAs that we trust; None where the peer needs no certificate."""
-    connection = sa.connection
-    if not connection.request_certificates or connection.remote.auth is not Auth.PUBKEY:
-        return None
-    hashes = sa.host.credentials.certificate_requests(connection.remote)
-    if not hashes and not connection.remote.certificates:
+    """Our CERTREQ: the CAs that we trust; None where the peer needs no certificate.
+
+    A responder does not know in IKE_SA_INIT which of its connections it will be, so it asks for all of them.
+    """
+    candidates = [sa.connection]
+    if not sa.initiator and sa.handshake is not None:
+        candidates = list(sa.handshake.connections) or candidates
+    wanted = False
+    hashes: dict[bytes, None] = {}
+    for connection in candidates:
+        if connection.request_certificates and connection.remote.auth is Auth.PUBKEY:
+            found = sa.host.credentials.certificate_requests(connection.remote)
+            hashes.update(dict.fromkeys(found))
+            wanted |= bool(found or connection.remote.certificates)
+    if not wanted:
         return None
     return CertRequestPayload(encoding=CertEncoding.X509_SIGNATURE, authorities=b"".join(hashes))
 

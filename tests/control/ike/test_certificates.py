@@ -126,6 +126,21 @@ def test_the_certificate_of_the_authority_that_is_asked_for() -> None:
         came_up(attempt(a, credentials(OWN_B, trusted=(trusted,))))
 
 
+def test_a_responder_asks_for_all_of_its_connections() -> None:
+    """The first that fits the addresses wants a secret; which one it is turns out in IKE_AUTH only."""
+    secret = mirror(connection_a(), name="by-secret")
+    pair = Pair(
+        a=connection(),
+        b=(secret, b_side(connection())),
+        credentials_a=credentials(OWN_A),
+        credentials_b=credentials(OWN_B),
+    )
+    pair.initiate()
+    pair.run(60.0)
+    came_up(pair)
+    assert pair.b.established[0].connection == "b-a"
+
+
 def test_certificates_that_both_sides_know_need_not_be_sent() -> None:
     ours = connection(
         remote={"certificates": ("peer0",)}, send_certificate="never", request_certificates=False
