@@ -18,7 +18,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
 from control.ike.errors import PeerError
-from control.ike.events import Datagram, Event, IkeFailed, Noted, PeerPath
+from control.ike.events import Datagram, Event, Failure, IkeFailed, Noted, PeerPath
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.pools import Pools
@@ -392,8 +392,33 @@ class Endpoint:
         handshake.child = next((child.spec.settings for child in sa.children.values()), None)
         self._begin(sa.connection, sa.path, handshake, now)
 
-    def _begin(self, connection: Connection, path: PeerPath, handshake: Handshake, now: float) -> IkeSa:
-        sa = IkeSa(self, connection, path, initiator=True)
+    def try_again(self, sa: IkeSa, failure: Failure, now: float) -> bool:
+        """The peer was silent from the beginning: begin anew in place of `sa`, if more attempts are allowed."""
+        connection, old = sa.connection, sa.handshake
+        if old is None or not sa.initiator or 0 < connection.keying_tries <= old.tries:
+            return False
+        limit = f" of {connection.keying_tries}" if connection.keying_tries else ""
+        sa.note("warning", f"attempt {old.tries}{limit}: {failure}")
+        handshake = Handshake()
+        handshake.child, handshake.packet, handshake.replaces = old.child, old.packet, old.replaces
+        handshake.tries = old.tries + 1
+        waiting = sa.abandon(now)
+        path = old.replaces.path if old.replaces is not None else self._path_of(connection)
+        new = self._begin(connection, path, handshake, now, id=sa.id)
+        for task in waiting:
+            new.queue(task, now)
+        return True
+
+    def _begin(
+        self,
+        connection: Connection,
+        path: PeerPath,
+        handshake: Handshake,
+        now: float,
+        *,
+        id: int | None = None,
+    ) -> IkeSa:
+        sa = IkeSa(self, connection, path, initiator=True, id=id)
         sa.created = now
         sa.handshake = handshake
         self.register(sa)

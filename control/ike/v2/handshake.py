@@ -31,6 +31,7 @@ class Handshake:
         "replaces",
         "request",
         "response",
+        "tries",
     )
 
     def __init__(self) -> None:
@@ -49,4 +50,5 @@ class Handshake:
         self.packet: tuple[WireSelector, WireSelector] | None = None  # the traffic that asks for it
         self.childless = False  # the peer can do without a first child (RFC 6023)
         self.ppk = False  # both said that they can mix a PPK in (RFC 8784)
+        self.tries = 1  # of an initiator: this one is the how manieth attempt
         self.replaces: IkeSa | None = None  # make-before-break: the IKE SA that goes when this one is there

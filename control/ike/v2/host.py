@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from control.ike.events import Datagram, Event, PeerPath
+from control.ike.events import Datagram, Event, Failure, PeerPath
 from control.ike.identity import Identity
 from control.ike.pools import Pools
 from control.ike.settings import ChildSettings, Connection, EndpointSettings
@@ -63,6 +63,9 @@ class Host(Protocol):
 
     def others(self, local: Identity, remote: Identity, sa: IkeSa | None) -> list[IkeSa]:
         """Other established IKE SAs of the same two identities."""
+
+    def try_again(self, sa: IkeSa, failure: Failure, now: float) -> bool:
+        """The peer was silent from the beginning: begin anew in place of `sa`, if more attempts are allowed."""
 
     def reauthenticate(self, sa: IkeSa, now: float) -> None:
         """Begin an IKE SA that takes the place of `sa` when it is there."""

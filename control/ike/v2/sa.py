@@ -676,6 +676,17 @@ class IkeSa:
         elif not replaced:
             configure.give_back(self)
 
+    def abandon(self, now: float) -> list[Task]:
+        """It is over without a word, for another attempt is made; the tasks that wait for it to be established."""
+        waiting = [task for _, task in self.queued if task.exchange == Exchange.CREATE_CHILD_SA]
+        self.state = advance(self.state, Step.GONE)
+        self.active = None
+        self.queued.clear()
+        self.timers.clear()
+        self.window.pending = None
+        self.host.unregister(self, linger=False, now=now)
+        return waiting
+
     def bug(self, error: BaseException, now: float) -> None:
         """Something raised that should not have: it is told, and this IKE SA ends; the daemon goes on."""
         where = "".join(traceback.format_exception(error)).strip()

@@ -14,7 +14,7 @@ from control.ike.settings import Choice, Connection
 from control.ike.v2 import choice, codec, configure, negotiate, ppk, proof, unique
 from control.ike.v2.eap_rounds import EapResponder
 from control.ike.v2.proof import AuthenticationFailed
-from control.ike.v2.sa import Feature, IkeSa
+from control.ike.v2.sa import Feature, IkeSa, Timer
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.v2.tasks.auth import established
 from control.ike.wire.payloads import AuthPayload, IdPayload, SaPayload
@@ -156,6 +156,9 @@ class IkeAuthResponse(Task):
                 f"the peer asks for no child SA; connection '{connection.name}' demands one (childless = never)",
             )
         established(sa, now)
+        if Timer.REAUTH in sa.timers:
+            # It is the initiator's turn first; ours comes only if that does not care.
+            sa.timers[Timer.REAUTH] = (sa.timers[Timer.REAUTH] + sa.timers[Timer.EXPIRE]) / 2
         initial = request.notify(NotifyType.INITIAL_CONTACT) is not None
         unique.settle(sa, initial_contact=initial, now=now)
         if wants_child:

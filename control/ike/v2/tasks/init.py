@@ -130,7 +130,7 @@ class IkeInit(Task):
         sa.peer_spi = message.header.initiator_spi
         sa.connection = connection
         sa.suite = suite
-        handshake.connections = tuple(candidates)
+        handshake.connections = tuple(each for each in candidates if _accepts(each, suite))
         handshake.nonce_r = sa.host.random(NONCE_LENGTH)
         handshake.request = message.data
         try:
@@ -296,6 +296,14 @@ def _choose(
             refusal = refusal or error
     assert refusal is not None
     raise refusal
+
+
+def _accepts(connection: Connection, suite: Suite) -> bool:
+    """Whether the peer may still mean this connection, now that the suite is chosen."""
+    return any(
+        all(transform.id == 0 or transform in proposal.transforms for transform in suite.transforms)
+        for proposal in connection.proposals
+    )
 
 
 def _refused(kind: int, name: str, connection: Connection) -> PeerError:

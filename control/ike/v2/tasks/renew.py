@@ -122,6 +122,8 @@ def peer_silent(sa: IkeSa, pending: Pending, now: float) -> None:
         f"in {now - pending.first_sent:.0f} s from {path.local}:{path.local_port}{heard}",
         advice="check that UDP 500 and 4500 are open between the two, and that the peer runs",
     )
+    if sa.state.half_open and sa.host.try_again(sa, failure, now):
+        return
     active = sa.active
     if isinstance(active, RekeyIke) and active.rival_lives(sa):
         active.forget(sa, now)  # the peer is silent here, but it has made a successor

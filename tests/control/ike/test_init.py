@@ -1,0 +1,314 @@
+"""IKE_SA_INIT: cookies, other groups, both at once, limits, choice of a connection, repeated requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from control.ike.endpoint import Endpoint
+from control.ike.events import Datagram, PeerPath
+from control.ike.identity import Identity
+from control.ike.numbers import Exchange, NotifyType
+from control.ike.settings import Auth, AuthSettings, EndpointSettings
+from control.ike.v2.cookies import Cookies
+from control.ike.wire.message import find_notify, parse_message
+from control.ike.wire.payloads import KePayload
+from tests.control.ike.pair import (
+    ADDRESS_A,
+    ADDRESS_B,
+    Pair,
+    Wire,
+    child,
+    connection_a,
+    connection_b,
+    ike,
+    mirror,
+    psk,
+)
+
+ALWAYS = EndpointSettings(cookie_threshold=0)
+PATH = PeerPath(local=ADDRESS_B, local_port=500, remote=ADDRESS_A, remote_port=500)
+
+
+def inits(pair: Pair) -> list[tuple[bool, list[str]]]:
+    """IKE_SA_INIT messages: (is it a response, names of its notifications)."""
+    found = []
+    for datagram in pair.carried:
+        message = parse_message(datagram.data)
+        if message.header.exchange == Exchange.IKE_SA_INIT:
+            names = [each.name for each in message.payloads if hasattr(each, "name")]
+            found.append((message.header.response, names))
+    return found
+
+
+def test_cookie() -> None:
+    """Under load the responder demands a cookie first; nothing is kept until it comes."""
+    pair = Pair(settings_b=ALWAYS)
+    pair.initiate()
+    pair.step(2000.0)
+    assert not pair.b.ikes and pair.b.endpoint.counters["cookies"] == 1
+    pair.run()
+    pair.check_children()
+    assert [names[0] for _, names in inits(pair)[1:3]] == ["COOKIE", "COOKIE"]
+    assert len(pair.carried) == 6
+
+
+def test_other_group() -> None:
+    """The responder wants a group that the initiator did not guess."""
+    pair = Pair(
+        a=connection_a(proposals=ike("aes128gcm16-prfsha256-x25519-ecp256")),
+        b=connection_b(proposals=ike("aes128gcm16-prfsha256-ecp256")),
+    ).up()
+    pair.check_children()
+    assert inits(pair)[1] == (True, ["INVALID_KE_PAYLOAD"])
+    assert not pair.b.failures
+    assert pair.a.established[0].suite_name == "aes128gcm16-prfsha256-ecp256"
+
+
+def test_cookie_and_other_group() -> None:
+    """Both at once (RFC 7296 section 2.6.1): the cookie goes along with the other group."""
+    pair = Pair(
+        a=connection_a(proposals=ike("aes128gcm16-prfsha256-x25519-ecp256")),
+        b=connection_b(proposals=ike("aes128gcm16-prfsha256-ecp256")),
+        settings_b=ALWAYS,
+    ).up()
+    pair.check_children()
+    requests = [parse_message(each.data) for each in pair.carried if each.data[18:20] == b"\x22\x08"]
+    assert len(requests) == 3
+    assert find_notify(requests[2].payloads, NotifyType.COOKIE)
+    groups = [next(each.group for each in one.payloads if isinstance(each, KePayload)) for one in requests]
+    assert groups == [31, 31, 19]
+
+
+def test_group_that_was_not_proposed() -> None:
+    """A peer (or someone between) cannot talk us into another group."""
+    pair = Pair(wire=Wire(translate=_say(NotifyType.INVALID_KE_PAYLOAD, b"\x00\x0e")))
+    pair.initiate()
+    pair.run()
+    assert pair.a.failures == [
+        "the peer wants a key exchange by MODP_2048; we proposed CURVE25519; give both sides a common key exchange"
+    ]
+
+
+def test_cookies_for_ever() -> None:
+    """A responder that asks for cookies again and again is given up."""
+    pair = Pair(wire=Wire(translate=_say(NotifyType.COOKIE, b"cookie")))
+    pair.initiate()
+    pair.run()
+    assert pair.a.failures == ["the peer asks for a cookie again and again; see the peer's log"]
+    assert pair.a.sent == 7
+
+
+def _say(kind: NotifyType, data: bytes) -> Callable[[Datagram], Datagram]:
+    """Answer each IKE_SA_INIT request of A by a notification in B's place."""
+
+    def translate(datagram: Datagram) -> Datagram:
+        back = replace(
+            datagram.path,
+            local=datagram.path.remote,
+            remote=datagram.path.local,
+        )
+        header = datagram.data[:8] + bytes(8) + bytes([41, 0x20, 34, 0x20]) + bytes(4)
+        body = (
+            bytes([0, 0])
+            + (8 + len(data)).to_bytes(2, "big")
+            + bytes(2)
+            + int(kind).to_bytes(2, "big")
+            + data
+        )
+        return Datagram(path=back, data=header + (28 + len(body)).to_bytes(4, "big") + body)
+
+    return translate
+
+
+def test_cookie_belongs_to_nonce_address_and_time() -> None:
+    """It is good for the very same attempt, and for two minutes at most."""
+    cookies = Cookies(lambda size: bytes(range(size)))
+    pair = Pair()
+    pair.initiate()
+    data = pair.carried[0].data
+    cookie = cookies.check(data, PATH, 0.0)
+    assert cookie is not None
+
+    def retry(data: bytes = data, path: PeerPath = PATH, now: float = 1.0) -> bool:
+        notify = b"\x21\x00" + (8 + len(cookie)).to_bytes(2, "big") + b"\x00\x00\x40\x06" + cookie
+        whole = (
+            data[:16]
+            + b"\x29"
+            + data[17:24]
+            + (len(data) + len(notify)).to_bytes(4, "big")
+            + notify
+            + data[28:]
+        )
+        return cookies.check(whole, path, now) is None
+
+    assert retry()
+    assert not retry(path=replace(PATH, remote=ip_address("192.0.2.9")))
+    assert not retry(path=replace(PATH, remote_port=4500))
+    at = data.index(b"\x00\x00\x24", 28 + 40) if b"\x00\x00\x24" in data else len(data) - 1
+    assert not retry(data=bytes([1]) + data[1:]) or at < 0
+    assert retry(now=61.0)
+    assert not retry(now=200.0)
+
+
+def test_flood_costs_little() -> None:
+    """Beyond the threshold spoofed requests get cookies: no memory, and microseconds each."""
+    endpoint = Endpoint(EndpointSettings(), [connection_b()], psk())
+    pair = Pair()
+    pair.initiate()
+    data = pair.carried[0].data
+    begin = time.process_time()
+    count = 5000
+    for number in range(count):
+        spi = (number + 1).to_bytes(8, "big")
+        path = replace(PATH, remote=ip_address(0x0A000000 + number)) if False else PATH
+        endpoint.receive_datagram(spi + data[8:], replace(path, remote_port=1 + number), 0.0)
+        if number % 100 == 0:
+            endpoint.datagrams_to_send()
+    spent = time.process_time() - begin
+    assert len(endpoint.snapshot()) <= 30
+    assert not endpoint.events()
+    assert spent / count < 0.001, spent
+
+
+def test_half_open_limits() -> None:
+    """So many of one address, so many in all; a real peer is let in when the others have timed out."""
+    settings = EndpointSettings(cookie_threshold=100, block_threshold=3, half_open_timeout=30.0)
+    pair = Pair(settings_b=settings)
+    pair.initiate()
+    data = pair.carried[0].data
+    pair.flying.clear()
+    for number in range(10):
+        pair.b.endpoint.receive_datagram(bytes([9, number]) + data[2:], PATH, pair.now)
+    assert len(pair.b.ikes) == 3
+    assert pair.b.endpoint.counters["blocked"] == 7
+    pair.b.endpoint.datagrams_to_send()
+    pair.run(60.0)
+    assert [text.split(";")[0] for text in pair.b.failures[:3]] == 3 * [
+        "192.0.2.1 began, but did not finish within 30 s"
+    ]
+    assert pair.a.established and pair.b.established
+
+
+def test_repeated_init_gets_the_identical_response() -> None:
+    """RFC 7296 section 2.1."""
+    pair = Pair()
+    pair.initiate()
+    request = pair.carried[0].data
+    endpoint = pair.b.endpoint
+    endpoint.receive_datagram(request, PATH, 0.0)
+    endpoint.receive_datagram(request, PATH, 1.0)
+    first, second = endpoint.datagrams_to_send()
+    assert first == second
+    assert len(endpoint.snapshot()) == 1
+
+
+def test_no_connection_for_the_addresses() -> None:
+    """Both sides are told; nothing is kept."""
+    b = connection_b(remote_addresses=(ADDRESS_B,), local_addresses=(ip_address("192.0.2.77"),))
+    pair = Pair(b=b)
+    pair.initiate()
+    pair.run()
+    assert pair.b.failures == [
+        "no connection is configured for 192.0.2.2 (us) and 192.0.2.1 (the peer); check local_addrs and remote_addrs "
+        "of the connections"
+    ]
+    assert pair.a.failures[0].startswith("the peer accepts none of our IKE proposals: we offer")
+    assert not pair.b.ikes and not pair.a.ikes
+
+
+def test_refusals_are_not_without_end() -> None:
+    """A flood of what is refused makes neither as many events nor as many answers."""
+    b = connection_b(proposals=ike("aes256gcm16-prfsha512-ecp384"))
+    pair = Pair(b=b)
+    pair.initiate()
+    data = pair.carried[0].data
+    for number in range(500):
+        pair.b.endpoint.receive_datagram(number.to_bytes(8, "big") + data[8:], PATH, 0.0)
+    assert len(pair.b.endpoint.events()) <= 20
+    assert len(pair.b.endpoint.datagrams_to_send()) <= 20
+
+
+def named(name: str, **rest: object) -> object:
+    """B's connection under a name."""
+    return replace(connection_b(), name=name, **rest)  # type: ignore[arg-type]
+
+
+def test_choice_by_address() -> None:
+    """The most specific address wins, whatever the order."""
+    anyone = replace(connection_b(), name="any", remote_addresses=())
+    net = replace(connection_b(), name="net", remote_addresses=(ip_network("192.0.2.0/24"),))
+    exact = replace(connection_b(), name="exact")
+    for order in ((anyone, net, exact), (exact, net, anyone)):
+        assert Pair(b=order).up().b.established[0].connection == "exact"
+    assert Pair(b=(anyone, net)).up().b.established[0].connection == "net"
+
+
+def test_choice_by_proposal() -> None:
+    """Of several that fit the addresses the first with a common proposal."""
+    other = replace(connection_b(), name="other", proposals=ike("aes256-sha512-modp2048"))
+    assert Pair(b=(other, connection_b())).up().b.established[0].connection == "b-a"
+
+
+def test_switch_by_identity() -> None:
+    """After IKE_AUTH the identities tell which connection is meant."""
+    remote = AuthSettings(auth=Auth.PSK, identity=Identity.parse("z.example"))
+    other = replace(connection_b(), name="other", remote=remote)
+    assert Pair(b=(other, connection_b())).up().b.established[0].connection == "b-a"
+
+
+def test_switch_by_the_identity_that_is_asked_for() -> None:
+    """IDr says which of our identities is meant."""
+    local = AuthSettings(auth=Auth.PSK, identity=Identity.parse("y.example"))
+    other = replace(connection_b(), name="other", local=local)
+    assert Pair(b=(other, connection_b())).up().b.established[0].connection == "b-a"
+
+
+def test_switch_keeps_to_the_proposals() -> None:
+    """A connection whose proposals do not have the suite that was chosen is not switched to."""
+    a = connection_a()
+    strict = mirror(a, name="strict", proposals=ike("aes256gcm16-prfsha512-ecp384"))
+    wrong = mirror(a, name="wrong", remote=AuthSettings(auth=Auth.PSK, identity=Identity.parse("z.example")))
+    pair = Pair(a=a, b=(strict, wrong))
+    pair.initiate()
+    pair.run()
+    assert not pair.b.established
+    assert "connection 'wrong' wants 'z.example'" in pair.b.failures[0]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
+def test_each_message_lost_once(which: int) -> None:
+    """Any one datagram lost: it is repeated, and nothing comes about twice."""
+    pair = Pair(wire=Wire(drop=lambda number, datagram: number == which)).up()
+    pair.run(30.0)
+    pair.check_children()
+    assert len(pair.a.established) == len(pair.b.established) == 1
+
+
+def test_silent_peer() -> None:
+    """Sent six times in 165 seconds (swanctl's defaults), then given up."""
+    pair = Pair(wire=Wire(loss=1.0))
+    pair.initiate()
+    pair.a.endpoint.path_error(
+        PeerPath(local=ADDRESS_A, local_port=500, remote=ADDRESS_B, remote_port=500),
+        "connection refused (ICMP port unreachable)",
+        pair.now,
+    )
+    pair.run(200.0)
+    assert pair.a.sent == 6
+    [text] = pair.a.failures
+    assert text.startswith("no answer from 192.0.2.2:500, sent 6 times in 165 s from 192.0.2.1:500")
+    assert "connection refused (ICMP port unreachable)" in text
+
+
+def test_keying_tries() -> None:
+    """Attempts of an initiation: each with a new SPI."""
+    pair = Pair(a=connection_a(keying_tries=3, children=(child(),)), wire=Wire(loss=1.0))
+    pair.initiate()
+    pair.run(600.0)
+    assert len({datagram.data[:8] for datagram in pair.carried}) == 3
+    assert len(pair.a.failures) == 1
