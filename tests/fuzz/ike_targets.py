@@ -50,13 +50,16 @@ from control.pki.errors import CredentialError
 from control.pki.make import Issued, issue, make_authority, make_crl
 from control.pki.store import Authority, Credentials
 from tests import ike_messages
+from tests.fuzz.ike_responder import (
+    Broken,
+    conversation,
+    first_contact,
+    make_conversation,
+    make_first_contact,
+)
 
 REFUSALS = (PeerError, CryptoError, CredentialError, CrlError)
 _NOWHERE = b"\0" * 8
-
-
-class Broken(AssertionError):
-    """What was parsed is not what was built from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,8 @@ class Target:
     name: str
     make: Callable[[random.Random], bytes]
     run: Callable[[bytes], object]
-    weight: int = 4  # how often it is fuzzed, against the others
+    weight: float = 4  # how often it is fuzzed, against the others
+    slow: float = 0.5  # CPU seconds that no input may take
     must_take: bool = True  # whether it takes all that `make` gives
 
 
@@ -367,4 +371,7 @@ TARGETS: tuple[Target, ...] = (
     Target(name="sealed", make=_make_sealed, run=_sealed, weight=4),
     Target(name="certificates", make=_make_certificates, run=_certificates, weight=1),
     Target(name="revocation list", make=_make_crl, run=_crl, weight=1),
+    Target(name="first contact", make=make_first_contact, run=first_contact, weight=8),
+    # Each input is a seed, and some 20 ms of two endpoints' talk: fewer, and longer.
+    Target(name="conversation", make=make_conversation, run=conversation, weight=0.2, slow=30.0),
 )

@@ -93,7 +93,14 @@ class Ours:
         if self.secret is not None:
             data = crypto.psk_auth(sa.keys.prf, self.secret, covered)
             return AuthPayload(method=AuthMethod.SHARED_KEY, data=data)
-        assert self.private_key is not None
+        if self.private_key is None:
+            # EAP proves an initiator only; a connection without any proof of ours needs a peer that does without.
+            local, name = sa.connection.local.auth.value, sa.connection.name
+            raise AuthenticationFailed(
+                f"connection '{name}' has local.auth = {local!r}, by which we cannot prove ourselves to a peer that "
+                + ("wants a proof" if sa.connection.local.auth is Auth.NONE else "initiates"),
+                "set local.auth to psk or pubkey, or let this side initiate",
+            )
         hashes = sa.peer_hashes & allowed_hashes(sa.connection.local)
         try:
             method, data = crypto.sign(self.private_key, covered, hashes)
