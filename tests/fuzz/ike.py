@@ -27,7 +27,7 @@ from tests.fuzz.ike_mutate import mutate
 from tests.fuzz.ike_responder import Broken
 from tests.fuzz.ike_targets import REFUSALS, TARGETS, Target
 
-SAMPLES = 400  # well-formed inputs of each target
+SAMPLES = 120  # well-formed inputs of each target
 UNTOUCHED = 0.01  # part of the inputs that are left as they are
 HANG_SECONDS = 120
 WARM_UP = 50_000  # inputs after which memory may not grow any more
@@ -41,14 +41,14 @@ class Finding(Exception):
 class Fuzzer:
     """The targets' samples, and what became of the inputs so far."""
 
-    def __init__(self, seed: int, targets: tuple[Target, ...] = TARGETS) -> None:
+    def __init__(self, seed: int, targets: tuple[Target, ...] = TARGETS, samples: int = SAMPLES) -> None:
         self.seed = seed
         self.targets = targets
         self.weights = [target.weight for target in targets]
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.slowest = 0.0
         chance = random.Random(seed)
-        self.samples = {target.name: [target.make(chance) for _ in range(SAMPLES)] for target in targets}
+        self.samples = {target.name: [target.make(chance) for _ in range(samples)] for target in targets}
 
     def input(self, number: int) -> tuple[Target, bytes, bool]:
         """Target and bytes of an input, and whether they were mutated."""
