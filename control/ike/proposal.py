@@ -81,6 +81,13 @@ class Proposal:
         kept = tuple(transform for transform in self.transforms if transform.type not in KEY_EXCHANGES)
         return replace(self, transforms=kept)
 
+    def keeping_prf(self, prf: int) -> Proposal | None:
+        """The proposal with this PRF alone; None where it is not one of its alternatives."""
+        kept = tuple(each for each in self.transforms if each.type != TransformType.PRF or each.id == prf)
+        return (
+            replace(self, transforms=kept) if any(each.type == TransformType.PRF for each in kept) else None
+        )
+
     def to_wire(self, number: int, spi: bytes = b"") -> OfferedProposal:
         """What is sent as proposal `number`."""
         return OfferedProposal(number=number, protocol=self.protocol, spi=spi, transforms=self.transforms)

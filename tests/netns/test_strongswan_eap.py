@@ -54,18 +54,6 @@ def test_rekeying_keeps_the_address(server: str) -> None:
 
 
 @pytest.mark.parametrize("server", ["ours", "theirs"])
-def test_tls_1_3(server: str) -> None:
-    """RFC 9190: another export, and a zero byte at the end, as strongSwan has them where it is told to use 1.3."""
-    access = Access(method="eap-tls", options={"tls": {"version_max": "1.3"}})
-    with wires.direct() as wire, roadwarrior(access, wire, server=server) as (ours, theirs):
-        client = theirs if server == "ours" else ours
-        client.initiate(child="net")
-        (address,) = client.sa().virtual
-        assert ping_from(wire.left, address, wires.INSIDE["right"][4][0]) == 0
-        assert "TLS 1.3" in theirs.log()
-
-
-@pytest.mark.parametrize("server", ["ours", "theirs"])
 def test_both_families(server: str) -> None:
     """A client asks for an IPv4 and an IPv6 address, and reaches both networks in one child."""
     with wires.direct() as wire, roadwarrior(Access(both=True), wire, server=server) as (ours, theirs):

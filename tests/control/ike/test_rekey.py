@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from control.ike.events import ChildClosed, ChildEstablished, ChildOutboundReady, Closed
-from tests.control.ike.pair import Pair, Side, child, connection_a, connection_b, esp
+from tests.control.ike.pair import Pair, Side, child, connection_a, connection_b, esp, ike
 
 PROPOSALS = ["aes128gcm16", "aes128gcm16-x25519", "aes256-sha256-ecp256-ke1_mlkem768"]
 
@@ -46,3 +46,26 @@ def test_a_child_is_rekeyed_by_either_side(which: str, proposal: str) -> None:
     assert [type(event) for event in theirs] == [ChildEstablished, ChildOutboundReady, ChildClosed]
     assert not theirs[0].outbound and theirs[0].replaces == other_old
     assert theirs[2].why is Closed.REPLACED and theirs[2].replaced_by == theirs[0].child.id
+
+
+def test_rekeying_the_ike_sa_keeps_its_prf() -> None:
+    """Peers disagree on whose PRF makes the new keys, so it changes only where it must."""
+    first, second = "aes256-sha256-prfsha384-x25519", "aes128gcm16-prfsha256-prfsha384-x25519"
+    a = connection_a(proposals=ike(first, second))
+    pair = Pair(a=a, b=connection_b(proposals=ike(second, first))).up()
+    assert "prfsha256" in pair.a.established[0].suite_name
+    for side in (pair.a, pair.b):
+        side.endpoint.rekey_ike(side.ikes[0], pair.now)
+        pair.run()
+        assert side.rekeyed[-1].suite_name == "aes128gcm16-prfsha256-x25519"
+
+
+def test_rekeying_the_ike_sa_changes_its_prf_where_it_must() -> None:
+    """The responder no longer accepts the old one."""
+    both = ("aes128gcm16-prfsha256-x25519", "aes128gcm16-prfsha384-x25519")
+    pair = Pair(a=connection_a(proposals=ike(*both)), b=connection_b(proposals=ike(*both))).up()
+    [sa] = pair.b.endpoint._by_id.values()
+    sa.connection = connection_b(proposals=ike(both[1]))
+    pair.b.endpoint.rekey_ike(sa.id, pair.now)
+    pair.run()
+    assert pair.b.rekeyed[-1].suite_name == pair.a.rekeyed[-1].suite_name == both[1]

@@ -23,7 +23,7 @@ from control.crypto.sk import Protection
 from control.ike.errors import LocalError, PeerError
 from control.ike.events import Closed, Failure, IkeRekeyed
 from control.ike.numbers import Group, NotifyType, Protocol, name_of
-from control.ike.proposal import Suite, select, suite_of
+from control.ike.proposal import NoProposalChosen, Proposal, Suite, select, suite_of
 from control.ike.v2.child import first_group
 from control.ike.v2.keys import SaKeys
 from control.ike.v2.lifetimes import ike_over_time, retry_at
@@ -60,12 +60,12 @@ class RekeyIke(KeyedTask):
         return sa.state is State.ESTABLISHED and sa.successor is None
 
     def ask(self, sa: IkeSa, message: Outgoing, now: float) -> None:
-        """All IKE proposals of the connection, the group in use first."""
+        """The IKE proposals of the connection, the group in use first."""
         if self.new is None:
             self.new = IkeSa(sa.host, sa.connection, sa.path, initiator=True)
-            self.group = first_group(sa.connection.proposals, sa.suite.group if sa.suite is not None else 0)
+            self.group = first_group(_proposals(sa), sa.suite.group if sa.suite is not None else 0)
         spi = self.new.my_spi
-        offers = (each.to_wire(number, spi) for number, each in enumerate(sa.connection.proposals, start=1))
+        offers = (each.to_wire(number, spi) for number, each in enumerate(_proposals(sa), start=1))
         message.add(SaPayload(proposals=tuple(offers)))
 
     def accept(self, sa: IkeSa, message: Incoming, now: float) -> tuple[int, tuple[int, ...]]:
@@ -75,7 +75,7 @@ class RekeyIke(KeyedTask):
             raise PeerError(
                 NotifyType.INVALID_SYNTAX, f"the response's SA payload has {len(answer)} proposals; want 1"
             )
-        self.suite = suite_of(answer[0], sa.connection.proposals)
+        self.suite = suite_of(answer[0], _proposals(sa))
         self.new.peer_spi = _spi(answer[0])
         return self.suite.group, self.suite.additional_groups
 
@@ -104,7 +104,7 @@ class RekeyIke(KeyedTask):
         """Another group at once; another time later."""
         if error.type == NotifyType.INVALID_KE_PAYLOAD:
             group = int.from_bytes(error.data, "big") if len(error.data) == 2 else Group.NONE
-            offered = {each for proposal in sa.connection.proposals for each in proposal.groups}
+            offered = {each for proposal in _proposals(sa) for each in proposal.groups}
             if group in offered and group != self.group and not self.forgotten:
                 self.group = group
                 return MORE
@@ -117,7 +117,7 @@ class RekeyIke(KeyedTask):
             sa.note("info", "the IKE SA's rekeying is put off: the peer is busy")
             self._later(sa, now)
         else:
-            offers = ", ".join(map(str, sa.connection.proposals))
+            offers = ", ".join(map(str, _proposals(sa)))
             self.failed(
                 sa,
                 Failure(
@@ -166,12 +166,7 @@ class RekeyIke(KeyedTask):
     def agree(self, sa: IkeSa, message: Incoming, ke_group: int, now: float) -> tuple[int, tuple[int, ...]]:
         """The suite, by our preference, and our SPI."""
         offered = message.need(SaPayload).proposals
-        suite, number = select(
-            offered,
-            sa.connection.proposals,
-            prefer_group=ke_group or None,
-            whose=f"connection '{sa.connection.name}'",
-        )
+        suite, number = _select(sa, offered, ke_group)
         if suite.group != ke_group:
             raise PeerError(
                 NotifyType.INVALID_KE_PAYLOAD,
@@ -292,6 +287,26 @@ def _keys(
     keys = SaKeys(function, protection, derived, initiator=new.initiator, random=sa.host.random)
     keys.forget_authentication()
     return keys
+
+
+def _proposals(sa: IkeSa) -> tuple[Proposal, ...]:
+    """What to offer: the connection's proposals with the PRF in use, as far as they have it.
+
+    RFC 7296 section 2.18 has SKEYSEED made by the old PRF and the keys by the new one; strongSwan 5.9.8 makes both by
+    the old. As long as the PRF stays, all agree.
+    """
+    prf = sa.suite.prf if sa.suite is not None else 0
+    kept = tuple(each for one in sa.connection.proposals if (each := one.keeping_prf(prf)) is not None)
+    return kept or sa.connection.proposals
+
+
+def _select(sa: IkeSa, offered: Sequence[OfferedProposal], ke_group: int) -> tuple[Suite, int]:
+    """Suite and number of the proposal: with the PRF in use, else with any that the connection has."""
+    whose, group = f"connection '{sa.connection.name}'", ke_group or None
+    try:
+        return select(offered, _proposals(sa), prefer_group=group, whose=whose)
+    except NoProposalChosen:
+        return select(offered, sa.connection.proposals, prefer_group=group, whose=whose)
 
 
 def _spi(proposal: OfferedProposal) -> bytes:
