@@ -212,6 +212,14 @@ class IkeSa:
         """True when ESP goes in UDP: a NAT was found, or encapsulation is forced (which looks like one)."""
         return self.nat_local or self.nat_remote or bool(self.features & Feature.ENCAPSULATION)
 
+    @property
+    def heir(self) -> IkeSa:
+        """The IKE SA that has our children after all replacements; itself where there was none."""
+        found = self
+        while found.successor is not None:
+            found = found.successor
+        return found
+
     def child_by_outbound(self, spi: int) -> Child | None:
         """The child that sends with `spi`: what a peer's Delete payload and REKEY_SA name."""
         return next((child for child in self.children.values() if child.spec.spi_out == spi), None)
@@ -654,6 +662,9 @@ class IkeSa:
         reason = failure or Failure(code="ike_sa_closed", text=f"the IKE SA is gone: {why.value}")
         for task in tasks:
             task.failed(self, reason, now)
+        for act in self.followups.values():
+            act.dropped(self)
+        self.followups.clear()
         for child in list(self.children.values()):
             self.close_child(child, why, failure=failure)
         if half_open:

@@ -54,6 +54,13 @@ def followup(sa: IkeSa, message: Incoming) -> Task:
     return task
 
 
+def drop(sa: IkeSa, act: KeyedTask | None) -> None:
+    """The peer will not go on with an act of its own that is half done."""
+    if act is not None and sa.followups.get(act.rounds.link) is act:
+        del sa.followups[act.rounds.link]
+        act.dropped(sa)
+
+
 class KeyedTask(Task):
     """What new children and successors of the IKE SA have in common: nonces, KE payloads, follow-ups and refusals."""
 
@@ -137,6 +144,7 @@ class KeyedTask(Task):
 
         settle(sa, now)
         if message.header.exchange == Exchange.IKE_FOLLOWUP_KE:
+            self.recheck(sa)
             self.reply = [self.rounds.answer_next(message)]
         else:
             self.check(sa, message, now)
@@ -161,6 +169,9 @@ class KeyedTask(Task):
     def check(self, sa: IkeSa, message: Incoming, now: float) -> None:
         """Whether it can be done now; raises PeerError."""
         raise NotImplementedError
+
+    def recheck(self, sa: IkeSa) -> None:
+        """The same before each further exchange: much may have happened since. Raises PeerError."""
 
     def agree(self, sa: IkeSa, message: Incoming, ke_group: int, now: float) -> tuple[int, tuple[int, ...]]:
         """Choose, add to `reply` all but nonce and KE; the methods of the key exchanges. Raises PeerError."""
@@ -217,7 +228,12 @@ class CreateChild(KeyedTask):
     def wanted(self, sa: IkeSa, now: float) -> bool:
         """False where the IKE SA is on its way out: the child belongs to its successor, or to nobody."""
         if self.settings is not None and sa.state is State.ESTABLISHED:
-            return True
+            if self.asked is not None or not sa.followups:
+                return True
+            self.again(
+                sa, now
+            )  # the peer is at the IKE SA, perhaps: what is asked for now may be lost with it
+            return False
         self._free(sa)
         return False
 
@@ -275,6 +291,11 @@ class CreateChild(KeyedTask):
         """Tell it; where the peer thinks that it has a child, take it back."""
         if self.settings is not None and self.initiator:
             self.take_back(sa, now)
+            if sa.state is State.CLOSED and sa.successor is not None:
+                again = CreateChild(self.settings, initiator=True, packet=self.packet)
+                sa.heir.queue(again, now)
+                sa.host.schedule(sa.heir)
+                return
             sa.child_failed(self.settings.name, failure)
 
     def take_back(self, sa: IkeSa, now: float) -> None:

@@ -51,9 +51,12 @@ class DeleteChild(Task):
         return DONE
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
-        """An answer that makes no sense closes it all the same."""
+        """An answer that makes no sense closes it all the same; on an IKE SA that was replaced it is asked again."""
         if sa.state is not State.CLOSED:
             sa.close_child(self.child, self.why)
+        elif sa.successor is not None:
+            sa.heir.queue(DeleteChild(self.child, self.why), now, first=True)
+            sa.host.schedule(sa.heir)
 
 
 def newest(sa: IkeSa, child: Child) -> Child:
@@ -104,11 +107,11 @@ class DeleteIke(Task):
 
     def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
         """DELETE for protocol IKE, which has no SPI."""
-        if sa.state in (State.DELETING, State.CLOSED):
+        if sa.successor is not None and self.why is not Closed.REPLACED:
+            sa.heir.queue(DeleteIke(self.why, self.failure), now)
+            sa.host.schedule(sa.heir)
             return DONE
-        if sa.state is State.REKEYED and sa.successor is not None and self.why is not Closed.REPLACED:
-            sa.successor.queue(DeleteIke(self.why, self.failure), now)
-            sa.host.schedule(sa.successor)
+        if sa.state in (State.DELETING, State.CLOSED):
             return DONE
         sa.state = advance(sa.state, Step.DELETE_SENT)
         message.add(DeletePayload(protocol=Protocol.IKE))
@@ -120,8 +123,11 @@ class DeleteIke(Task):
         return DONE
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
-        """Likewise."""
+        """Likewise; but what was to be closed lives on where it was replaced first."""
         sa.close(self.why, now, failure=self.failure)
+        if sa.successor is not None and self.why is not Closed.REPLACED:
+            sa.heir.queue(DeleteIke(self.why, self.failure), now)
+            sa.host.schedule(sa.heir)
 
 
 # What a peer asks for

@@ -26,6 +26,7 @@ from control.ike.v2.task import DONE, Incoming, Outgoing, Result
 from control.ike.v2.tasks.create_child import (
     LONGEST_WAIT,
     CreateChild,
+    drop,
     refuse_while_busy,
     temporary_failure,
 )
@@ -62,7 +63,12 @@ class RekeyChild(CreateChild):
         if old is None or not alive(sa, old) or sa.state is not State.ESTABLISHED:
             self._free(sa)
             return False
-        return old.state is ChildState.INSTALLED or self.asked is not None
+        if self.asked is not None:
+            return True
+        if sa.followups:
+            self._later(sa, old, now)  # the peer is at it, or at the IKE SA
+            return False
+        return old.state is ChildState.INSTALLED
 
     def ask(self, sa: IkeSa, message: Outgoing, now: float) -> None:
         """REKEY_SA with the SPI of our inbound SA, and what a new child has."""
@@ -100,6 +106,7 @@ class RekeyChild(CreateChild):
         self._free(sa)
         old = self.old
         if old is None or not alive(sa, old):
+            drop(sa, self.rival)
             return DONE  # closed meanwhile
         if self.rival_lives(sa) or alive_by_id(sa, old.replaced_by):
             # RFC 7296 section 2.8.1: the peer knew nothing of our request when it finished its own.
@@ -144,6 +151,9 @@ class RekeyChild(CreateChild):
         """The answer was no good, or the IKE SA is over (which is told by itself)."""
         self.take_back(sa, now)
         old = self.old
+        if sa.state is State.CLOSED and sa.successor is not None:
+            sa = sa.heir  # the child lives on there, and is to be rekeyed there
+            self.rival = None
         if sa.state is State.CLOSED or old is None or not alive(sa, old):
             return
         if self.rival_lives(sa):
@@ -206,6 +216,9 @@ class RekeyChild(CreateChild):
         if old is None or not alive(sa, old):
             self.dropped(sa)
             raise ChildNotFound(spi_bytes(old.spec.spi_out) if old is not None else b"")
+        if old.state is ChildState.DELETING:  # since the act began
+            self.dropped(sa)
+            raise temporary_failure(f"rekeying of child '{self.name_of_child}', which we delete")
         self.child = self.install(sa, now, outbound=False, replaces=old)
         if self._ours(sa) is None:
             old.state = ChildState.REKEYED
@@ -215,6 +228,8 @@ class RekeyChild(CreateChild):
         if self.agreed is None or self.old is None:
             return
         old, rival = self.old, self.rival.child if self.rival is not None else None
+        if not self.loses(sa):
+            drop(sa, self.rival)
         if self.agreed.spi_out in self.deleted:
             # The peer installed it, and closed it before its answer reached us; with it goes what it stood for.
             self._free(sa)

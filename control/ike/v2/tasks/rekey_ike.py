@@ -30,7 +30,7 @@ from control.ike.v2.lifetimes import ike_over_time, retry_at
 from control.ike.v2.sa import IkeSa, Timer
 from control.ike.v2.states import State, Step, advance
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result
-from control.ike.v2.tasks.create_child import CreateChild, KeyedTask, temporary_failure
+from control.ike.v2.tasks.create_child import CreateChild, KeyedTask, drop, temporary_failure
 from control.ike.v2.tasks.delete import DeleteChild, DeleteIke, DeleteSpi
 from control.ike.wire.payloads import NotifyPayload, SaPayload
 from control.ike.wire.proposal import OfferedProposal
@@ -56,8 +56,13 @@ class RekeyIke(KeyedTask):
     # Initiator
 
     def wanted(self, sa: IkeSa, now: float) -> bool:
-        """Once only."""
-        return sa.state is State.ESTABLISHED and sa.successor is None
+        """Once only, and not while the peer is at it."""
+        if sa.state is not State.ESTABLISHED or sa.successor is not None:
+            return False
+        if self.new is None and any(isinstance(act, RekeyIke) for act in sa.followups.values()):
+            self._later(sa, now)
+            return False
+        return True
 
     def ask(self, sa: IkeSa, message: Outgoing, now: float) -> None:
         """The IKE proposals of the connection, the group in use first."""
@@ -158,6 +163,10 @@ class RekeyIke(KeyedTask):
 
     def check(self, sa: IkeSa, message: Incoming, now: float) -> None:
         """RFC 7296 section 2.25: not while it goes, and not while children change by our doing."""
+        self.recheck(sa)
+
+    def recheck(self, sa: IkeSa) -> None:
+        """The same."""
         if sa.state is not State.ESTABLISHED:
             raise temporary_failure(f"the IKE SA's rekeying was asked for while it is {sa.state.value}")
         if isinstance(sa.active, CreateChild | DeleteChild | DeleteSpi):
@@ -208,6 +217,7 @@ class RekeyIke(KeyedTask):
             new.queue(DeleteIke(Closed.REPLACED), now, first=True)
             sa.host.schedule(new)
         else:
+            drop(sa, self.rival)
             rival = self.rival.new if self.rival is not None else None
             succeed(sa, new, now)
             sa.queue(DeleteIke(Closed.REPLACED), now, first=True)

@@ -191,8 +191,8 @@ def close_ike(sa: IkeSa, now: float, *, delay: float = 0.0) -> None:
     """We want the IKE SA gone, `delay` seconds from now."""
     if sa.state.half_open:
         sa.close(Closed.LOCAL, now)
-    elif not sa.has_task(DeleteIke):
-        sa.queue(DeleteIke(Closed.LOCAL), now, delay=delay)
+    else:
+        sa.queue(DeleteIke(Closed.LOCAL), now, delay=delay)  # or its successor, should it be replaced before
 
 
 def close_child(sa: IkeSa, child: Child, now: float) -> None:
