@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from control.admin.events import format_endpoint, format_selector
 from control.admin.steering import ChildTraffic, IkeControl
+from control.ike.events import Failure
 from control.ike.settings import Connection, PoolSettings
 from control.ike.snapshot import ChildSnapshot, IkeSnapshot
 
@@ -18,19 +20,24 @@ def build_ike(control: IkeControl) -> dict[str, Any]:
     """A snapshot of JSON's types only. Times are seconds from now; None where there is no such time."""
     now, traffic = control.now(), control.traffic()
     sas = control.snapshot()
+    errors, of_connection = control.feed.last_errors(), defaultdict[str, list[IkeSnapshot]](list)
+    for sa in sas:
+        of_connection[sa.connection].append(sa)
+    leases = control.leases()
     return {
-        "connections": [_connection(control, connection, sas) for connection in control.connections.values()],
+        "connections": [
+            _connection(connection, of_connection[name], errors.get(name))
+            for name, connection in control.connections.items()
+        ],
         "ike_sas": [_ike(sa, traffic, now) for sa in sas],
         "half_open": sum(sa.state in HALF_OPEN for sa in sas),
-        "pools": [_pool(pool, control.leases()) for pool in control.pools],
+        "pools": [_pool(pool, leases) for pool in control.pools],
     }
 
 
 def _connection(
-    control: IkeControl, connection: Connection, all_sas: Sequence[IkeSnapshot]
+    connection: Connection, sas: Sequence[IkeSnapshot], error: tuple[float, Failure] | None
 ) -> dict[str, Any]:
-    sas = [sa for sa in all_sas if sa.connection == connection.name]
-    error = control.feed.last_errors().get(connection.name)
     installed = {child.sa.settings.name for sa in sas for child in sa.children}
     wanted = {child.name for child in connection.children}
     if not any(sa.established for sa in sas):

@@ -6,6 +6,8 @@ behind them, what the clients built into telephones and Windows offer.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from control.config.problems import kind, show
 from control.config.table import Table
 from control.ike.defaults import default_proposals
@@ -13,6 +15,8 @@ from control.ike.numbers import Protocol
 from control.ike.proposal import Proposal, parse_proposal
 
 _EXAMPLE = {Protocol.IKE: "aes256gcm16-prfsha384-x25519", Protocol.ESP: "aes256gcm16-x25519"}
+
+_parse = lru_cache(1024)(parse_proposal)  # a thousand connections share the few that they name
 
 
 def read_proposals(
@@ -37,7 +41,7 @@ def read_proposals(
                 found += default_proposals(protocol, remote_access=remote_access)
                 continue
             try:
-                proposal = parse_proposal(protocol, text)
+                proposal = _parse(protocol, text.strip())
             except ValueError as error:
                 table.error(where, f"got {show(text.strip())}, {error}")
                 continue

@@ -2,7 +2,8 @@
 
 RFC 8247 (IKE) and RFC 8221 (ESP) say what must, should and must not be there: nothing here is below SHOULD, but for
 REMOTE_ACCESS. AEAD ciphers come first; 256-bit keys come before 128-bit ones; a peer without AEAD finds CBC with HMAC
-in proposals of their own. No default asks for a key exchange per child: it would keep peers without one from rekeying.
+in proposals of their own. ESP's are there once without a key exchange of the child's own and once with one (behind, so
+that CPU is not spent unasked): peers configured for forward secrecy refuse to rekey without, and others with.
 
 REMOTE_ACCESS comes behind, for connections that lend addresses. Windows' built-in client offers MODP-1024 and nothing
 better unless its registry (NegotiateDH2048_AES256) or its PowerShell cmdlet says so; the clients of Android offer all
@@ -11,6 +12,8 @@ AUTH covers the offers (RFC 7296 section 2.15).
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 from control.ike.numbers import Protocol
 from control.ike.proposal import Proposal, parse_proposal
@@ -29,9 +32,12 @@ _IKE_REMOTE_ACCESS = (
 _ESP = (
     "aes256gcm16-aes128gcm16-chacha20poly1305-esn-noesn",
     "aes256-aes192-aes128-sha256-sha384-sha512-esn-noesn",
+    f"aes256gcm16-aes128gcm16-chacha20poly1305-esn-noesn-{_GROUPS}",
+    f"aes256-aes192-aes128-sha256-sha384-sha512-esn-noesn-{_GROUPS}",
 )
 
 
+@cache
 def default_proposals(protocol: Protocol, *, remote_access: bool = False) -> tuple[Proposal, ...]:
     """The defaults of IKE or ESP, preferred first; with those of old clients last where `remote_access` says so."""
     texts: tuple[str, ...] = _IKE if protocol == Protocol.IKE else _ESP
