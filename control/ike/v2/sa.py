@@ -124,6 +124,7 @@ class IkeSa:
         "last_heard",
         "last_sent",
         "local_id",
+        "mapping",
         "my_spi",
         "nat_local",
         "nat_remote",
@@ -167,6 +168,7 @@ class IkeSa:
         self.features = Feature(0)
         self.nat_local = False  # we are behind a NAT
         self.nat_remote = False
+        self.mapping: bytes | None = None  # behind a NAT: where the peer saw us last, as its hash tells
         self.local_id: Identity | None = None
         self.remote_id: Identity | None = None
         self.eap_identity: str | None = None
@@ -581,6 +583,9 @@ class IkeSa:
         }
         self.timers = {timer: at for timer, at in self.timers.items() if at}
         self.start_keepalives(now)
+        from control.ike.v2.tasks import renew
+
+        renew.learn_mapping(self, now)
 
     def finish_handshake(self) -> None:
         """Nothing of the handshake is needed any more."""

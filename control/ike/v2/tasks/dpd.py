@@ -38,3 +38,15 @@ class Liveness(Task):
         if sa.first_initiator and mapping_changed(sa, message):
             update(sa, sa.path, now)
         return DONE
+
+
+class LearnMapping(Liveness):
+    """Ask for the sake of the mapping alone: what it is at first is what a later answer is compared with."""
+
+    name = "learn the NAT's mapping"
+
+    def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
+        """Nothing to ask where the peer follows by itself (RFC 7296 section 2.23), or another asked meanwhile."""
+        if not sa.features & Feature.MOBIKE or sa.mapping is not None:
+            return DONE
+        return super().build(sa, message, now)

@@ -62,6 +62,7 @@ class UpdateAddresses(Task):
             return DONE
         if sa.path != self.path:
             return DONE  # we have moved again meanwhile; that has its own exchange
+        mapping_changed(sa, message)
         _take_detections(sa, message.payloads, message.path)
         sa.start_keepalives(now)
         sa.move(self.path, now)
@@ -145,11 +146,14 @@ def add_detections(sa: IkeSa, message: Outgoing, path: PeerPath) -> None:
 
 
 def mapping_changed(sa: IkeSa, response: Incoming) -> bool:
-    """Whether the peer sees us elsewhere than before: behind a NAT where none was, or the NAT is gone."""
-    if response.notify(NotifyType.NAT_DETECTION_DESTINATION_IP) is None:
+    """Whether the peer sees us elsewhere than before: by another mapping, or a NAT has come or gone."""
+    seen = response.notify(NotifyType.NAT_DETECTION_DESTINATION_IP)
+    if seen is None:
         return False
+    # The hash is of this IKE SA's SPIs and of our address and port as the peer saw them: comparable, not readable.
+    before, sa.mapping = sa.mapping, seen.data
     local, _ = _found(sa, response.payloads, response.path)
-    return local != sa.nat_local
+    return local != sa.nat_local or before not in (None, seen.data)
 
 
 def _found(sa: IkeSa, payloads: Sequence[Payload], path: PeerPath) -> tuple[bool, bool]:

@@ -13,7 +13,7 @@ from control.ike.v2.task import DONE, Incoming, Outgoing, Result, Task
 from control.ike.v2.tasks import mobike
 from control.ike.v2.tasks.create_child import CreateChild
 from control.ike.v2.tasks.delete import DeleteChild, DeleteIke
-from control.ike.v2.tasks.dpd import Liveness
+from control.ike.v2.tasks.dpd import LearnMapping, Liveness
 from control.ike.v2.tasks.rekey_child import RekeyChild
 from control.ike.v2.tasks.rekey_ike import RekeyIke
 from control.ike.v2.window import Pending
@@ -96,6 +96,12 @@ def expired(sa: IkeSa, now: float) -> None:
     sa.close(Closed.EXPIRED, now, failure=failure)
     for child in children:
         child_gone(sa, child, now)
+
+
+def learn_mapping(sa: IkeSa, now: float) -> None:
+    """The IKE SA is new: learn where its peer sees us, if a NAT is before us, so that a change is noticed later."""
+    if sa.first_initiator and sa.nat_local:
+        sa.queue(LearnMapping(), now)
 
 
 def liveness_due(sa: IkeSa, now: float) -> None:
