@@ -6,8 +6,8 @@ A piece that is not the last is acknowledged by an empty packet. TLS itself dema
 CA; what else is wanted of a peer's certificate `check` says once the chain is known, and before the peer hears of
 success. MSK is the first half of what is exported; with TLS 1.3 the server confirms the end by a zero byte.
 
-strongSwan 5.9.8 speaks TLS 1.2 unless told otherwise; its TLS 1.3 is of a draft (another MSK, no zero byte) and does not
-work with this.
+strongSwan 5.9.8 speaks TLS 1.2 unless told otherwise; its TLS 1.3 is of a draft (another MSK, no zero byte) and
+does not work with this.
 
 No session resumption, no early data, no PSK suites: a client proves its certificate anew each time.
 """

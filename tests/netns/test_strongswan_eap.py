@@ -77,7 +77,8 @@ def test_wrong_password_at_our_server() -> None:
     with wires.direct() as wire, roadwarrior(Access(password="guess"), wire, server="ours") as (ours, theirs):
         with pytest.raises(PeerRefused, match="ERROR_AUTHENTICATION_FAILURE"):
             theirs.initiate(child="net")
-        assert f"EAP-MSCHAPv2 of '{USER}' failed: the password is wrong" in ours.log()
+        text = f"EAP-MSCHAPv2 of '{USER}' failed: the password is wrong"
+        wait_until(lambda: text in ours.log(), timeout=5, what="we say why")
 
 
 def test_wrong_password_of_ours() -> None:
