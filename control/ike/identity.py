@@ -89,7 +89,7 @@ _TEXT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _SHOWN = 300  # characters of an identity that are shown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Identity:
     """One identity: its kind and the data of the Identification payload (network byte order, DER for names).
 

@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from control.crypto.auth import PrivateKey, key_name
-from control.ike.identity import Identity
+from control.ike.identity import PERFECT_MATCH, Identity
 from control.pki import names, verify
 from control.pki.crl import CrlStore, Standing, distribution_points
 from control.pki.errors import CredentialError
@@ -85,6 +85,15 @@ class Credentials:
         self.authorities = tuple(authorities)
         self.crls = crls or CrlStore()
         self.clock = clock
+        self._psk_exact: dict[
+            Identity, list[int]
+        ] = {}  # positions of keys, by each identity that is no pattern
+        self._psk_patterns: list[int] = []
+        for position, key in enumerate(self.preshared_keys):
+            for identity in key.identities:
+                self._psk_exact.setdefault(identity, []).append(position)
+            if not key.identities or any(identity.is_pattern for identity in key.identities):
+                self._psk_patterns.append(position)
         self._chains: dict[str, list[x509.Certificate]] = {}
         self._paths: OrderedDict[object, tuple[x509.Certificate, ...]] = (
             OrderedDict()
@@ -100,16 +109,22 @@ class Credentials:
         As in strongSwan, a key fits when either end fits one of its identities, or when it has none.
         """
         best: PresharedKey | None = None
-        best_quality = (0, 0, 0)
-        for key in self.preshared_keys:
+        best_quality = (0, 0, 0, 0)
+        for position in itertools.chain(self._psk_of(remote), self._psk_of(local), self._psk_patterns):
+            key = self.preshared_keys[position]
             ours = max((_quality(local, pattern) for pattern in key.identities), default=0)
             peers = max((_quality(remote, pattern) for pattern in key.identities), default=0)
             if key.identities and not ours and not peers:
                 continue
-            quality = (1 + (ours > 0) + (peers > 0), peers, ours)
-            if quality > best_quality:
+            if ours == peers == PERFECT_MATCH:
+                return key  # the peer's come first and in their order: there is none better
+            quality = (1 + (ours > 0) + (peers > 0), peers, ours, -position)
+            if best is None or quality > best_quality:
                 best, best_quality = key, quality
         return best
+
+    def _psk_of(self, identity: Identity | None) -> Sequence[int]:
+        return self._psk_exact.get(identity, ()) if identity is not None else ()
 
     def missing_psk(self, local: Identity | None, remote: Identity | None) -> CredentialError:
         """The error of two ends for whom `find_psk` finds nothing."""

@@ -45,6 +45,7 @@ def credentials(
     pinned: Sequence[Issued] = (),
     now: datetime.datetime = NOW,
     crls: CrlStore | None = None,
+    secrets: Sequence[bytes] = (),
 ) -> Credentials:
     """What one side has: its own certificates, named own0, own1...; CAs ca0...; and peers' certificates peer0..."""
     certificates = [
@@ -58,7 +59,13 @@ def credentials(
     authorities = [
         Authority(name=f"ca{index}", certificates=(each.certificate,)) for index, each in enumerate(trusted)
     ]
-    return Credentials(certificates=certificates, authorities=authorities, crls=crls, clock=now.timestamp)
+    return Credentials(
+        preshared_keys=[PresharedKey(secret=secret) for secret in secrets],
+        certificates=certificates,
+        authorities=authorities,
+        crls=crls,
+        clock=now.timestamp,
+    )
 
 
 def connection(
@@ -162,10 +169,9 @@ def test_the_subject_is_the_identity_by_default() -> None:
 
 
 def test_one_side_by_certificate_the_other_by_secret() -> None:
-    secret = PresharedKey(secret=b"a shared secret")
     ours = connection_a(local=AuthSettings(auth=Auth.PSK, identity=A), remote=connection().remote)
-    a, b = credentials(), credentials(OWN_B, trusted=())
-    a.preshared_keys = b.preshared_keys = (secret,)
+    secrets = [b"a shared secret"]
+    a, b = credentials(secrets=secrets), credentials(OWN_B, trusted=(), secrets=secrets)
     came_up(attempt(a, b, ours=ours, theirs=b_side(ours)))
 
 
@@ -335,8 +341,7 @@ def test_an_identity_that_the_connection_does_not_want() -> None:
 
 
 def test_a_secret_where_a_certificate_is_demanded() -> None:
-    a = credentials()
-    a.preshared_keys = (PresharedKey(secret=b"a shared secret"),)
+    a = credentials(secrets=[b"a shared secret"])
     pair = attempt(a, credentials(OWN_B), ours=connection_a())
     assert pair.b.failures == [
         "the peer is 'a.example' by psk, asks for 'b.example'; connection 'b-a' wants 'a.example' by pubkey and is "

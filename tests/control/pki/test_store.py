@@ -54,6 +54,18 @@ def test_the_key_that_fits_best(local: str, remote: str, secret: str) -> None:
     assert found is not None and found.secret == secret.encode()
 
 
+def test_the_first_of_equal_keys_and_every_key_of_many() -> None:
+    us = Identity.parse("@us")
+    keys = [psk("first", "@us", "@p0"), *(psk(f"key {index}", "@us", f"@p{index}") for index in range(500))]
+    store = Credentials(preshared_keys=keys)
+    for index in range(1, 500):
+        found = store.find_psk(us, Identity.parse(f"@p{index}"))
+        assert found is not None and found.secret == f"key {index}".encode()
+    for remote in ("@p0", "@nobody"):
+        found = store.find_psk(us, Identity.parse(remote))
+        assert found is not None and found.secret == b"first"
+
+
 def test_no_key_says_whom_the_keys_are_for() -> None:
     store = Credentials(preshared_keys=KEYS[2:4])
     us, peer = Identity.parse("@us"), Identity.parse("@you")
