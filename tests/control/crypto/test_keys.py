@@ -16,7 +16,7 @@ TESTS = json.loads((VECTORS / "acvp_ikev2.json").read_text())["tests"]
 NI, NR, SPI_I, SPI_R = b"i" * 32, b"r" * 32, b"I" * 8, b"R" * 8
 
 
-@pytest.mark.parametrize("test", TESTS, ids=lambda test: f"prf-{test['prf']}")
+@pytest.mark.parametrize("test", TESTS, ids=lambda test: f"prf-{test['prf']}-{test['spiInit']}")
 def test_acvp(test: dict[str, Any]) -> None:
     """SKEYSEED, the keys of an IKE SA, of children with and without PFS, and SKEYSEED of a rekeying."""
     value = {name: bytes.fromhex(text) for name, text in test.items() if name != "prf"}
