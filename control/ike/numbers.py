@@ -7,6 +7,7 @@ them in a message. Comparing such an integer with an enum's member works, for th
 from __future__ import annotations
 
 import enum
+from functools import lru_cache
 
 
 class Exchange(enum.IntEnum):
@@ -424,6 +425,7 @@ class HashAlgorithm(enum.IntEnum):
     IDENTITY = 5
 
 
+@lru_cache(4096)  # it is asked for each payload that comes; what a peer makes up is pushed out again
 def name_of(kind: type[enum.IntEnum], number: int) -> str:
     """The registered name of a number, or the number itself with the registry's name: "Exchange 99"."""
     try:

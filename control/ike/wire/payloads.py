@@ -259,7 +259,8 @@ def _parse_nonce(body: bytes) -> NoncePayload:
 def _parse_notify(body: bytes) -> NotifyPayload:
     _need(body, 4, "notify")
     protocol, size, kind = struct.unpack_from(">BBH", body)
-    _need(body, 4 + size, f"notify {name_of(NotifyType, kind)} (SPI of {size} bytes)")
+    if size:
+        _need(body, 4 + size, f"notify {name_of(NotifyType, kind)} (SPI of {size} bytes)")
     return NotifyPayload(type=kind, protocol=protocol, spi=body[4 : 4 + size], data=body[4 + size :])
 
 
