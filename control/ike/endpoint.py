@@ -18,7 +18,16 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
 from control.ike.errors import PeerError
-from control.ike.events import Datagram, Event, Failure, IkeFailed, Noted, PeerPath
+from control.ike.events import (
+    ChildClosed,
+    ChildEstablished,
+    Datagram,
+    Event,
+    Failure,
+    IkeFailed,
+    Noted,
+    PeerPath,
+)
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.pools import Pools
@@ -32,6 +41,7 @@ from control.ike.v2.sa import Child, Feature, IkeSa, Timer
 from control.ike.v2.states import State
 from control.ike.v2.task import Incoming, Outgoing
 from control.ike.v2.tasks import renew
+from control.ike.v2.tasks.delete import DeleteIke
 from control.ike.v2.tasks.init import IkeInit
 from control.ike.wire.header import HEADER_LENGTH, NO_SPI, parse_header
 from control.ike.wire.message import parse_message
@@ -103,6 +113,7 @@ class Endpoint:
         self._spi_in_use = spi_in_use
         self._sas: dict[bytes, IkeSa] = {}  # by our SPI
         self._by_id: dict[int, IkeSa] = {}
+        self._owners: dict[int, int] = {}  # ids of children: their IKE SA's, or a predecessor's
         self._by_identities: dict[tuple[Identity, Identity], list[IkeSa]] = {}
         self._half_open: dict[tuple[bytes, Address, int], IkeSa] = {}  # of peers
         self._half_open_of: Counter[Address] = Counter()
@@ -366,13 +377,14 @@ class Endpoint:
 
     def _usable(self, connection: Connection) -> IkeSa | None:
         """An IKE SA of a connection that can have another child; the latest."""
-        found = None
-        for sa in self._by_id.values():
-            if sa.connection == connection and (
-                sa.state is State.ESTABLISHED or (sa.state.half_open and sa.initiator)
-            ):
-                found = sa
-        return found
+        for sa in reversed(self._by_id.values()):
+            if sa.connection.name != connection.name or sa.connection != connection:
+                continue  # another one, or of this name before it was configured anew
+            if sa.has_task(DeleteIke):
+                continue
+            if sa.state is State.ESTABLISHED or (sa.state.half_open and sa.initiator):
+                return sa
+        return None
 
     def _start(
         self,
@@ -507,11 +519,17 @@ class Endpoint:
         self._do(sa, now, lambda: renew.child_expired(sa, child, hard=hard, now=now))
 
     def _child(self, id: int) -> tuple[IkeSa, Child]:
-        for sa in self._by_id.values():
+        owner = self._by_id.get(self._owners.get(id, 0))
+        for sa in (owner,) if owner is not None else self._by_id.values():
             child = sa.child_by_id(id)
             if child is not None:
                 return sa, child
-        raise KeyError(id)
+        if owner is None:
+            raise KeyError(id)
+        del self._owners[id]  # it has moved to its IKE SA's successor
+        sa, child = self._child(id)
+        self._owners[id] = sa.id
+        return sa, child
 
     def traffic_seen(self, ike: int, now: float) -> None:
         """A child of this IKE SA has received: the peer lives."""
@@ -570,6 +588,10 @@ class Endpoint:
     def emit(self, event: Event) -> None:
         """Tell the rest of control."""
         self._events.append(event)
+        if isinstance(event, ChildEstablished):
+            self._owners[event.child.id] = event.ike
+        elif isinstance(event, ChildClosed):
+            self._owners.pop(event.child, None)
 
     def send(self, datagram: Datagram) -> None:
         """Put a datagram into the outbound queue."""

@@ -290,7 +290,10 @@ class IkeSa:
             result = FAIL
         if self.state is State.CLOSED:
             return
-        self.responding = task if result is MORE else None
+        if result is MORE:
+            self.responding = task
+        elif task is self.responding:
+            self.responding = None
         datagrams = self._respond(
             response, message.header.message_id, message.opened.request_hash, message.path, now
         )
