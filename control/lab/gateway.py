@@ -22,7 +22,7 @@ from typing import Any, Self
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import control
-from control.admin.server import SOCKET_NAME, StatusError, follow
+from control.admin.server import SOCKET_NAME, StatusError, ask, follow
 from control.ike.identity import Identity
 from control.lab.space import LabError, Program
 from control.lab.topology import FAR_LAN, NEAR_LAN, PEER, SEGMENTS, Lab, address
@@ -173,7 +173,7 @@ class Gateway:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(path))
         self.program = self._space.start(
-            self._command("run", "-c", str(self.config_path)),
+            self.command("run", "-c", str(self.config_path)),
             environment={"NOTIFY_SOCKET": str(path), "PYTHONPATH": _python_path()},
         )
 
@@ -205,7 +205,7 @@ class Gateway:
 
     def status_command(self, *options: str) -> list[str]:
         """The command that shows this gateway's status."""
-        return self._command("status", "-c", str(self.config_path), *options)
+        return self.command("status", "-c", str(self.config_path), *options)
 
     def follow(
         self, command: str, arguments: Mapping[str, str], *, wait: float = 30.0
@@ -216,10 +216,16 @@ class Gateway:
         except StatusError as error:
             raise LabError(self._complaint(f"{command}: {error}")) from None
 
-    def child_up(self) -> bool:
+    def ike(self) -> dict[str, Any]:
+        """The status of IKE, asked for without starting a program."""
+        try:
+            return dict(ask(self.directory / "run" / SOCKET_NAME, "status", wait=10.0)["ike"])
+        except StatusError as error:
+            raise LabError(self._complaint(str(error))) from None
+
+    def children_up(self) -> bool:
         """Every child of IKE is established."""
-        ike = self.status()["ike"]
-        return ike is not None and all(each["state"] == "up" for each in ike["connections"])
+        return all(each["state"] == "up" for each in self.ike()["connections"])
 
     def active_modes(self) -> list[str]:
         """What the ports really run as: "native/copy", say; one entry per different mode."""
@@ -241,7 +247,8 @@ class Gateway:
             self._notify = None
 
     @staticmethod
-    def _command(*arguments: str) -> list[str]:
+    def command(*arguments: str) -> list[str]:
+        """The command line of `esplanade` with these arguments."""
         return [sys.executable, "-m", "control", *arguments]
 
     def _complaint(self, what: str) -> str:

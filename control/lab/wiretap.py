@@ -32,11 +32,12 @@ PACKET_IGNORE_OUTGOING = 23
 SO_ATTACH_FILTER = 26
 SO_RCVBUFFORCE = 33
 GSO_UDP_L4 = 5  # virtio_net_hdr.gso_type
-ENCAP_PORT = 4500
+IKE_PORT, ENCAP_PORT = 500, 4500
 
 # Classic BPF: (opcode, operand, label if true, label if false); "" falls through. Offsets count from the
 # link header.
-LDH, LDB, LDXB_MSH, LDH_X, JEQ, JGE, JGT, JSET, RET = 0x28, 0x30, 0xB1, 0x48, 0x15, 0x35, 0x25, 0x45, 0x06
+LDW, LDH, LDB, LDXB_MSH, LDW_X, LDH_X = 0x20, 0x28, 0x30, 0xB1, 0x40, 0x48
+JEQ, JGE, JGT, JSET, RET = 0x15, 0x35, 0x25, 0x45, 0x06
 Instruction = tuple[int, int, str, str]
 CLASSIFY: dict[str, list[Instruction]] = {
     "start": [
@@ -51,10 +52,14 @@ CLASSIFY: dict[str, list[Instruction]] = {
         (JSET, 0x1FFF, "clear", ""),  # a later fragment shows no ports: nothing vouches for it
         (LDXB_MSH, 14, "", ""),
         (LDH_X, 14, "", ""),
-        (JEQ, ENCAP_PORT, "esp", ""),
+        (JEQ, ENCAP_PORT, "marker4", ""),
+        (JEQ, IKE_PORT, "ike", ""),
         (LDH_X, 16, "", ""),
-        (JEQ, ENCAP_PORT, "esp", "clear"),
+        (JEQ, ENCAP_PORT, "marker4", ""),
+        (JEQ, IKE_PORT, "ike", "clear"),
     ],
+    # Four zero bytes, where ESP has its SPI (RFC 3948 section 2.2). A NAT keepalive is too short and counts nowhere.
+    "marker4": [(LDW_X, 22, "", ""), (JEQ, 0, "ike", "esp")],
     "ipv6": [
         (LDB, 20, "", ""),
         (JEQ, 50, "esp", ""),
@@ -64,16 +69,19 @@ CLASSIFY: dict[str, list[Instruction]] = {
     ],
     "udp6": [
         (LDH, 54, "", ""),
-        (JEQ, ENCAP_PORT, "esp", ""),
+        (JEQ, ENCAP_PORT, "marker6", ""),
+        (JEQ, IKE_PORT, "ike", ""),
         (LDH, 56, "", ""),
-        (JEQ, ENCAP_PORT, "esp", "clear"),
+        (JEQ, ENCAP_PORT, "marker6", ""),
+        (JEQ, IKE_PORT, "ike", "clear"),
     ],
+    "marker6": [(LDW, 62, "", ""), (JEQ, 0, "ike", "esp")],
     # Router and neighbour discovery, RFC 4861.
     "icmp6": [(LDB, 54, "", ""), (JGE, 133, "", "clear"), (JGT, 137, "clear", "housekeeping")],
     # Multicast listener reports carry a router alert and go to ff02::16.
     "hop-by-hop": [(LDH, 38, "", ""), (JEQ, 0xFF02, "housekeeping", "clear")],
 }
-CLASSES = ("esp", "housekeeping", "clear")
+CLASSES = ("esp", "ike", "housekeeping", "clear")
 
 
 def build_filter(accept: str) -> bytes:
@@ -146,7 +154,7 @@ class WireTap:
         self.close()
 
     def counts(self) -> dict[str, int]:
-        """Packets so far by class: "esp", "housekeeping", "clear"."""
+        """Packets so far by class: "esp", "ike", "housekeeping", "clear"."""
         for name, taps in self._taps.items():
             for tap in taps:
                 self._counts[name] += tap_statistics(tap)[0]
