@@ -50,6 +50,7 @@ from control.pki.errors import CredentialError
 from control.pki.make import Issued, issue, make_authority, make_crl
 from control.pki.store import Authority, Credentials
 from tests import ike_messages
+from tests.fuzz.eap_targets import eap_talk, lent, make_eap_talk
 from tests.fuzz.ike_responder import (
     Broken,
     conversation,
@@ -365,6 +366,8 @@ TARGETS: tuple[Target, ...] = (
     Target(name="selectors", make=_make_selectors, run=_selectors, weight=8, must_take=False),
     Target(name="configuration", make=_make_attributes, run=_attributes, weight=8),
     Target(name="eap", make=ike_messages.eap, run=_eap, weight=4),
+    Target(name="eap talk", make=make_eap_talk, run=eap_talk, weight=1, must_take=False),
+    Target(name="lent", make=_make_attributes, run=lent, weight=2, must_take=False),
     Target(name="identity", make=_make_identity, run=_identity, weight=8),
     Target(name="signature", make=_make_signature, run=_signature, weight=2),
     Target(name="public value", make=_make_public_value, run=_public_value, weight=1),
