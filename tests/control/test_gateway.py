@@ -186,7 +186,7 @@ def test_reload(lab: Lab, gateways: Gateways) -> None:
 
 def test_two_gateways_cannot_share_a_directory(lab: Lab, gateways: Gateways) -> None:
     a = gateways.a
-    other = lab.spaces["gwa"].run([*a._command("run", "-c", str(a.config_path))], check=False, timeout=20)
+    other = lab.spaces["gwa"].run([*a.command("run", "-c", str(a.config_path))], check=False, timeout=20)
     assert other.wait(0) == 1 and "belongs to a gateway that runs" in other.log()
     ping(lab, SERVER[0])
 
@@ -230,7 +230,7 @@ def test_what_cannot_start_says_why(
     (gateway.directory / "notify").write_text("")
     gateway.config_path.write_text(text.replace(*change))
     program = lab.spaces["gwa"].run(
-        gateway._command("run", "-c", str(gateway.config_path)), check=False, timeout=30
+        gateway.command("run", "-c", str(gateway.config_path)), check=False, timeout=30
     )
     assert program.wait(0) == 1 and re.search(complaint, program.log()), program.log()
     assert "Traceback" not in program.log()
