@@ -208,6 +208,7 @@ class _Modp:
         return _ModpPrivate(self, dh.DHPrivateNumbers(x, public).private_key())
 
     def answer(self, peer_public: bytes) -> tuple[bytes, bytes]:
+        _modp_value(peer_public, self.prime)  # before the work that a key of our own is
         mine = self.private(None)
         return mine.public, mine.finish(peer_public)
 

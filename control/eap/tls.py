@@ -98,7 +98,12 @@ class Tls(Method):
 
     def _verified(self, _: SSL.Connection, certificate: X509, error: int, depth: int, good: int) -> bool:
         if not good:
-            subject = certificate.to_cryptography().subject.rfc4514_string()
+            try:
+                subject = certificate.to_cryptography().subject.rfc4514_string()
+            except (
+                Exception
+            ):  # whatever the library makes of a stranger's bytes; OpenSSL has read them otherwise
+                subject = "a certificate that cannot be read"
             self._refused.append(f"'{subject}': {_REASONS.get(error, f'error {error} of OpenSSL')}")
         return bool(good)
 
@@ -215,7 +220,11 @@ class Tls(Method):
             except SSL.WantReadError:
                 return
             self._established = True
-            refusal = self._check(self._peer_chain())
+            try:
+                chain = self._peer_chain()
+            except ValueError as error:  # what OpenSSL takes and the other library does not
+                raise syntax_error(f"EAP-TLS certificate that cannot be read: {error}") from None
+            refusal = self._check(chain)
             if refusal:
                 self._verdict = fail(refusal)
                 self._connection.shutdown()

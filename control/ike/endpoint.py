@@ -53,6 +53,7 @@ SPI_QUARANTINE = 4096  # inbound SPIs of children that are gone and not given ag
 LINGERING = 4096  # last responses of IKE SAs that are gone
 LINGER_SECONDS = 60.0
 REFUSALS_PER_SECOND = 20.0  # events, and answers in clear, about what is no IKE SA's
+MAX_INIT = 16384  # bytes of an IKE_SA_INIT request: it is kept until IKE_AUTH, for strangers as well
 _RESPONSE, _INITIATOR = 0x20, 0x08
 _COOKIE = struct.Struct(">8s8sBBBBIIBBHBBH")
 
@@ -65,11 +66,15 @@ class Quota:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate, self._burst, self._left, self._last = rate, burst, burst, 0.0
 
-    def take(self, now: float) -> bool:
-        """One of them, if any is left."""
+    def empty(self, now: float) -> bool:
+        """Whether none is left."""
         self._left = min(self._burst, self._left + (now - self._last) * self._rate)
         self._last = now
-        if self._left < 1.0:
+        return self._left < 1.0
+
+    def take(self, now: float) -> bool:
+        """One of them, if any is left."""
+        if self.empty(now):
             return False
         self._left -= 1.0
         return True
@@ -238,7 +243,11 @@ class Endpoint:
             if known.window.expected == 1:
                 self._datagrams.extend(Datagram(path=path, data=each) for each in known.window.response)
             return
-        if len(self._half_open) >= self.settings.cookie_threshold:
+        if len(data) > MAX_INIT:
+            self.counters["long"] += 1
+            return
+        # Requests that are refused leave no half-open IKE SA, but cost as much: a flood of them meets cookies, too.
+        if len(self._half_open) >= self.settings.cookie_threshold or self._quota.empty(now):
             cookie = self._cookies.check(data, path, now)
             if cookie is not None:
                 self.counters["cookies"] += 1

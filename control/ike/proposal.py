@@ -9,7 +9,7 @@ How a refusal is worded is in control.ike.refusal, the sets behind the word "def
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -48,10 +48,41 @@ _ESP_INTEG = {
 
 
 class NoProposalChosen(PeerError):
-    """Nothing that the peer offers is among what we accept; the text has both and the differences."""
+    """Nothing that the peer offers is among what we accept; the text has both and the differences.
 
-    def __init__(self, text: str, advice: str = "") -> None:
+    `explain` gives text and advice when they are asked for: offers that nobody reads about cost little then.
+    """
+
+    def __init__(
+        self, text: str = "", advice: str = "", *, explain: Callable[[], tuple[str, str]] | None = None
+    ) -> None:
+        self._explain = explain
         super().__init__(NotifyType.NO_PROPOSAL_CHOSEN, text, advice=advice)
+
+    @property
+    def text(self) -> str:
+        """What was offered, what is accepted, and what differs."""
+        self._settle()
+        return self._text
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self._text = text
+
+    @property
+    def advice(self) -> str:
+        """What to change."""
+        self._settle()
+        return self._advice
+
+    @advice.setter
+    def advice(self, advice: str) -> None:
+        self._advice = advice
+
+    def _settle(self) -> None:
+        explain, self._explain = self._explain, None
+        if explain is not None:
+            self._text, self._advice = explain()
 
 
 def is_aead(transform: Transform) -> bool:
@@ -245,8 +276,7 @@ def select(
         suite = _match(ours, theirs, prefer_configured, prefer_group)
         if suite is not None:
             return suite, theirs.number
-    text, advice = explain_refusal(offered, configured, whose)
-    raise NoProposalChosen(text, advice)
+    raise NoProposalChosen(explain=lambda: explain_refusal(offered, configured, whose))
 
 
 def _match(ours: Proposal, theirs: OfferedProposal, prefer_ours: bool, group: int | None) -> Suite | None:

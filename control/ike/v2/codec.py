@@ -24,7 +24,7 @@ from control.ike.wire.message import (
 
 SK_OVERHEAD = HEADER_LENGTH + PAYLOAD_HEADER_LENGTH
 MAX_FRAGMENTS = 128
-MAX_MESSAGE = 131072  # bytes that fragments may add up to
+MAX_MESSAGE = 65536  # bytes that fragments may add up to
 SMALLEST = 576  # bytes of IP packet below which no fragment size goes (RFC 7383 section 2.5.1)
 
 

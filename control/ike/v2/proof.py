@@ -7,6 +7,7 @@ IntAuth (RFC 9242). An IKE SA needs its handshake, its suite and its keys for th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from control.crypto import auth as crypto
 from control.crypto.errors import SignatureError, UnsupportedError
@@ -21,6 +22,7 @@ from control.ike.v2.task import Incoming
 from control.ike.wire.payloads import AuthPayload, CertPayload, CertRequestPayload, IdPayload, Payload
 from control.pki.errors import CredentialError
 
+MAX_AUTHORITIES = 512  # of a peer's CERTREQ that are looked at
 _HASHES = {
     "sha256": HashAlgorithm.SHA2_256,
     "sha384": HashAlgorithm.SHA2_384,
@@ -214,7 +216,8 @@ def take_certificate_requests(handshake: Handshake, message: Incoming) -> None:
     ]
     if requests:
         handshake.certificate_asked = True
-        handshake.authorities = tuple(each for request in requests for each in request.hashes)
+        hashes = (each for request in requests for each in request.hashes)
+        handshake.authorities = tuple(islice(hashes, MAX_AUTHORITIES))
 
 
 # The peer's

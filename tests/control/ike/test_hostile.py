@@ -1,18 +1,40 @@
-"""What the fuzzer of IKE (tests/fuzz/ike.py) has found, and a small helping of its inputs."""
+"""What the fuzzer of IKE (tests/fuzz/ike.py) has found, what a peer may not make us keep or do, and some fuzz."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
+
 from control.ike.events import IkeFailed
 from control.ike.identity import Identity
+from control.ike.numbers import Exchange, NotifyType
+from control.ike.proposal import NoProposalChosen, select
 from control.ike.settings import Auth, AuthSettings
 from control.ike.v2.sa import Timer
-from control.ike.wire import Header, build_sealed_prefix
-from tests.control.ike.pair import Pair, connection_a, connection_b
+from control.ike.v2.tasks.create_child import MAX_CHILDREN
+from control.ike.wire import (
+    CertRequestPayload,
+    DeletePayload,
+    Header,
+    NoncePayload,
+    NotifyPayload,
+    Payload,
+    SaPayload,
+    TsPayload,
+    WireSelector,
+    build_message,
+    build_payload_chain,
+    build_sealed_prefix,
+    parse_message,
+)
+from tests.control.ike.pair import ADDRESS_A, ADDRESS_B, Pair, connection_a, connection_b, esp, ike
 from tests.fuzz.ike import Fuzzer
 from tests.fuzz.ike_responder import conversation
+
+NETWORKS = (("10.1.0.0", "10.1.255.255"), ("10.2.0.0", "10.2.255.255"))
 
 
 def test_a_helping_of_fuzz() -> None:
@@ -74,3 +96,104 @@ def test_malformed_request_of_an_unknown_exchange() -> None:
     pair.collect()
     assert not any("internal error" in text for text in pair.b.notes)
     assert len(pair.b.ikes) == 1
+
+
+def sealed(pair: Pair, exchange: int, payloads: list[Payload], *, message_id: int) -> None:
+    """A sends B a request out of any order, and B takes it."""
+    sa = next(each for each in pair.a.endpoint._by_id.values())
+    assert sa.keys is not None
+    first, plain = build_payload_chain(payloads)
+    header = Header(
+        initiator_spi=sa.spi_initiator,
+        responder_spi=sa.spi_responder,
+        exchange=exchange,
+        initiator=sa.initiator,
+        response=False,
+        message_id=message_id,
+    )
+    prefix = build_sealed_prefix(header, first, sa.keys.protection.sealed_length(len(plain)))
+    path = replace(sa.path, local=sa.path.remote, remote=sa.path.local)
+    pair.b.endpoint.receive_datagram(prefix + sa.keys.sealer.seal(prefix, plain), path, pair.now)
+    pair.b.log.extend(pair.b.endpoint.events())
+    assert not any("internal error" in text for text in pair.b.notes)
+
+
+def test_children_are_counted() -> None:
+    """A peer that has proven itself may not have any number of child SAs."""
+    pair = Pair().up()
+    proposal = esp("aes128gcm16")[0]
+    for number in range(300):
+        offer = proposal.to_wire(1, (number + 1000).to_bytes(4, "big"))
+        both = [WireSelector(first=ip_address(first), last=ip_address(last)) for first, last in NETWORKS]
+        payloads: list[Payload] = [
+            SaPayload(proposals=(offer,)),
+            NoncePayload(data=bytes(32)),
+            TsPayload(initiator=True, selectors=(both[0],)),
+            TsPayload(initiator=False, selectors=(both[1],)),
+        ]
+        sealed(pair, Exchange.CREATE_CHILD_SA, payloads, message_id=number + 2)
+    assert len(pair.b.children) == MAX_CHILDREN
+    assert "the IKE SA has 256, at most 256 are wanted" in pair.b.notes[-1]
+
+
+def test_a_delete_of_everything_is_quick() -> None:
+    """A Delete payload has room for 16,000 SPIs: those that are ours are closed, and the others cost nothing."""
+    pair = Pair().up()
+    [mine] = pair.a.children.values()
+    spis = [number.to_bytes(4, "big") for number in range(10_000, 20_000)]
+    delete = DeletePayload(protocol=3, spis=(*spis, mine.spi_in.to_bytes(4, "big")))
+    begun = time.process_time()
+    sealed(pair, Exchange.INFORMATIONAL, [delete], message_id=2)
+    assert time.process_time() - begun < 0.5
+    assert not pair.b.children
+
+
+def test_what_strangers_make_us_keep() -> None:
+    """Of IKE_SA_INIT nothing is kept that is large: no long lists of hashes or authorities, no giant request."""
+    hashes = b"".join(number.to_bytes(2, "big") for number in range(5000))
+    pair = Pair(a=connection_a())
+    pair.initiate()
+    request = parse_message(pair.carried[0].data)
+    others = [
+        each for each in request.payloads if getattr(each, "type", 0) != NotifyType.SIGNATURE_HASH_ALGORITHMS
+    ]
+    path = replace(pair.carried[0].path, local=ADDRESS_B, remote=ADDRESS_A)
+    for extra in (
+        NotifyPayload(type=NotifyType.SIGNATURE_HASH_ALGORITHMS, data=hashes),
+        CertRequestPayload(encoding=4, authorities=bytes(range(256)) * 50),
+    ):
+        endpoint = Pair().b.endpoint
+        endpoint.receive_datagram(build_message(request.header, [*others, extra]), path, 0.0)
+        [sa] = endpoint._by_id.values()
+        assert len(sa.peer_hashes) < 10
+        assert sa.handshake is not None and len(sa.handshake.authorities) <= 512
+    giant = NotifyPayload(type=NotifyType.SIGNATURE_HASH_ALGORITHMS, data=bytes(65000))
+    endpoint.receive_datagram(build_message(request.header, [*others, giant]), path, 0.0)
+    assert len(endpoint._by_id) == 1 and endpoint.counters["long"] == 1
+
+
+def test_a_long_cookie2_is_refused() -> None:
+    pair = Pair().up()
+    sealed(
+        pair,
+        Exchange.INFORMATIONAL,
+        [NotifyPayload(type=NotifyType.COOKIE2, data=bytes(60_000))],
+        message_id=2,
+    )
+    assert any("COOKIE2 of 60000 bytes; want 8 to 64" in text for text in pair.b.notes)
+
+
+def test_a_refusal_is_put_into_words_when_it_is_read() -> None:
+    """With 255 proposals offered that takes milliseconds, which a flood must not cost us."""
+    offers = [
+        proposal.to_wire(number) for number in range(1, 256) for proposal in ike("aes256-sha512-ecp384")
+    ]
+    begun = time.process_time()
+    for _ in range(100):
+        with pytest.raises(NoProposalChosen) as caught:
+            select(offers, ike("aes128gcm16-prfsha256-x25519"))
+    quick = time.process_time() - begun
+    assert caught.value._explain is not None
+    assert "and 247 proposals more" in caught.value.text
+    assert caught.value._explain is None and caught.value.advice
+    assert quick < 1.0

@@ -222,15 +222,19 @@ def test_no_connection_for_the_addresses() -> None:
 
 
 def test_refusals_are_not_without_end() -> None:
-    """A flood of what is refused makes neither as many events nor as many answers."""
+    """A flood of what is refused makes few events and answers; beyond them a cookie is demanded, which costs little."""
     b = connection_b(proposals=ike("aes256gcm16-prfsha512-ecp384"))
     pair = Pair(b=b)
     pair.initiate()
     data = pair.carried[0].data
     for number in range(500):
-        pair.b.endpoint.receive_datagram(number.to_bytes(8, "big") + data[8:], PATH, 0.0)
+        pair.b.endpoint.receive_datagram((number + 1).to_bytes(8, "big") + data[8:], PATH, 0.0)
     assert len(pair.b.endpoint.events()) <= 20
-    assert len(pair.b.endpoint.datagrams_to_send()) <= 20
+    answers = [parse_message(each.data) for each in pair.b.endpoint.datagrams_to_send()]
+    cookies = [each for each in answers if find_notify(each.payloads, NotifyType.COOKIE)]
+    assert len(answers) - len(cookies) <= 20
+    assert pair.b.endpoint.counters["refused_init"] <= 20
+    assert all(len(each.data) < len(data) / 3 for each in cookies)
 
 
 def named(name: str, **rest: object) -> object:

@@ -140,7 +140,7 @@ def closed_by_peer(sa: IkeSa, spi: int, now: float) -> int | None:
 
     child = sa.child_by_outbound(spi)
     if child is None:
-        if isinstance(sa.active, CreateChild):
+        if isinstance(sa.active, CreateChild) and len(sa.active.deleted) < MAX_CHAIN:
             sa.active.deleted.add(spi)  # of a response that is still on its way, perhaps
         return None
     if child.state is ChildState.DELETING:

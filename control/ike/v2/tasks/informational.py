@@ -17,6 +17,7 @@ from control.ike.v2.tasks.delete import closed_by_peer, ike_closed_by_peer
 from control.ike.v2.tasks.rekey_ike import settle
 from control.ike.wire.payloads import DeletePayload, NotifyPayload, Payload
 
+MAX_STRANGERS = 16  # SPIs in a Delete payload that we do not know, and look at all the same
 # Errors by which a peer ends the IKE SA: RFC 7296 section 2.21.2, where IKE_AUTH's answer did not please it.
 _FATAL = frozenset(
     (NotifyType.AUTHENTICATION_FAILED, NotifyType.INVALID_SYNTAX, NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD)
@@ -67,10 +68,16 @@ class Informational(Task):
             )
 
     def _delete(self, sa: IkeSa, payload: DeletePayload, now: float) -> None:
-        closed = [closed_by_peer(sa, int.from_bytes(spi, "big"), now) for spi in payload.spis]
-        ours = tuple(spi_bytes(spi) for spi in closed if spi is not None)
-        if ours:
-            self.reply.append(DeletePayload(protocol=Protocol.ESP, spis=ours))
+        ours = {child.spec.spi_out for child in sa.children.values()}
+        named = dict.fromkeys(int.from_bytes(spi, "big") for spi in payload.spis)
+        # A payload has room for 16,000 SPIs; few of those that we do not know can be of a response on its way.
+        strangers = [spi for spi in named if spi not in ours][:MAX_STRANGERS]
+        closed = [
+            closed_by_peer(sa, spi, now) for spi in (*strangers, *(spi for spi in named if spi in ours))
+        ]
+        pairs = tuple(spi_bytes(spi) for spi in closed if spi is not None)
+        if pairs:
+            self.reply.append(DeletePayload(protocol=Protocol.ESP, spis=pairs))
 
     def _errors(self, sa: IkeSa, message: Incoming) -> None:
         for notify in message.all(NotifyPayload):

@@ -21,7 +21,7 @@ from control.crypto.prf import prf
 from control.crypto.sk import Protection
 from control.ike.errors import PeerError, syntax_error
 from control.ike.events import Closed, Failure
-from control.ike.numbers import Exchange, Group, NotifyType, TransformType, name_of
+from control.ike.numbers import Exchange, Group, HashAlgorithm, NotifyType, TransformType, name_of
 from control.ike.proposal import NoProposalChosen, Proposal, Suite, select, suite_of
 from control.ike.settings import Choice, Connection
 from control.ike.v2 import nat
@@ -35,6 +35,7 @@ from control.ike.wire.payloads import KePayload, NoncePayload, SaPayload
 from control.ike.wire.proposal import OfferedProposal
 
 NONCE_LENGTH = 32  # bytes; RFC 7296 section 2.10 wants half the key size of the PRF, at least 16
+_KNOWN_HASHES = frozenset(map(int, HashAlgorithm))
 _RESTARTS = 6  # cookies and other groups that an initiator follows
 
 
@@ -375,7 +376,8 @@ def _take_notifications(sa: IkeSa, message: Incoming) -> None:
     hashes = message.notify(NotifyType.SIGNATURE_HASH_ALGORITHMS)
     if hashes is not None:
         numbers = (hashes.data[at : at + 2] for at in range(0, len(hashes.data) - 1, 2))
-        sa.peer_hashes = frozenset(int.from_bytes(number, "big") for number in numbers)
+        # Only those that somebody knows: a peer may send 32,000 others, to be kept for nothing.
+        sa.peer_hashes = _KNOWN_HASHES.intersection(int.from_bytes(number, "big") for number in numbers)
         sa.features |= Feature.SIGNATURE_HASHES
     if message.notify(NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED):
         sa.features |= Feature.INTERMEDIATE

@@ -16,6 +16,7 @@ from dataclasses import replace
 from hmac import compare_digest
 from ipaddress import ip_address
 
+from control.ike.errors import syntax_error
 from control.ike.events import Failure, PeerPath
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.v2 import nat
@@ -180,6 +181,8 @@ def answer(sa: IkeSa, request: Incoming, now: float) -> list[Payload]:
     _take_addresses(sa, request)
     cookie = request.notify(NotifyType.COOKIE2)
     if cookie is not None:
+        if not 8 <= len(cookie.data) <= 64:
+            raise syntax_error(f"COOKIE2 of {len(cookie.data)} bytes; want 8 to 64 (RFC 4555 section 4.2.5)")
         reply.append(NotifyPayload(type=NotifyType.COOKIE2, data=cookie.data))
     if request.notify(NotifyType.NAT_DETECTION_SOURCE_IP) is not None:
         message = Outgoing(Exchange.INFORMATIONAL)
