@@ -10,7 +10,6 @@ import pytest
 
 from control.ike.settings import Choice, DpdAction, Retransmission, TrafficSelector, Unique
 from control.lab.space import wait_until
-from control.pki.settings import PostquantumKey
 from tests.netns.test_strongswan_matrix import rekey_child, rekey_ike
 from tests.peers import wires
 from tests.peers.flood import flood
@@ -92,10 +91,12 @@ def test_childless(initiator: str) -> None:
 @pytest.mark.parametrize("initiator", ["ours", "theirs"])
 def test_postquantum_preshared_key(initiator: str, have: str) -> None:
     """RFC 8784: used where both have it, left out where one has not and both allow that."""
+    secret = {"lab": "a long post-quantum secret"}
     site = Site(
         more={"ppk_id": "lab", "ppk_required": "no"} if have != "only ours" else {},
         ours={"ppk_id": "lab"} if have != "only theirs" else {},
-        ppks={"lab": "a long post-quantum secret"},
+        ppks=secret if have != "only ours" else {},
+        ppks_ours=secret if have != "only theirs" else {},
     )
     with wires.direct() as wire, pair(site, wire) as (ours, theirs):
         (ours if initiator == "ours" else theirs).initiate(child="net")
@@ -104,7 +105,6 @@ def test_postquantum_preshared_key(initiator: str, have: str) -> None:
         rekey_child(theirs, ours, theirs)
         assert_connected(wire)
         assert ("using PPK for PPK_ID" in theirs.log()) == (have == "both")
-        assert PostquantumKey
 
 
 @pytest.mark.parametrize("what", ["child", "ike"])
@@ -147,14 +147,13 @@ def test_rekeys_lose_nothing() -> None:
 def test_a_dead_peer_is_noticed() -> None:
     """charon killed: our DPD gives up, says so, and starts again when it is back."""
     site = Site(
-        ours={"dpd_delay": 1.0, "retransmission": IMPATIENT}, child_ours={"dpd_action": DpdAction.RESTART}
+        ours={"dpd_delay": 1.0, "retransmission": IMPATIENT, "keying_tries": 0},
+        child_ours={"dpd_action": DpdAction.RESTART},
     )
     with wires.direct() as wire, pair(site, wire) as (ours, theirs):
         ours.initiate(child="net")
         theirs.kill()
-        wait_until(
-            lambda: "PEER_DEAD" in ours.log() or "peer_silent" in ours.log(), timeout=15, what="DPD gave up"
-        )
+        wait_until(lambda: "the peer is silent" in ours.log(), timeout=15, what="DPD gave up")
         theirs.start()
         site.load_charon(theirs, wire, "right")
         wait_until(lambda: echo(wire, count=1) == 0, timeout=30, what="it is up again", interval=0.3)
@@ -190,7 +189,9 @@ def test_reauthentication(who: str) -> None:
     """A new IKE SA from IKE_SA_INIT on in place of the old; charon breaks before it makes, ours makes before."""
     site = Site(
         ours={"reauth_time": 3.0, "rekey_time": 0.0, "random_time": 0.001} if who == "ours" else {},
-        more={"reauth_time": "3s", "rekey_time": "0s", "rand_time": "0s"} if who == "theirs" else {},
+        more={"reauth_time": "3s", "rekey_time": "0s", "rand_time": "0s", "over_time": "9s"}
+        if who == "theirs"
+        else {},
     )
     with wires.direct() as wire, pair(site, wire) as (ours, theirs):
         (ours if who == "ours" else theirs).initiate(child="net")
@@ -199,16 +200,18 @@ def test_reauthentication(who: str) -> None:
         wait_until(lambda: theirs.sa().spi_initiator != old, timeout=15, what="another IKE SA", interval=0.1)
         ours.child()
         missing = lost(pings, 500)
-        assert missing == 0 if who == "ours" else missing < 50
+        assert missing <= (0 if who == "ours" else 50)
         assert_connected(wire)
 
 
+@pytest.mark.full
 def test_one_sa_per_pair() -> None:
     """unique = replace: the second IKE SA between the same two identities closes the first."""
-    with wires.direct() as wire, pair(Site(ours={"unique": Unique.REPLACE}), wire) as (ours, theirs):
+    site = Site(ours={"unique": Unique.REPLACE}, options={"reuse_ikesa": "no"})
+    with wires.direct() as wire, pair(site, wire) as (ours, theirs):
         theirs.initiate(ike="site")
         theirs.initiate(ike="site")
-        wait_until(lambda: len(ours.sas()) == 1, timeout=5, what="one remains")
+        wait_until(lambda: len(ours.sas()) == 1, timeout=20, what="one remains")  # after a grace of 10 s
 
 
 def test_secrets_differ() -> None:

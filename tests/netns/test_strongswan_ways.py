@@ -84,36 +84,33 @@ def test_long_chains_over_a_narrow_link(initiator: str) -> None:
         assert_connected(wire)
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_mobike(side: str) -> None:
-    """The initiator's address changes while pings run (RFC 4555): ours, then theirs."""
-    away = "right" if side == "left" else "left"
-    host, other = ("1", "2") if side == "left" else ("2", "1")
-    # The one that moves begins, so that it is the one that updates addresses.
+@pytest.mark.parametrize("mover", ["ours", "theirs"])
+def test_mobike(mover: str) -> None:
+    """The address of the left one, who initiated, changes (RFC 4555): the other follows, and so do both children."""
     site = Site(
-        more={"local_addrs": ["%any"], "remote_addrs": [f"192.0.2.{host}"], "dpd_delay": "2s"},
-        ours={"local_addresses": (), "dpd_delay": 2.0},
+        more={"local_addrs": ["%any"], "remote_addrs": ["192.0.2.1" if mover == "ours" else "192.0.2.2"]},
+        ours={"local_addresses": ()},
     )
-    for mover in ("ours", "theirs"):
-        with (
-            wires.direct() as wire,
-            pair(site, wire, ours=side if mover == "ours" else away) as (ours, theirs),
-        ):
-            begins = ours if mover == "ours" else theirs
-            stays = theirs if mover == "ours" else ours
-            begins.initiate(child="net")
-            assert_connected(wire)
-            space = wire.spaces[side]
-            space.ip("address add 192.0.2.77/24 dev eth0", f"address del 192.0.2.{host}/24 dev eth0")
-            space.ip("address replace 192.0.2.77/24 dev eth0")
-            if begins is ours:
-                ours.address_changed(f"192.0.2.{host}", "192.0.2.77")
-            wait_until(
-                lambda stays=stays: stays.sa().remote == "192.0.2.77:4500",
-                timeout=20, what="the other knows the new address", interval=0.2,
-            )  # fmt: skip
-            assert_connected(wire)
-            assert other
+    with (
+        wires.direct() as wire,
+        pair(site, wire, ours="left" if mover == "ours" else "right") as (ours, theirs),
+    ):
+        moves, stays = (ours, theirs) if mover == "ours" else (theirs, ours)
+        moves.initiate(child="net")
+        assert_connected(wire)
+        wire.left.ip("address add 192.0.2.77/24 dev eth0", "address del 192.0.2.1/24 dev eth0")
+        wire.left.ip("address replace 192.0.2.77/24 dev eth0")
+        if mover == "ours":
+            ours.address_changed("192.0.2.1", "192.0.2.77")
+        wait_until(
+            lambda: stays.sa().remote == "192.0.2.77:4500",
+            timeout=20, what="the other knows the new address", interval=0.2,
+        )  # fmt: skip
+        wait_until(lambda: echo(wire, count=1) == 0, timeout=10, what="pings pass again", interval=0.2)
+        assert_connected(wire)
+        rekey_child(stays, ours, theirs)
+        rekey_ike(moves, ours, theirs)
+        assert_connected(wire)
 
 
 @pytest.mark.parametrize("initiator", ["ours", "theirs"])
@@ -142,4 +139,4 @@ def test_a_bad_wire(initiator: str) -> None:
             relay.loss = relay.double = relay.jitter = 0.0
             assert_connected(wire)
             second.terminate(ike="site")
-            wait_until(lambda: not first.sas(), timeout=10, what="the IKE SA is gone")
+            wait_until(lambda: not first.sas(), timeout=40, what="the IKE SA is gone")

@@ -51,7 +51,8 @@ class Site:
     local_more: dict[str, Any] = field(default_factory=dict)  # charon: its own side of the authentication
     remote_more: dict[str, Any] = field(default_factory=dict)  # charon: what it wants of ours
     child_more: dict[str, Any] = field(default_factory=dict)  # charon: settings of the child
-    ppks: dict[str, str] = field(default_factory=dict)  # both: PPK_ID -> secret (RFC 8784)
+    ppks: dict[str, str] = field(default_factory=dict)  # charon: PPK_ID -> secret (RFC 8784)
+    ppks_ours: dict[str, str] = field(default_factory=dict)  # ours: the same
     options: dict[str, Any] = field(default_factory=dict)  # charon: strongswan.conf
     ours_ike: str = ""  # ours, comma-separated, where it is not `ike`
     ours_esp: str = ""
@@ -102,14 +103,13 @@ class Site:
             },
             **self.more,
         }
+        secrets = [{"type": "PPK", "data": secret, "owners": [name]} for name, secret in self.ppks.items()]
         if self.auth == "psk":
-            charon.load(
-                {"site": connection}, secrets=[{"type": "IKE", "data": self.secrets.get(side, SECRET)}]
-            )
+            secrets.append({"type": "IKE", "data": self.secrets.get(side, SECRET)})
+            charon.load({"site": connection}, secrets=secrets)
         else:
-            charon.load(
-                {"site": connection}, keys=[card.pkcs8], authorities=[lab_authority().der, *card.chain_der]
-            )
+            authorities = [lab_authority().der, *card.chain_der]
+            charon.load({"site": connection}, secrets=secrets, keys=[card.pkcs8], authorities=authorities)
 
     # --- ours ----------------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Site:
 
     def credentials(self, side: str) -> Credentials:
         """Our secrets, or certificate and CA."""
-        ppks = [PostquantumKey(id=name, secret=secret.encode()) for name, secret in self.ppks.items()]
+        ppks = [PostquantumKey(id=name, secret=secret.encode()) for name, secret in self.ppks_ours.items()]
         if self.auth == "psk":
             secret = self.secrets.get(side, SECRET).encode()
             return Credentials(preshared_keys=[PresharedKey(secret=secret)], postquantum_keys=ppks)
