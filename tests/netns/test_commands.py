@@ -115,6 +115,8 @@ def test_commands(gateways: tuple[Lab, Gateway, Gateway], tmp_path: Path) -> Non
     assert "child net is up already" in command(a, "up", "sites").out
     assert ping(lab.client, address("server", "eth0"), count=5).lost == 0
     _check_status(a)
+    shown = lab.spaces["gwa"].run(a.status_command()).output()  # as a program of its own, once
+    assert "ike sa" in shown and "10.1.0.0/24, 2001:db8:a::/64 === 10.2.0.0/24" in shown
     _check_rekey(lab, a, b)
     _check_log(a)
     capture.stop()
