@@ -101,7 +101,9 @@ class IkeDaemon:
             spi_in_use=dataplane.has_spi,
         )
         self.limiter = RateLimiter()
-        self.sockets = UdpSockets(self._received, self._path_error, ports=config.settings.nat_ports)
+        self.sockets = UdpSockets(
+            self._received, self._path_error, ports=config.settings.nat_ports, shed=self._shed
+        )
         self._dataplane = dataplane
         self._config = config
         self._connections = {connection.name: connection for connection in config.connections}
@@ -203,6 +205,10 @@ class IkeDaemon:
             log.error("%s ended: %r", task.get_name(), task.exception(), exc_info=task.exception())
 
     # ---- 1 what comes in
+
+    def _shed(self, data: bytes, sender: tuple[str, int]) -> bytes | None:
+        """A flood of first messages is answered by cookies before anything else is done about it."""
+        return self.endpoint.shed(data, sender, self.now())
 
     def _received(self, data: bytes, path: PeerPath) -> None:
         now = self.now()

@@ -35,7 +35,7 @@ from control.ike.settings import ChildSettings, Connection, EndpointSettings, Po
 from control.ike.snapshot import ChildSnapshot, IkeSnapshot
 from control.ike.v2 import codec
 from control.ike.v2.choice import Connections
-from control.ike.v2.cookies import Cookies
+from control.ike.v2.cookies import Cookies, Sender
 from control.ike.v2.handshake import Handshake
 from control.ike.v2.sa import Child, Feature, IkeSa, Timer
 from control.ike.v2.states import State
@@ -55,7 +55,10 @@ LINGER_SECONDS = 60.0
 REFUSALS_PER_SECOND = 20.0  # events, and answers in clear, about what is no IKE SA's
 MAX_INIT = 16384  # bytes of an IKE_SA_INIT request: it is kept until IKE_AUTH, for strangers as well
 _RESPONSE, _INITIATOR = 0x20, 0x08
-_COOKIE = struct.Struct(">8s8sBBBBIIBBHBBH")
+_FIRST_REQUEST = bytes((0x20, Exchange.IKE_SA_INIT, _INITIATOR))
+_NOTIFY = struct.Struct(">IBBHBBH")  # the message's length, then a Notify payload before its data
+
+InitKey = tuple[bytes, str, int]  # of a half-open IKE SA: the initiator's SPI, address and port
 
 
 class Quota:
@@ -120,8 +123,8 @@ class Endpoint:
         self._by_id: dict[int, IkeSa] = {}
         self._owners: dict[int, int] = {}  # ids of children: their IKE SA's, or a predecessor's
         self._by_identities: dict[tuple[Identity, Identity], list[IkeSa]] = {}
-        self._half_open: dict[tuple[bytes, Address, int], IkeSa] = {}  # of peers
-        self._half_open_of: Counter[Address] = Counter()
+        self._half_open: dict[InitKey, IkeSa] = {}  # of peers
+        self._half_open_of: Counter[str] = Counter()
         self._lingering: OrderedDict[bytes, Lingering] = OrderedDict()  # by our SPI
         self._child_spis: set[int] = set()
         self._freed_spis: OrderedDict[int, None] = OrderedDict()
@@ -213,30 +216,36 @@ class Endpoint:
             self._answer_in_clear(data, NotifyType.INVALID_IKE_SPI, b"", path)
 
     def _answer_in_clear(self, data: bytes, kind: NotifyType, content: bytes, path: PeerPath) -> None:
-        flags = _RESPONSE | (0 if data[19] & _INITIATOR else _INITIATOR)
-        length = HEADER_LENGTH + 8 + len(content)
-        answer = _COOKIE.pack(
-            data[:8],
-            data[8:16],
-            41,
-            0x20,
-            data[18],
-            flags,
-            int.from_bytes(data[20:24], "big"),
-            length,
-            0,
-            0,
-            8 + len(content),
-            0,
-            0,
-            kind,
-        )
-        self._datagrams.append(Datagram(path=path, data=answer + content))
+        self._datagrams.append(Datagram(path=path, data=_in_clear(data, kind, content)))
 
     # A new peer
 
+    def _under_load(self, now: float) -> bool:
+        """Cookies are demanded: too many handshakes have begun, or too many were refused."""
+        return len(self._half_open) >= self.settings.cookie_threshold or self._quota.empty(now)
+
+    def shed(self, data: bytes, sender: Sender, now: float) -> bytes | None:
+        """The whole answer to an IKE_SA_INIT that has no good cookie while one is demanded; None for all else.
+
+        A socket may ask this first, by address and port as it has them, and answer at once: so a flood costs neither
+        objects nor events.
+        """
+        if (
+            not self._under_load(now)
+            or len(data) < HEADER_LENGTH
+            or data[8:16] != NO_SPI
+            or data[17:20] != _FIRST_REQUEST
+            or (data[:8], *sender) in self._half_open
+        ):
+            return None
+        cookie = self._cookies.check(data, sender, now)
+        if cookie is None:
+            return None
+        self.counters["cookies"] += 1
+        return _in_clear(data, NotifyType.COOKIE, cookie)
+
     def _receive_init(self, data: bytes, path: PeerPath, now: float) -> None:
-        key = (data[:8], path.remote, path.remote_port)
+        key = (data[:8], str(path.remote), path.remote_port)
         known = self._half_open.get(key)
         if known is not None and known.window.answered == hash(data):
             # RFC 7296 section 2.1: the identical response, as long as it is the last one.
@@ -247,8 +256,8 @@ class Endpoint:
             self.counters["long"] += 1
             return
         # Requests that are refused leave no half-open IKE SA, but cost as much: a flood of them meets cookies, too.
-        if len(self._half_open) >= self.settings.cookie_threshold or self._quota.empty(now):
-            cookie = self._cookies.check(data, path, now)
+        if self._under_load(now):
+            cookie = self._cookies.check(data, key[1:], now)
             if cookie is not None:
                 self.counters["cookies"] += 1
                 self._answer_in_clear(data, NotifyType.COOKIE, cookie, path)
@@ -256,14 +265,12 @@ class Endpoint:
         if len(self._half_open) >= self.settings.half_open_limit:
             self.counters["half_open_limit"] += 1
             return
-        if 0 < self.settings.block_threshold <= self._half_open_of[path.remote]:
+        if 0 < self.settings.block_threshold <= self._half_open_of[key[1]]:
             self.counters["blocked"] += 1
             return
         self._respond_to_init(data, key, path, now)
 
-    def _respond_to_init(
-        self, data: bytes, key: tuple[bytes, Address, int], path: PeerPath, now: float
-    ) -> None:
+    def _respond_to_init(self, data: bytes, key: InitKey, path: PeerPath, now: float) -> None:
         """Run the responder's half of IKE_SA_INIT; only if it succeeds there is an IKE SA."""
         connection = ""
         try:
@@ -300,7 +307,7 @@ class Endpoint:
         sa.timers[Timer.HALF_OPEN] = now + self.settings.half_open_timeout
         self._forget_half_open(self._half_open.get(key))
         self._half_open[key] = sa
-        self._half_open_of[path.remote] += 1
+        self._half_open_of[key[1]] += 1
         sa.init_key = key
         self.register(sa)
         self._datagrams.extend(Datagram(path=path, data=each) for each in datagrams)
@@ -685,6 +692,14 @@ class Endpoint:
         """Other established IKE SAs of the same two identities."""
         same = self._by_identities.get((local, remote), [])
         return [each for each in same if each is not sa and each.state is State.ESTABLISHED]
+
+
+def _in_clear(data: bytes, kind: int, content: bytes) -> bytes:
+    """A response to the request `data` with one notification, outside of any IKE SA."""
+    flags = _RESPONSE | (0 if data[19] & _INITIATOR else _INITIATOR)
+    length = 8 + len(content)
+    header = data[:16] + bytes((41, 0x20, data[18], flags)) + data[20:24]
+    return header + _NOTIFY.pack(HEADER_LENGTH + length, 0, 0, length, 0, 0, kind) + content
 
 
 def _is_address(each: object) -> bool:

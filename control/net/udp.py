@@ -48,6 +48,9 @@ _ERROR = struct.Struct("=IBBBxII")  # struct sock_extended_err: errno, origin, t
 _ORIGIN_LOCAL = 1
 
 Receive = Callable[[bytes, PeerPath], None]
+Shed = Callable[
+    [bytes, tuple[str, int]], bytes | None
+]  # a message and who sent it, as the socket says: the answer
 PathError = Callable[[PeerPath, str], None]
 
 
@@ -81,12 +84,21 @@ class UdpSockets:
     """All of IKE's sockets. `receive` gets whole IKE messages, `path_error` what the network answered instead."""
 
     def __init__(
-        self, receive: Receive, path_error: PathError, *, ports: tuple[int, int] = (500, 4500)
+        self,
+        receive: Receive,
+        path_error: PathError,
+        *,
+        ports: tuple[int, int] = (500, 4500),
+        shed: Shed = lambda data, sender: None,
     ) -> None:
-        """`ports` are the plain and the NAT-traversal port; nothing is opened yet."""
+        """`ports` are the plain and the NAT-traversal port; nothing is opened yet.
+
+        `shed` is asked before `receive`: what it gives is sent back at once, and that is all.
+        """
         self.counters = UdpCounters()
         self.ports = ports
         self._receive = receive
+        self._shed = shed
         self._path_error = path_error
         self._sockets: list[_Socket] = []
         self._by_end: dict[tuple[Address, int], _Socket] = {}
@@ -167,14 +179,31 @@ class UdpSockets:
                     self.counters.strays += 1
                 return
             data = data[4:]
+        self.counters.received += 1
+        answer = self._shed(data, name[:2])
+        if answer is not None:
+            self._answer(bound, answer, ancillary, name)
+            return
         path = PeerPath(
             local=_local(ancillary) or bound.address,
             local_port=bound.port,
             remote=_address(bound.family, name[0]),
             remote_port=name[1],
         )
-        self.counters.received += 1
         self._receive(data, path)
+
+    def _answer(
+        self, bound: _Socket, data: bytes, ancillary: list[tuple[int, int, bytes]], name: tuple[str, int]
+    ) -> None:
+        """Send `data` back the way a datagram came; lost where that cannot be at once."""
+        local = _local(ancillary)
+        source = _source(local) if local is not None else []
+        try:
+            bound.sock.sendmsg([NON_ESP_MARKER + data if bound.marker else data], source, 0, name)
+        except OSError:
+            self.counters.send_errors += 1
+        else:
+            self.counters.sent += 1
 
     # ---- 2 send
 

@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Callable
 from hashlib import blake2s
 
-from control.ike.events import PeerPath
+Sender = tuple[str, int]  # address, as sockets have it, and port
 
 _ROTATE = 60.0  # seconds
 _HEADER, _NOTIFY, _NONCE = 28, 41, 40
@@ -30,8 +30,8 @@ class Cookies:
         self._number = 0
         self._changed: float | None = None
 
-    def check(self, data: bytes, path: PeerPath, now: float) -> bytes | None:
-        """None when the IKE_SA_INIT request `data` brings a good cookie, else the cookie to demand.
+    def check(self, data: bytes, sender: Sender, now: float) -> bytes | None:
+        """None when the IKE_SA_INIT request `data` of `sender` brings a good cookie, else the cookie to demand.
 
         Bytes that are no such request get a cookie as well: whoever repeats them with it has an address at least.
         """
@@ -39,14 +39,14 @@ class Cookies:
         got, nonce = scan(data)
         if got is not None and len(got) == _LENGTH:
             age = (self._number - got[0]) & 0xFF
-            if age < 2 and hmac.compare_digest(got, self._cookie(got[0], age, data, nonce, path)):
+            if age < 2 and hmac.compare_digest(got, self._cookie(got[0], age, data, nonce, sender)):
                 return None
-        return self._cookie(self._number, 0, data, nonce, path)
+        return self._cookie(self._number, 0, data, nonce, sender)
 
-    def _cookie(self, number: int, age: int, data: bytes, nonce: bytes, path: PeerPath) -> bytes:
-        where = path.remote.packed + path.remote_port.to_bytes(2, "big")
+    def _cookie(self, number: int, age: int, data: bytes, nonce: bytes, sender: Sender) -> bytes:
+        where = f"{sender[0]} {sender[1]} ".encode()
         mac = blake2s(data[:8] + where + nonce, digest_size=16, key=self._secrets[age])
-        return bytes([number]) + mac.digest()
+        return bytes((number,)) + mac.digest()
 
     def _rotate(self, now: float) -> None:
         if self._changed is None:

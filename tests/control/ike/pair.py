@@ -98,8 +98,9 @@ def connection_a(**rest: Any) -> Connection:
 
 
 def connection_b(**rest: Any) -> Connection:
-    """B's connection to A: the mirror of `connection_a(**rest)`."""
-    return mirror(connection_a(**rest), name="b-a")
+    """B's connection to A: the mirror of `connection_a(**rest)`, but for addresses, which are as B sees them."""
+    ends = {key: rest.pop(key) for key in ("local_addresses", "remote_addresses") if key in rest}
+    return mirror(connection_a(**rest), name="b-a", **ends)
 
 
 def mirror(connection: Connection, **rest: Any) -> Connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -14,7 +15,7 @@ from control.ike.events import Datagram, PeerPath
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.settings import Auth, AuthSettings, EndpointSettings
-from control.ike.v2.cookies import Cookies
+from control.ike.v2.cookies import Cookies, scan
 from control.ike.wire.message import find_notify, parse_message
 from control.ike.wire.payloads import KePayload
 from tests.control.ike.pair import (
@@ -131,10 +132,10 @@ def test_cookie_belongs_to_nonce_address_and_time() -> None:
     pair = Pair()
     pair.initiate()
     data = pair.carried[0].data
-    cookie = cookies.check(data, PATH, 0.0)
+    cookie = cookies.check(data, ("192.0.2.1", 500), 0.0)
     assert cookie is not None
 
-    def retry(data: bytes = data, path: PeerPath = PATH, now: float = 1.0) -> bool:
+    def retry(data: bytes = data, sender: tuple[str, int] = ("192.0.2.1", 500), now: float = 1.0) -> bool:
         notify = b"\x21\x00" + (8 + len(cookie)).to_bytes(2, "big") + b"\x00\x00\x40\x06" + cookie
         whole = (
             data[:16]
@@ -144,35 +145,63 @@ def test_cookie_belongs_to_nonce_address_and_time() -> None:
             + notify
             + data[28:]
         )
-        return cookies.check(whole, path, now) is None
+        return cookies.check(whole, sender, now) is None
 
     assert retry()
-    assert not retry(path=replace(PATH, remote=ip_address("192.0.2.9")))
-    assert not retry(path=replace(PATH, remote_port=4500))
-    at = data.index(b"\x00\x00\x24", 28 + 40) if b"\x00\x00\x24" in data else len(data) - 1
-    assert not retry(data=bytes([1]) + data[1:]) or at < 0
+    assert not retry(sender=("192.0.2.9", 500))
+    assert not retry(sender=("192.0.2.1", 4500))
+    assert not retry(data=bytes([data[0] ^ 1]) + data[1:])
+    nonce = scan(data)[1]
+    assert len(nonce) == 32 and not retry(data=data.replace(nonce, bytes(32)))
     assert retry(now=61.0)
     assert not retry(now=200.0)
 
 
 def test_flood_costs_little() -> None:
-    """Beyond the threshold spoofed requests get cookies: no memory, and microseconds each."""
-    endpoint = Endpoint(EndpointSettings(), [connection_b()], psk())
+    """Beyond the threshold spoofed requests get cookies: no memory, no events, and microseconds each."""
+    endpoint = Endpoint(EndpointSettings(), [connection_b(remote_addresses=())], psk())
     pair = Pair()
     pair.initiate()
     data = pair.carried[0].data
-    begin = time.process_time()
+    for number in range(30):
+        assert endpoint.shed((number + 1).to_bytes(8, "big") + data[8:], ("10.0.0.1", number), 0.0) is None
+        endpoint.receive_datagram(
+            (number + 1).to_bytes(8, "big") + data[8:],
+            replace(PATH, remote=ip_address(0x0A000000 + number)),
+            0.0,
+        )
+    assert len(endpoint.snapshot()) == 30
+    endpoint.datagrams_to_send()
+    tracemalloc.start()
+    begin, before = time.process_time(), tracemalloc.get_traced_memory()[0]
     count = 5000
     for number in range(count):
-        spi = (number + 1).to_bytes(8, "big")
-        path = replace(PATH, remote=ip_address(0x0A000000 + number)) if False else PATH
-        endpoint.receive_datagram(spi + data[8:], replace(path, remote_port=1 + number), 0.0)
-        if number % 100 == 0:
-            endpoint.datagrams_to_send()
-    spent = time.process_time() - begin
-    assert len(endpoint.snapshot()) <= 30
-    assert not endpoint.events()
+        spi = (number + 1000).to_bytes(8, "big")
+        assert endpoint.shed(spi + data[8:], ("10.9.9.9", number), 0.0)
+    grown, spent = tracemalloc.get_traced_memory()[0] - before, time.process_time() - begin
+    tracemalloc.stop()
+    assert len(endpoint.snapshot()) == 30 and not endpoint.events() and not endpoint.datagrams_to_send()
+    assert grown < 20_000
     assert spent / count < 0.001, spent
+
+
+def test_shed_and_receive_agree() -> None:
+    """A cookie that the socket gave out is good on the long way, and the other way round."""
+    endpoint = Endpoint(ALWAYS, [connection_b()], psk())
+    pair = Pair()
+    pair.initiate()
+    data = pair.carried[0].data
+    endpoint.receive_datagram(data, PATH, 0.0)
+    [datagram] = endpoint.datagrams_to_send()
+    assert endpoint.shed(data, ("192.0.2.1", 500), 0.0) == datagram.data
+    [notify] = parse_message(datagram.data).payloads
+    body = b"\x21\x00" + (8 + len(notify.data)).to_bytes(2, "big") + b"\x00\x00\x40\x06" + notify.data
+    retry = data[:16] + b"\x29" + data[17:24] + (len(data) + len(body)).to_bytes(4, "big") + body + data[28:]
+    assert endpoint.shed(retry, ("192.0.2.1", 500), 0.0) is None
+    endpoint.receive_datagram(retry, PATH, 0.0)
+    assert len(endpoint.snapshot()) == 1
+    assert endpoint.shed(retry, ("192.0.2.1", 500), 0.0) is None  # repeated: it gets the identical response
+    assert endpoint.shed(data[:20], ("192.0.2.1", 500), 0.0) is None
 
 
 def test_half_open_limits() -> None:

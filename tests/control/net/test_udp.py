@@ -230,3 +230,34 @@ def test_a_flood_is_taken_in_bursts(ports: tuple[int, int]) -> None:
         sockets.close()
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_shed(ports: tuple[int, int], which: int) -> None:
+    """What is answered at once goes back the way it came, with the marker where one belongs, and nowhere else."""
+
+    async def run() -> None:
+        ike, asked = Ike(), []
+
+        def shed(data: bytes, sender: tuple[str, int]) -> bytes | None:
+            asked.append((data, sender))
+            return b"cookie" if data == b"first" else None
+
+        sockets = UdpSockets(
+            lambda data, path: ike.messages.append((data, path)),
+            lambda path, text: None,
+            ports=ports,
+            shed=shed,
+        )
+        sockets.open([ip_address("127.0.0.1")])
+        marker = bytes(4) if which else b""
+        with peer("127.0.0.1") as other:
+            other.sendto(marker + b"first", ("127.0.0.1", ports[which]))
+            other.sendto(marker + b"second", ("127.0.0.1", ports[which]))
+            await until(lambda: bool(ike.messages))
+            assert other.recv(100) == marker + b"cookie"
+            assert [data for data, _ in ike.messages] == [b"second"]
+            assert asked[0] == (b"first", other.getsockname())
+        sockets.close()
+
+    asyncio.run(run())
