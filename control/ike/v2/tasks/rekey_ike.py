@@ -245,6 +245,9 @@ def retire(sa: IkeSa, successor: IkeSa | None, now: float) -> None:
     sa.state = advance(sa.state, Step.REPLACED)
     sa.successor = successor
     sa.predecessor = None
+    if successor is not None:
+        successor.queued.extend(sa.queued)
+        sa.queued.clear()
     for timer in _HANDLED:
         sa.timers.pop(timer, None)
     sa.timers[Timer.EXPIRE] = now + REDUNDANT

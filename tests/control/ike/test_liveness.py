@@ -1,0 +1,81 @@
+"""Is the peer there? Questions after silence, and what is done when no answer comes (RFC 7296 section 2.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from control.ike.events import Closed
+from control.ike.settings import DpdAction, Retransmission
+from tests.control.ike.pair import Pair, child, connection_a, connection_b
+
+
+def made(**rest: Any) -> Pair:
+    """Only A asks."""
+    return Pair(a=connection_a(**rest), b=connection_b()).up()
+
+
+def cut(pair: Pair) -> None:
+    """Nothing arrives any more."""
+    pair.wire.drop = lambda number, datagram: True
+
+
+def test_a_silent_peer_is_asked_and_its_answer_is_enough() -> None:
+    pair = made(dpd_delay=30.0)
+    sent = pair.a.sent, pair.b.sent
+    pair.run(100.0)
+    assert (pair.a.sent - sent[0], pair.b.sent - sent[1]) == (3, 3)
+    assert not pair.a.closed
+
+
+def test_traffic_of_a_child_is_an_answer() -> None:
+    pair = made(dpd_delay=30.0)
+    sent = pair.a.sent
+    for _ in range(20):
+        pair.run(10.0)
+        pair.a.endpoint.traffic_seen(pair.a.ikes[0], pair.now)
+    assert pair.a.sent == sent
+    pair.run(31.0)
+    assert pair.a.sent == sent + 1
+
+
+def test_no_question_without_a_delay() -> None:
+    pair = made(dpd_delay=0.0)
+    sent = pair.a.sent
+    pair.run(1000.0)
+    assert pair.a.sent == sent
+
+
+def test_a_dead_peer_is_given_up_with_what_was_done() -> None:
+    pair = made(dpd_delay=30.0, retransmission=Retransmission(timeout=2.0, base=2.0, tries=3))
+    cut(pair)
+    pair.run(31.0)
+    pair.a.endpoint.path_error(pair.a.endpoint.snapshot()[0].path, "port unreachable", pair.now)
+    pair.run(40.0)
+    (closed,) = pair.a.closed
+    assert closed.why is Closed.PEER_DEAD and closed.failure is not None
+    assert closed.failure.code == "peer_silent"
+    assert "192.0.2.2:4500, sent 4 times in 30 s" in closed.failure.text
+    assert "port unreachable" in closed.failure.text
+    assert not pair.a.ikes and not pair.a.children
+
+
+def test_dpd_action_restart_begins_anew() -> None:
+    again = child(dpd_action=DpdAction.RESTART)
+    pair = made(dpd_delay=30.0, children=(again,))
+    cut(pair)
+    pair.run(200.0)
+    assert pair.a.closed[0].why is Closed.PEER_DEAD
+    assert pair.a.endpoint.snapshot()[0].state == "connecting"
+    pair.wire.drop = lambda number, datagram: False
+    pair.run(60.0)
+    assert len(pair.a.established) == 2
+    assert len(pair.a.sending) == 1
+
+
+def test_a_request_under_way_is_the_question() -> None:
+    pair = made(dpd_delay=5.0)
+    cut(pair)
+    pair.a.endpoint.rekey_child(next(iter(pair.a.children)), pair.now)
+    pair.run(60.0)
+    assert not [note for note in pair.a.notes if "INFORMATIONAL" in note]
+    assert [note for note in pair.a.notes if "CREATE_CHILD_SA" in note]

@@ -1,0 +1,153 @@
+"""Addresses change while SAs live (RFC 4555, RFC 7296 section 2.23)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from control.ike.events import Datagram, PathChanged
+from tests.control.ike.pair import ADDRESS_A, ADDRESS_B, Pair, Side, connection_a, connection_b
+
+NEW = ip_address("192.0.2.7")
+NAT = ip_address("198.51.100.1")
+
+
+def made(**rest: Any) -> Pair:
+    rest.setdefault("remote_addresses", (ADDRESS_B,))
+    a = connection_a(local_addresses=(), **rest)
+    b = replace(connection_b(**rest), remote_addresses=())
+    return Pair(a=a, b=b)
+
+
+def move(pair: Pair, side: Side, new: Any = NEW) -> None:
+    old = side.addresses[0]
+    side.addresses = (new,)
+    side.endpoint.address_changed(old, new, pair.now)
+
+
+def test_the_initiator_moves_and_all_children_follow() -> None:
+    pair = made().up()
+    move(pair, pair.a)
+    pair.run()
+    (ours,), (theirs,) = pair.a.of(PathChanged), pair.b.of(PathChanged)
+    assert ours.path.local == NEW and ours.path.remote == ADDRESS_B
+    assert theirs.path.remote == NEW and theirs.path.local == ADDRESS_B
+    assert not ours.encapsulated and not theirs.encapsulated
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+    pair.b.endpoint.rekey_child(next(iter(pair.b.children)), pair.now)
+    pair.b.endpoint.rekey_ike(pair.b.ikes[0], pair.now)
+    pair.run(60.0)
+    pair.check_children()
+    assert next(iter(pair.a.children.values())).path.local == NEW
+    assert pair.a.rekeyed
+
+
+def test_a_move_after_the_ike_sa_was_rekeyed_by_the_other_side() -> None:
+    """Who decides on addresses is the first IKE SA's initiator, whoever rekeyed it."""
+    pair = made().up()
+    pair.b.endpoint.rekey_ike(pair.b.ikes[0], pair.now)
+    pair.run()
+    assert not pair.a.endpoint.snapshot()[0].initiator
+    move(pair, pair.a)
+    pair.run()
+    assert pair.b.of(PathChanged)[0].path.remote == NEW
+
+
+def test_a_move_with_a_request_under_way() -> None:
+    """The same request goes by the new path, and the move after it."""
+    pair = made().up()
+    pair.wire.drop = lambda number, datagram: datagram.path.local == ADDRESS_A
+    pair.a.endpoint.rekey_child(next(iter(pair.a.children)), pair.now)
+    pair.run(0.5)
+    move(pair, pair.a)
+    pair.run(20.0)
+    pair.check_children()
+    assert pair.b.of(PathChanged)[0].path.remote == NEW
+    # The child that was made on the way has moved with the others.
+    assert pair.a.of(PathChanged)
+
+
+def test_two_moves_at_once_end_at_the_last() -> None:
+    pair = made().up()
+    third = ip_address("192.0.2.8")
+    move(pair, pair.a)
+    move(pair, pair.a, third)
+    pair.run(30.0)
+    assert pair.b.of(PathChanged)[-1].path.remote == third
+    assert pair.a.of(PathChanged)[-1].path.local == third
+    assert pair.a.endpoint.snapshot()[0].path.local == third
+
+
+def test_traffic_moves_only_after_the_new_way_is_proven() -> None:
+    """RFC 4555 section 3.7: an answer to COOKIE2 must come before packets go to a new address."""
+    pair = made().up()
+    count = len(pair.carried)
+    # B's answer to the update arrives, its COOKIE2 does not.
+    pair.wire.drop = lambda number, datagram: number >= count + 2
+    move(pair, pair.a)
+    pair.run(20.0)
+    assert pair.a.of(PathChanged)
+    assert not pair.b.of(PathChanged)
+    pair.wire.drop = lambda number, datagram: False
+    pair.run(60.0)
+    assert pair.b.of(PathChanged)
+
+
+def test_a_move_behind_a_nat_turns_encapsulation_on() -> None:
+    pair = made().up()
+    assert not next(iter(pair.a.children.values())).encapsulated
+
+    def nat(datagram: Datagram) -> Datagram:
+        path = datagram.path
+        if path.local == NEW:
+            path = replace(path, local=NAT, local_port=path.local_port + 10000)
+        elif path.remote == NAT:
+            path = replace(path, remote=NEW, remote_port=path.remote_port - 10000)
+        return replace(datagram, path=path)
+
+    pair.wire.translate = nat
+    move(pair, pair.a)
+    pair.run()
+    assert pair.a.of(PathChanged)[-1].encapsulated
+    theirs = pair.b.of(PathChanged)[-1]
+    assert theirs.encapsulated and (theirs.path.remote, theirs.path.remote_port) == (NAT, 14500)
+    pair.b.endpoint.rekey_child(next(iter(pair.b.children)), pair.now)
+    pair.run()
+    pair.check_children()
+
+
+@pytest.mark.parametrize("mobike", [True, False])
+def test_another_mapping_of_a_nat_is_followed(mobike: bool) -> None:
+    pair = made(mobike=mobike, dpd_delay=20.0)
+    offset = 10000
+
+    def nat(datagram: Datagram) -> Datagram | None:
+        path = datagram.path
+        if path.local == ADDRESS_A:
+            path = replace(path, local=NAT, local_port=path.local_port + offset)
+        elif path.remote == NAT:
+            if path.remote_port < offset or path.remote_port > offset + 5000:
+                return None  # the mapping is gone
+            path = replace(path, remote=ADDRESS_A, remote_port=path.remote_port - offset)
+        return replace(datagram, path=path)
+
+    pair.wire.translate = nat
+    pair.up()
+    assert pair.b.endpoint.snapshot()[0].path.remote_port == 14500
+    offset = 20000
+    pair.run(100.0)
+    assert pair.b.of(PathChanged)[-1].path.remote_port == 24500
+    assert not pair.a.closed and not pair.b.closed
+    pair.b.endpoint.rekey_child(next(iter(pair.b.children)), pair.now)
+    pair.run()
+    pair.check_children()
+
+
+def test_without_mobike_the_peer_without_nat_does_not_follow() -> None:
+    pair = made(mobike=False).up()
+    move(pair, pair.a)
+    pair.run()
+    assert not pair.b.of(PathChanged)

@@ -1,0 +1,274 @@
+"""What times and refusals lead to: rekeying in time, expiry, trying again, setting up anew, closing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from control.ike.events import ChildClosed, ChildEstablished, ChildFailed, Closed, Noted
+from control.ike.settings import Lifetime, StartAction
+from control.ike.v2.states import State
+from tests.control.ike.pair import (
+    Pair,
+    Side,
+    child,
+    connection_a,
+    connection_b,
+    esp,
+    ike,
+    mirror,
+)
+
+
+def made(**rest: Any) -> Pair:
+    return Pair(a=connection_a(**rest), b=connection_b(**rest)).up()
+
+
+def with_child(**rest: Any) -> Pair:
+    return made(children=(child(**rest),))
+
+
+def mixed(ours: dict[str, Any], theirs: dict[str, Any]) -> Pair:
+    """A child with other settings on B's side."""
+    a = connection_a(children=(child(**ours),))
+    b = mirror(connection_a(children=(child(**theirs),)), name="b-a")
+    return Pair(a=a, b=b).up()
+
+
+@pytest.fixture(params=["a", "b"])
+def which(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def side_of(pair: Pair, which: str) -> Side:
+    return pair.a if which == "a" else pair.b
+
+
+def only(side: Side) -> int:
+    (id,) = side.children
+    return id
+
+
+# Children
+
+
+def test_a_child_is_rekeyed_before_it_expires() -> None:
+    pair = mixed({"lifetime": Lifetime(rekey=100.0)}, {"lifetime": Lifetime(rekey=0.0)})
+    first = only(pair.a)
+    pair.run(89.0)
+    assert only(pair.a) == first
+    pair.run(15.0)
+    assert only(pair.a) != first
+    pair.check_children()
+    pair.run(1000.0)
+    assert len(pair.a.of(ChildEstablished)) > 9
+    pair.check_children()
+    assert all(event.why is Closed.REPLACED for event in pair.a.of(ChildClosed))
+
+
+def test_both_rekey_at_their_times_for_days() -> None:
+    pair = with_child(lifetime=Lifetime(rekey=3600.0, random=0.0))
+    pair.run(86400.0 * 2)
+    pair.check_children()
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+    assert len(pair.a.rekeyed) >= 10
+    assert not pair.a.failures and not pair.b.failures
+
+
+def test_a_child_that_is_not_rekeyed_expires_on_both_sides() -> None:
+    pair = mixed({"lifetime": Lifetime(rekey=0.0, life=50.0)}, {"lifetime": Lifetime(rekey=0.0)})
+    pair.run(60.0)
+    assert not pair.a.children and not pair.b.children
+    assert pair.a.of(ChildClosed)[0].why is Closed.EXPIRED
+    assert pair.b.of(ChildClosed)[0].why is Closed.PEER
+
+
+def test_what_the_dataplane_counted_rekeys_and_closes(which: str) -> None:
+    pair = made()
+    side = side_of(pair, which)
+    first = only(side)
+    side.endpoint.child_expired(first, False, pair.now)
+    pair.run()
+    second = only(side)
+    assert second != first
+    side.endpoint.child_expired(second, True, pair.now)
+    pair.run()
+    assert not pair.a.children and not pair.b.children
+    assert side.of(ChildClosed)[-1].why is Closed.EXPIRED
+
+
+def test_another_group_is_taken_when_the_peer_wants_it(which: str) -> None:
+    ours = {"proposals": esp("aes128gcm16-x25519-ecp256")}
+    theirs = {"proposals": esp("aes128gcm16-ecp256")}
+    pair = mixed(ours, theirs) if which == "a" else mixed(theirs, ours)
+    side = side_of(pair, which)
+    side.endpoint.rekey_child(only(side), pair.now)
+    pair.run()
+    pair.check_children()
+    assert next(iter(side.children.values())).suite_name == "aes128gcm16-ecp256"
+
+
+def test_a_rekeying_that_is_refused_is_told_and_tried_again_until_the_end() -> None:
+    """IKE_AUTH does not negotiate key exchanges, so a difference shows only here."""
+    pair = mixed(
+        {"proposals": esp("aes128gcm16-x25519"), "lifetime": Lifetime(rekey=100.0, life=200.0, random=1.0)},
+        {"proposals": esp("aes128gcm16-ecp256")},
+    )
+    pair.run(110.0)
+    pair.check_children()
+    failures = pair.a.of(ChildFailed)
+    assert failures and failures[0].failure.code == "no_proposal_chosen"
+    assert "NO_PROPOSAL_CHOSEN" in str(failures[0].failure)
+    assert any("aes128gcm16-x25519" in text and "ecp256" in text for text in pair.b.notes), pair.b.notes
+    pair.run(100.0)
+    assert len(pair.a.of(ChildFailed)) > 2
+    assert not pair.a.children and not pair.b.children
+
+
+def test_a_child_that_the_peer_forgot_is_made_anew() -> None:
+    pair = made()
+    (sa,) = pair.b.endpoint._by_id.values()
+    (forgotten,) = sa.children.values()
+    sa.close_child(forgotten, Closed.FAILED)
+    pair.a.endpoint.rekey_child(only(pair.a), pair.now)
+    pair.run()
+    pair.check_children()
+    assert pair.a.of(ChildClosed)[0].failure.code == "child_sa_not_found"  # type: ignore[union-attr]
+
+
+def test_a_second_child_is_made_on_the_same_ike_sa() -> None:
+    settings = child(), child("other", "10.3.0.0/16", "10.4.0.0/16")
+    pair = made(children=settings)
+    pair.initiate("other")
+    pair.run()
+    pair.check_children(2)
+    assert len(pair.a.ikes) == 1
+    pair.initiate("other")
+    pair.initiate("other")
+    pair.run()
+    pair.check_children(2)
+
+
+def test_a_child_whose_selectors_do_not_fit_is_refused_with_both_views() -> None:
+    settings = child(), child("other", "10.3.0.0/16", "10.4.0.0/16")
+    a = connection_a(children=settings)
+    b = mirror(connection_a(children=settings[:1]), name="b-a")
+    pair = Pair(a=a, b=b).up()
+    pair.initiate("other")
+    pair.run()
+    pair.check_children(1)
+    assert pair.a.of(ChildFailed)[0].failure.code == "ts_unacceptable"
+    assert "10.3.0.0/16 === 10.4.0.0/16" in pair.a.failures[0]
+    assert any("10.1.0.0/16" in text and "10.3.0.0/16" in text for text in pair.b.notes)
+
+
+# Closing
+
+
+def test_a_child_is_closed_by_either_side(which: str) -> None:
+    pair = made()
+    side = side_of(pair, which)
+    side.endpoint.terminate_child(only(side), pair.now)
+    pair.run()
+    assert not pair.a.children and not pair.b.children
+    assert side.of(ChildClosed)[0].why is Closed.LOCAL
+    assert pair.other(side).of(ChildClosed)[0].why is Closed.PEER
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+    assert not pair.a.endpoint._child_spis and not pair.b.endpoint._child_spis
+
+
+def test_the_ike_sa_is_closed_by_either_side(which: str) -> None:
+    pair = made()
+    side = side_of(pair, which)
+    side.endpoint.terminate_ike(side.ikes[0], pair.now)
+    pair.run()
+    assert not pair.a.ikes and not pair.b.ikes
+    assert side.closed[0].why is Closed.LOCAL
+    assert pair.other(side).closed[0].why is Closed.PEER
+    assert not pair.a.children and not pair.b.children
+
+
+def test_a_lost_answer_to_the_last_delete_is_given_again() -> None:
+    pair = made()
+    count = len(pair.carried)
+    pair.wire.drop = lambda number, datagram: number == count + 1
+    pair.a.endpoint.terminate_ike(pair.a.ikes[0], pair.now)
+    pair.run(10.0)
+    assert pair.a.closed[0].why is Closed.LOCAL and pair.b.closed[0].why is Closed.PEER
+    assert not pair.a.ikes and not pair.b.ikes
+
+
+def test_close_action_start_sets_a_closed_child_up_again() -> None:
+    pair = mixed({"close_action": StartAction.START}, {})
+    pair.b.endpoint.terminate_child(only(pair.b), pair.now)
+    pair.run()
+    pair.check_children()
+    assert len(pair.a.ikes) == 1
+    pair.b.endpoint.terminate_ike(pair.b.ikes[0], pair.now)
+    pair.run()
+    pair.check_children()
+    assert len(pair.a.established) == 2
+    pair.a.endpoint.terminate_child(only(pair.a), pair.now)
+    pair.run()
+    assert not pair.a.children
+
+
+# The IKE SA
+
+
+def test_the_ike_sa_is_rekeyed_in_time_and_keeps_what_it_had(which: str) -> None:
+    a, b = connection_a(rekey_time=500.0), connection_b(rekey_time=0.0)
+    if which == "b":
+        a, b = replace(a, rekey_time=0.0), replace(b, rekey_time=500.0)
+    pair = Pair(a=a, b=b).up()
+    side = side_of(pair, which)
+    before = pair.a.endpoint.snapshot()[0]
+    pair.run(600.0)
+    after = pair.a.endpoint.snapshot()[0]
+    assert len(side.rekeyed) == 1 and side.rekeyed[0].new == side.ikes[0]
+    assert after.spi_initiator != before.spi_initiator and after.initiator == (which == "a")
+    assert (after.local_id, after.remote_id, after.path) == (before.local_id, before.remote_id, before.path)
+    assert [each.sa.id for each in after.children] == [each.sa.id for each in before.children]
+    assert not pair.a.closed and not pair.b.closed
+    pair.a.endpoint.rekey_child(only(pair.a), pair.now)
+    pair.run()
+    pair.check_children()
+
+
+def test_rekeying_does_not_put_off_reauthentication() -> None:
+    pair = made(rekey_time=300.0, reauth_time=1000.0, random_time=1.0)
+    due = pair.a.endpoint.snapshot()[0].reauth_at
+    assert due
+    pair.run(500.0)
+    assert pair.a.rekeyed
+    assert pair.a.endpoint.snapshot()[0].reauth_at == due
+
+
+def test_an_ike_sa_whose_rekeying_fails_expires_and_says_so() -> None:
+    a = connection_a(rekey_time=100.0, over_time=60.0, random_time=1.0)
+    b = connection_b(rekey_time=0.0)
+    pair = Pair(a=a, b=b).up()
+    (sa,) = pair.b.endpoint._by_id.values()
+    sa.connection = replace(sa.connection, proposals=ike("aes256gcm16-prfsha384-ecp384"))
+    pair.run(300.0)
+    assert pair.a.closed[0].why is Closed.EXPIRED
+    assert not pair.a.ikes and not pair.b.ikes
+    warnings = [event.text for event in pair.a.of(Noted) if event.level == "warning"]
+    assert any("NO_PROPOSAL_CHOSEN" in text and "aes128gcm16" in text for text in warnings)
+
+
+def test_a_peer_that_never_deletes_the_old_ike_sa_does_not_keep_it() -> None:
+    """The rekeying side falls silent between the answer and its delete."""
+    pair = made()
+    old = pair.b.endpoint.snapshot()[0].id
+    count = len(pair.carried)
+    pair.wire.drop = lambda number, datagram: number >= count + 2
+    pair.a.endpoint.rekey_ike(pair.a.ikes[0], pair.now)
+    pair.run()
+    assert len(pair.b.ikes) == 2
+    pair.run(70.0)
+    assert old not in pair.b.ikes and len(pair.b.ikes) == 1
+    assert not pair.b.closed
+    assert all(sa.state is State.ESTABLISHED for sa in pair.b.endpoint._by_id.values())
