@@ -28,6 +28,7 @@ from control.ike.events import (
     ChildSa,
     Event,
     IkeClosed,
+    IkeFailed,
     IkeRekeyed,
     PathChanged,
     PeerPath,
@@ -55,6 +56,8 @@ log = logging.getLogger("esplanade.ike")
 T = TypeVar("T")
 
 TRAFFIC_INTERVAL = 1.0  # seconds between two looks at the counters
+TRAP_INTERVAL = 0.1  # seconds between two looks for packets that want a tunnel
+TRAP_PATIENCE = 5.0  # seconds that a child has to come up before traffic asks for it again
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
 
 
@@ -121,6 +124,7 @@ class IkeDaemon:
         self._seen: dict[int, int] = {}  # inbound packets of each child at the last look
         self._asked: set[int] = set()  # children that a rekey was asked for, for what they have carried
         self._unstarted: dict[tuple[str, str], str] = {}  # connection and child, and what was in the way
+        self._acquired: dict[tuple[str, str], float] = {}  # by trap: when traffic may ask for it again
         self._gone = asyncio.Event()  # an IKE SA has gone
 
     @classmethod
@@ -146,6 +150,7 @@ class IkeDaemon:
         await self.spd.flush()
         self._run(self._flush_when_wanted(), "policies")
         self._run(self._watch_traffic(), "child counters")
+        self._run(self._watch_traps(), "traps")
         self._run(self._fetcher.run(), "revocation lists")
         for connection in self._config.connections:
             self._start_children(connection)
@@ -170,6 +175,9 @@ class IkeDaemon:
 
     async def stop(self) -> None:
         """Say goodbye to every peer and wait a moment for their answers."""
+        for task in list(self._tasks):
+            if task.get_name() in ("traps", "child counters"):
+                task.cancel()  # nothing begins any more
         for each in self.snapshot():
             with self._guarded("close"):
                 self.endpoint.terminate_ike(each.id, self.now())
@@ -223,11 +231,34 @@ class IkeDaemon:
             self.endpoint.path_error(path, text, self.now())
         self._pump_soon()
 
-    def acquire(self, policy: str, packet: SelectorSpec | None) -> None:
-        """A packet met a policy that has no SA: bring about the child whose trap it is."""
-        trap = self.spd.trap_of(policy)
-        if trap is None:
-            return
+    async def _watch_traps(self) -> None:
+        """Packets that met a policy without SA want a tunnel. Which it was is not known: all idle traps are meant."""
+        seen = self._untunnelled()
+        while True:
+            await asyncio.sleep(TRAP_INTERVAL)
+            with self._guarded("traps"):
+                met = self._untunnelled()
+                if met != seen:
+                    seen = met
+                    self._acquire_idle()
+
+    def _untunnelled(self) -> int:
+        """Packets so far for which a policy had no SA."""
+        return self._dataplane.stats(sas=False).drops["policy_no_sa"]
+
+    def _acquire_idle(self) -> None:
+        """Bring about every trap's child that is neither there nor on its way."""
+        now = self.now()
+        there = {(each.sa.connection, each.sa.settings.name) for each in self.children.installed.values()}
+        connecting = {each.connection for each in self.snapshot() if not each.established}
+        for trap in self.spd.traps():
+            if trap in there or trap[0] in connecting or self._acquired.get(trap, 0.0) > now:
+                continue
+            self._acquired[trap] = now + TRAP_PATIENCE
+            self.acquire(trap, None)
+
+    def acquire(self, trap: tuple[str, str], packet: SelectorSpec | None) -> None:
+        """A packet fell into the trap of a connection's child: bring the child about."""
         with self._guarded("acquire"):
             try:
                 self.endpoint.acquire(*trap, self.now(), packet)
@@ -289,7 +320,7 @@ class IkeDaemon:
             self.children.ike_rekeyed(event.ike, event.new)
             if event.ike in self._lent:
                 self._lent[event.new] = self._lent.pop(event.ike)
-        elif isinstance(event, IkeClosed):
+        elif isinstance(event, IkeClosed | IkeFailed):
             self._give_back(event.ike)
         elif isinstance(event, VirtualAddressesAssigned):
             self._lent[event.ike] = event.addresses

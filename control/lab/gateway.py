@@ -57,7 +57,7 @@ class IkeTunnel:
     more: str = ""  # further lines of the connection
 
     @classmethod
-    def make(cls, directory: Path, **rest: str) -> IkeTunnel:
+    def make(cls, directory: Path, **rest: Any) -> IkeTunnel:
         """Issue the certificates and write them to `directory`."""
         authority = make_authority("Esplanade laboratory")
         _write_certificate(directory / "ca.pem", authority)
@@ -70,7 +70,7 @@ class IkeTunnel:
                 os.open(directory / f"{host}.key", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb"
             ) as file:
                 file.write(key)
-        return cls(directory=directory, **rest)  # type: ignore[arg-type]
+        return cls(directory=directory, **rest)
 
 
 def _write_certificate(path: Path, issued: Issued) -> None:

@@ -175,29 +175,11 @@ class Spd:
                 if self._changed is not None:
                     await self._changed(wanted)
 
+    def traps(self) -> list[tuple[str, str]]:
+        """Connection and child of every trap."""
+        return list(dict.fromkeys(entry.trap for entry in self._entries.values() if entry.trap is not None))
+
     def trap_of(self, policy: str) -> tuple[str, str] | None:
         """Connection and child that a policy is the trap of."""
         entry = self._by_name.get(policy)
         return entry.trap if entry is not None else None
-
-    def trap_for(self, selector: SelectorSpec) -> tuple[str, str] | None:
-        """Connection and child whose trap the packet that `selector` describes falls into."""
-        for entry in sorted(self._entries.values(), key=lambda entry: width(entry.selector)):
-            if entry.trap is not None and _within(selector, entry.selector):
-                return entry.trap
-        return None
-
-
-def _within(inner: SelectorSpec, outer: SelectorSpec) -> bool:
-    """True when every packet of `inner` matches `outer`."""
-    return (
-        inner.local_first.version == outer.local_first.version
-        and int(outer.local_first) <= int(inner.local_first) <= int(inner.local_last) <= int(outer.local_last)
-        and int(outer.remote_first)
-        <= int(inner.remote_first)
-        <= int(inner.remote_last)
-        <= int(outer.remote_last)
-        and outer.protocol in (0, inner.protocol)
-        and outer.local_ports[0] <= inner.local_ports[0] <= inner.local_ports[1] <= outer.local_ports[1]
-        and outer.remote_ports[0] <= inner.remote_ports[0] <= inner.remote_ports[1] <= outer.remote_ports[1]
-    )
