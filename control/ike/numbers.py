@@ -55,11 +55,6 @@ class Protocol(enum.IntEnum):
     AH = 2
     ESP = 3
 
-    @property
-    def spi_length(self) -> int:
-        """Bytes of an SPI of this protocol."""
-        return {Protocol.NONE: 0, Protocol.IKE: 8}.get(self, 4)
-
 
 class TransformType(enum.IntEnum):
     """Transform types (RFC 7296 section 3.3.2, RFC 9370 section 2.2.1)."""

@@ -4,7 +4,7 @@
     with_packet      the initiator of a child that a packet asked for puts that packet's own selectors first
     narrow           responder: what both sides' policies have in common (RFC 7296 section 2.9)
     accept_narrowed  initiator: the peer's answer, which must be within what was asked
-    to_settings, to_specs   for events and the dataplane
+    to_settings      for events; control.sa.selectors has the dataplane's pairs
 
 OPAQUE ports are not supported: the dataplane has no selector for packets without ports but that for any ports, which
 takes them too. A peer that asks for OPAQUE alone gets TS_UNACCEPTABLE.
@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from control.ike.errors import LocalError, PeerError
+from control.ike.errors import PeerError
 from control.ike.numbers import NotifyType
 from control.ike.settings import TrafficSelector
-from control.ike.wire.selector import OPAQUE_PORTS, WireSelector, show_protocol, show_range
-from dataplane.model import Address, SelectorSpec
+from control.ike.wire.selector import OPAQUE_PORTS, WireSelector
+from dataplane.model import Address
 
 MAX_SELECTORS = 32  # of one side after narrowing: a peer may ask for 255 on each side
 MAX_PAIRS = 256  # of both sides together: each becomes an entry of the dataplane
@@ -243,17 +243,6 @@ def show_both(local: Sequence[WireSelector], remote: Sequence[WireSelector]) -> 
     return f"{show(local)} === {show(remote)}"
 
 
-def show_configured(selector: TrafficSelector) -> str:
-    """A configured selector as the configuration has it."""
-    if selector.network is not None:
-        where = str(selector.network)
-    elif selector.first is not None and selector.last is not None:
-        where = show_range(selector.first, selector.last)
-    else:
-        where = "dynamic"
-    return where + show_protocol(selector.protocol, selector.ports)
-
-
 def to_settings(selectors: Iterable[WireSelector]) -> tuple[TrafficSelector, ...]:
     """Negotiated selectors as events carry them, with first and last set."""
     return tuple(
@@ -265,26 +254,3 @@ def to_settings(selectors: Iterable[WireSelector]) -> tuple[TrafficSelector, ...
 def from_settings(selectors: Iterable[TrafficSelector]) -> tuple[WireSelector, ...]:
     """The way back, for the selectors of a child that is rekeyed; they are never dynamic."""
     return resolve(selectors, ())
-
-
-def to_specs(local: Iterable[TrafficSelector], remote: Sequence[TrafficSelector]) -> tuple[SelectorSpec, ...]:
-    """The dataplane's pairs of negotiated selectors: each local one with each remote one that fits it."""
-    specs = []
-    for one in from_settings(local):
-        for other in from_settings(remote):
-            if not _fit(one, other):
-                continue
-            specs.append(
-                SelectorSpec(
-                    local_first=one.first,
-                    local_last=one.last,
-                    remote_first=other.first,
-                    remote_last=other.last,
-                    protocol=one.protocol or other.protocol,
-                    local_ports=one.ports,
-                    remote_ports=other.ports,
-                )
-            )
-    if len(specs) > MAX_PAIRS:
-        raise LocalError(f"{len(specs)} pairs of traffic selectors; want {MAX_PAIRS} or fewer")
-    return tuple(specs)

@@ -23,7 +23,7 @@ from control.ike.errors import PeerError
 from control.ike.identity import Identity
 from control.ike.numbers import CfgAttribute, Group, NotifyType, Protocol
 from control.ike.proposal import Proposal, select, suite_of
-from control.ike.selectors import everything, narrow, to_settings, to_specs
+from control.ike.selectors import everything, narrow, to_settings
 from control.ike.settings import Auth, AuthSettings
 from control.ike.wire import (
     CpPayload,
@@ -39,7 +39,6 @@ from control.ike.wire import (
     parse_eap,
     parse_message,
     parse_payload_chain,
-    show_payloads,
 )
 from control.ike.wire.configuration import build_attributes, parse_address, parse_attributes, parse_subnet
 from control.ike.wire.payloads import Payload
@@ -49,6 +48,7 @@ from control.pki.crl import CrlError, CrlStore, parse_crl
 from control.pki.errors import CredentialError
 from control.pki.make import Issued, issue, make_authority, make_crl
 from control.pki.store import Authority, Credentials
+from control.sa.selectors import pairs
 from tests import ike_messages
 from tests.fuzz.eap_targets import eap_talk, lent, make_eap_talk
 from tests.fuzz.ike_responder import (
@@ -93,7 +93,6 @@ def _buildable(payloads: tuple[Payload, ...]) -> bool:
 
 def _message(data: bytes) -> None:
     message = parse_message(data)
-    show_payloads(message.payloads)
     if message.encrypted is not None:
         _same(message.aad + message.encrypted.body, data)
     elif _buildable(message.payloads):
@@ -178,7 +177,7 @@ def _selectors(data: bytes) -> None:
     found = narrow(
         asked_local=selectors, asked_remote=selectors, allowed_local=everywhere, allowed_remote=everywhere
     )
-    to_specs(to_settings(found.local), to_settings(found.remote))
+    pairs(to_settings(found.local), to_settings(found.remote))
 
 
 def _make_selectors(chance: random.Random) -> bytes:

@@ -25,7 +25,6 @@ from control.ike.wire.message import (
     need,
     parse_message,
     parse_payload_chain,
-    show_payloads,
 )
 from control.ike.wire.payloads import (
     AuthPayload,
@@ -87,5 +86,4 @@ __all__ = [
     "parse_message",
     "parse_payload_chain",
     "payload_type",
-    "show_payloads",
 ]

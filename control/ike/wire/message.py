@@ -29,7 +29,6 @@ from control.ike.wire.payloads import (
     KNOWN_TYPES,
     NotifyPayload,
     Payload,
-    UnknownPayload,
     build_payload,
     parse_payload,
     payload_type,
@@ -213,19 +212,6 @@ def find_error(payloads: Iterable[Payload]) -> NotifyPayload | None:
         if isinstance(payload, NotifyPayload) and payload.is_error:
             return payload
     return None
-
-
-def show_payloads(payloads: Iterable[Payload]) -> str:
-    """The kinds of payloads in a line for a log: "SA KE NONCE N(NAT_DETECTION_SOURCE_IP)"."""
-    words = []
-    for payload in payloads:
-        if isinstance(payload, NotifyPayload):
-            words.append(f"N({payload.name})")
-        elif isinstance(payload, UnknownPayload):
-            words.append(f"type{payload.type}")
-        else:
-            words.append(name_of(PayloadType, payload_type(payload)))
-    return " ".join(words)
 
 
 def _name(kind: type, initiator: bool | None) -> str:

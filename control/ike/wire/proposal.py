@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass
 
 from control.ike.errors import LocalError, syntax_error
-from control.ike.numbers import AttributeType, Protocol
+from control.ike.numbers import AttributeType
 
 _MORE_PROPOSALS, _MORE_TRANSFORMS = 2, 3
 _TV = 0x8000  # attribute format bit: the value is in place of a length
@@ -169,8 +169,3 @@ def _build_transform(transform: Transform, *, last: bool) -> bytes:
         attribute = struct.pack(">HH", _TV | AttributeType.KEY_LENGTH, transform.key_bits)
     more = 0 if last else _MORE_TRANSFORMS
     return struct.pack(">BBHBBH", more, 0, 8 + len(attribute), transform.type, 0, transform.id) + attribute
-
-
-def spi_length(protocol: int) -> int:
-    """Bytes of an SPI of a protocol; that of AH and ESP for a number that nobody knows."""
-    return 8 if protocol == Protocol.IKE else 4

@@ -31,7 +31,6 @@ from control.ike.wire import (
     parse_header,
     parse_message,
     parse_payload_chain,
-    show_payloads,
 )
 from control.ike.wire.message import MAX_PAYLOADS
 from tests.ike_messages import header as any_header
@@ -199,7 +198,6 @@ def test_finding_payloads() -> None:
     assert find_error(payloads) is error
     cookie = find_notify(payloads, NotifyType.COOKIE)
     assert cookie is not None and cookie.data == b"1"
-    assert show_payloads(payloads) == "IDi IDr NONCE N(COOKIE) N(NO_PROPOSAL_CHOSEN) KE"
     with pytest.raises(PeerError, match="message without AUTH payload; want one"):
         need(payloads, AuthPayload)
     with pytest.raises(PeerError, match="message without TSr payload; want one"):
