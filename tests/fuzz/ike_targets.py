@@ -158,7 +158,8 @@ def _choose(offers: tuple[OfferedProposal, ...], configured: tuple[Proposal, ...
         suite, number = select(offers, configured, prefer_group=19)
     except PeerError as error:
         return str(error)
-    _same(set(suite.transforms) <= set(offers[number - 1].transforms), True)
+    [chosen] = [each for each in offers if each.number == number]
+    _same(set(suite.transforms) <= set(chosen.transforms), True)
     return ""
 
 
