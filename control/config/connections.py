@@ -32,6 +32,7 @@ from dataplane.model import Address
 
 DPD_DELAY = 30.0  # seconds; a dead peer is what a gateway must notice by itself
 _NAME = "letters, digits and _ . : @ - (at most 64)"
+_ANY = ("%any", "%any4", "%any6", "any", "0.0.0.0", "::", "0.0.0.0/0", "::/0")
 _OUTER = 'an address, a network, "%any", or a list of them'
 _FRAGMENTATION = {"no": Choice.NO, "accept": Choice.YES, "yes": Choice.YES, "force": Choice.FORCE}
 _CHILDLESS = {"never": Choice.NO, "allow": Choice.YES, "force": Choice.FORCE}
@@ -121,7 +122,7 @@ def _outer(table: Table, key: str) -> tuple[Address | Network, ...]:
     """Addresses and networks of one end; () for any."""
 
     def parse(text: str) -> tuple[Address | Network, ...]:
-        return () if text.lower() in ("%any", "any", "0.0.0.0/0", "::/0") else (parse_outer(text),)
+        return () if text.lower() in _ANY else (parse_outer(text),)
 
     found = table.parsed_list(key, parse, want=_OUTER)
     if not found or not all(found):
