@@ -122,7 +122,8 @@ class Endpoint:
         self._sas: dict[bytes, IkeSa] = {}  # by our SPI
         self._by_id: dict[int, IkeSa] = {}
         self._owners: dict[int, int] = {}  # ids of children: their IKE SA's, or a predecessor's
-        self._by_identities: dict[tuple[Identity, Identity], list[IkeSa]] = {}
+        self._by_identities: dict[tuple[Identity, Identity | str], list[IkeSa]] = {}
+        self._identities: dict[int, tuple[Identity, Identity | str]] = {}  # where each is in that, by id
         self._half_open: dict[InitKey, IkeSa] = {}  # of peers
         self._half_open_of: Counter[str] = Counter()
         self._lingering: OrderedDict[bytes, Lingering] = OrderedDict()  # by our SPI
@@ -651,23 +652,22 @@ class Endpoint:
 
     def authenticated(self, sa: IkeSa) -> None:
         """`sa` has its two identities now."""
-        assert sa.local_id is not None and sa.remote_id is not None
-        same = self._by_identities.setdefault((sa.local_id, sa.remote_id), [])
-        if sa not in same:
-            same.append(sa)
+        assert sa.local_id is not None and sa.peer is not None
+        if sa.id not in self._identities:
+            self._identities[sa.id] = sa.local_id, sa.peer
+            self._by_identities.setdefault(self._identities[sa.id], []).append(sa)
 
     def unregister(self, sa: IkeSa, *, linger: bool, now: float) -> None:
         """`sa` gets no more; with `linger`, repetitions of its last request still get its last response."""
         self._sas.pop(sa.my_spi, None)
         self._by_id.pop(sa.id, None)
         self._forget_half_open(sa)
-        if sa.local_id is not None and sa.remote_id is not None:
-            identities = (sa.local_id, sa.remote_id)
-            same = self._by_identities.get(identities, [])
-            if sa in same:
-                same.remove(sa)
+        identities = self._identities.pop(sa.id, None)
+        if identities is not None:
+            same = self._by_identities[identities]
+            same.remove(sa)
             if not same:
-                self._by_identities.pop(identities, None)
+                del self._by_identities[identities]
         if linger and sa.window.response:
             until = now + LINGER_SECONDS
             self._lingering[sa.my_spi] = Lingering(sa.window.answered, sa.window.response, until)
@@ -688,8 +688,8 @@ class Endpoint:
             del self._half_open_of[address]
         sa.init_key = None
 
-    def others(self, local: Identity, remote: Identity, sa: IkeSa | None) -> list[IkeSa]:
-        """Other established IKE SAs of the same two identities."""
+    def others(self, local: Identity, remote: Identity | str, sa: IkeSa | None) -> list[IkeSa]:
+        """Other established IKE SAs of the same two identities; `remote` is `IkeSa.peer`."""
         same = self._by_identities.get((local, remote), [])
         return [each for each in same if each is not sa and each.state is State.ESTABLISHED]
 

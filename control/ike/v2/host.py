@@ -61,8 +61,8 @@ class Host(Protocol):
     def schedule(self, sa: IkeSa) -> None:
         """A timer of `sa` may have become earlier."""
 
-    def others(self, local: Identity, remote: Identity, sa: IkeSa | None) -> list[IkeSa]:
-        """Other established IKE SAs of the same two identities."""
+    def others(self, local: Identity, remote: Identity | str, sa: IkeSa | None) -> list[IkeSa]:
+        """Other established IKE SAs of the same two identities; `remote` is `IkeSa.peer`."""
 
     def try_again(self, sa: IkeSa, failure: Failure, now: float) -> bool:
         """The peer was silent from the beginning: begin anew in place of `sa`, if more attempts are allowed."""

@@ -37,7 +37,7 @@ from control.ike.events import (
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType, name_of
 from control.ike.proposal import Suite
-from control.ike.settings import Connection
+from control.ike.settings import Auth, Connection
 from control.ike.v2 import codec, export, lifetimes
 from control.ike.v2.states import ALLOWED, State, Step, advance
 from control.ike.v2.task import FAIL, MORE, Ignored, Incoming, Outgoing, Task
@@ -221,6 +221,13 @@ class IkeSa:
         while found.successor is not None:
             found = found.successor
         return found
+
+    @property
+    def peer(self) -> Identity | str | None:
+        """Who the peer has proven to be: its name in EAP, whose clients may all be alike in IKE, else its identity."""
+        if self.eap_identity is not None and self.connection.remote.auth is Auth.EAP:
+            return self.eap_identity
+        return self.remote_id
 
     def child_by_outbound(self, spi: int) -> Child | None:
         """The child that sends with `spi`: what a peer's Delete payload and REKEY_SA name."""

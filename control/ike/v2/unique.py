@@ -18,13 +18,13 @@ _AT_ONCE = 5.0  # seconds within which two sides that initiated at once are told
 
 def check(sa: IkeSa, *, initial_contact: bool) -> None:
     """As responder: refuse a second IKE SA of a peer whose first one is to be kept."""
-    assert sa.local_id is not None and sa.remote_id is not None
+    assert sa.local_id is not None and sa.peer is not None
     if sa.connection.unique is not Unique.KEEP or initial_contact:
         return
-    others = sa.host.others(sa.local_id, sa.remote_id, sa)
+    others = sa.host.others(sa.local_id, sa.peer, sa)
     if others:
         raise AuthenticationFailed(
-            f"'{sa.remote_id}' has IKE SA {others[0].id} already, and connection '{sa.connection.name}' keeps "
+            f"'{sa.peer}' has IKE SA {others[0].id} already, and connection '{sa.connection.name}' keeps "
             f"that (unique = keep)",
             "close it first, or set unique to replace",
             code="not_unique",
@@ -33,15 +33,15 @@ def check(sa: IkeSa, *, initial_contact: bool) -> None:
 
 def settle(sa: IkeSa, *, initial_contact: bool, now: float) -> None:
     """The new IKE SA is there: let go of older ones, as the policy has it."""
-    assert sa.local_id is not None and sa.remote_id is not None
+    assert sa.local_id is not None and sa.peer is not None
     unique = sa.connection.unique
     if unique is Unique.NEVER:
         return
-    for other in sa.host.others(sa.local_id, sa.remote_id, sa):
+    for other in sa.host.others(sa.local_id, sa.peer, sa):
         if initial_contact:
             failure = Failure(
                 code="initial_contact",
-                text=f"'{sa.remote_id}' says that IKE SA {sa.id} is its first: it has restarted",
+                text=f"'{sa.peer}' says that IKE SA {sa.id} is its first: it has restarted",
             )
             other.close(Closed.PEER, now, failure=failure)
         elif unique is Unique.REPLACE and not _made_at_once(sa, other, now):

@@ -22,6 +22,7 @@ from control.ike.settings import (
     EndpointSettings,
     PoolSettings,
     TrafficSelector,
+    Unique,
 )
 from control.pki.make import CLIENT, Issued, issue, make_authority
 from control.pki.settings import EapSecret
@@ -272,6 +273,49 @@ def test_server_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not know the password: its proof is wrong" in a[0]
     assert "AUTHENTICATION_FAILED" in b[0]
     assert both.now < 1000.0 + 201
+
+
+def test_reauthentication_keeps_the_address() -> None:
+    """Make before break: the client asks for what it has, and both IKE SAs have it until the old one is gone."""
+    both = pair(client(reauth_time=3000.0, rekey_time=0.0), server(unique=Unique.REPLACE)).up()
+    both.run(4000.0)
+    lent = [event.addresses for event in both.a.of(VirtualAddressesAssigned)]
+    assert len(lent) == 2
+    assert lent[0] == lent[1] == (ip_address("10.9.0.1"),)
+    assert len(both.a.ikes) == len(both.b.ikes) == 1
+    both.check_children()
+    assert both.b.endpoint.pools.status[0].online == 1
+    both.a.endpoint.terminate_ike(both.a.ikes[0], both.now)
+    both.run()
+    assert both.b.endpoint.pools.status[0].online == 0
+
+
+@pytest.mark.parametrize(("name", "left"), [("dave", 2), ("carol", 1)])
+def test_clients_are_told_apart_by_their_eap_identity(name: str, left: int) -> None:
+    """Many call themselves 192.168.1.2 in IKE: one's INITIAL_CONTACT and unique = replace do not concern another."""
+    passwords = {"carol": "x", "dave": "y"}
+    first, second = (
+        pair(
+            client(
+                local=AuthSettings(
+                    auth=Auth.EAP,
+                    identity=Identity.parse("192.168.1.2"),
+                    eap_identity=user,
+                    eap_methods=("mschapv2",),
+                )
+            ),
+            server(unique=Unique.REPLACE),
+            credentials(passwords=passwords),
+            credentials(GATEWAY, passwords=passwords),
+            seed=seed,
+        )
+        for seed, user in enumerate(("carol", name))
+    )
+    first.up()
+    second.b = first.b  # the same gateway
+    second.up()
+    second.run(60.0)
+    assert len(first.b.ikes) == left
 
 
 NOTHING = AuthSettings(auth=Auth.NONE, identity=Identity.parse("vpn.example"))
