@@ -31,6 +31,7 @@ from tests.peers.strongswan import Charon
 from tests.peers.wires import INSIDE, OTHER, Wire
 
 if TYPE_CHECKING:
+    from tests.peers.daemon import Daemon
     from tests.peers.node import Node
 
 SECRET = "open sesame"
@@ -58,6 +59,8 @@ class Site:
     ours_esp: str = ""
     ours: dict[str, Any] = field(default_factory=dict)  # ours: fields of Connection
     child_ours: dict[str, Any] = field(default_factory=dict)  # ours: fields of ChildSettings
+    tables: dict[str, Any] = field(default_factory=dict)  # ours as a daemon: settings of the connection
+    child_tables: dict[str, Any] = field(default_factory=dict)  # the same: settings of the child
     endpoint: dict[str, Any] = field(default_factory=dict)  # ours: fields of EndpointSettings
 
     def identity(self, side: str) -> str:
@@ -159,6 +162,40 @@ class Site:
             routes=[f"{far} src {near}"],
         )
 
+    def daemon(self, wire: Wire, side: str) -> Daemon:
+        """Our whole gateway on a side, not started."""
+        from tests.peers.daemon import Daemon
+
+        other = OTHER[side]
+        connection: dict[str, Any] = {
+            "local_addrs": str(wire.address(side, self.version)),
+            "remote_addrs": str(wire.address(other, self.version)),
+            "proposals": (self.ours_ike or self.ike).split(","),
+        }
+        local: dict[str, Any] = {"id": self.identity(side)}
+        remote: dict[str, Any] = {"id": self.identity(other)}
+        files: dict[str, bytes] = {}
+        if self.auth == "psk":
+            connection["psk"] = self.secrets.get(side, SECRET)
+        else:
+            card = self.card(side)
+            local |= {"certs": "./card.pem", "key": "./card.key"}
+            remote |= {"cacerts": "./ca.pem"}
+            files = {"card.pem": card.pem, "card.key": card.key_pem, "ca.pem": lab_authority().pem}
+        child = {
+            "local_ts": [INSIDE[side][self.inside][1]],
+            "remote_ts": [INSIDE[other][self.inside][1]],
+            "esp_proposals": (self.ours_esp or self.esp).split(","),
+            "start_action": "none",
+        }
+        tables = {
+            "connections.site": connection | self.tables,
+            "connections.site.local": local,
+            "connections.site.remote": remote,
+            "connections.site.children.net": child | self.child_tables,
+        }
+        return Daemon(wire.spaces[side], wire.directory, tables, files)
+
 
 def _proposals(protocol: Protocol, texts: str) -> tuple[Proposal, ...]:
     """What comma-separated keywords name; "default" stands for the default set."""
@@ -169,10 +206,14 @@ def _proposals(protocol: Protocol, texts: str) -> tuple[Proposal, ...]:
 
 
 @contextmanager
-def pair(site: Site, wire: Wire, *, ours: str = "left") -> Iterator[tuple[Node, Charon]]:
-    """Ours on one side and charon on the other, running and configured; neither has begun anything."""
+def pair(site: Site, wire: Wire, *, ours: str = "left", whole: bool = False) -> Iterator[tuple[Any, Charon]]:
+    """Ours on one side and charon on the other, running and configured; neither has begun anything.
+
+    `whole`: ours is the daemon, else the endpoint alone.
+    """
     theirs = OTHER[ours]
-    node, charon = site.node(wire, ours), site.charon(wire, theirs)
+    node: Node | Daemon = site.daemon(wire, ours) if whole else site.node(wire, ours)
+    charon = site.charon(wire, theirs)
     charon.start()
     try:
         site.load_charon(charon, wire, theirs)
