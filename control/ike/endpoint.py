@@ -722,7 +722,7 @@ def _bug(error: Exception, connection: str) -> Event:
 
 def _snapshot(sa: IkeSa) -> IkeSnapshot:
     state = sa.state.value
-    if sa.state is State.ESTABLISHED and sa.active is not None and sa.active.name == "IKE rekeying":
+    if sa.state is State.ESTABLISHED and sa.active is not None and sa.active.name == "rekey IKE SA":
         state = "rekeying"
     return IkeSnapshot(
         id=sa.id,

@@ -23,6 +23,7 @@ from control.ike.settings import Auth, AuthSettings, Choice, Connection, Endpoin
 from control.ike.v2.sa import Feature
 from control.pki.settings import PostquantumKey
 from control.pki.store import Credentials
+from tests.control.ike import test_eap
 from tests.control.ike.pair import (
     ADDRESS_A,
     Pair,
@@ -422,3 +423,31 @@ def test_psk_side_by_auth_settings() -> None:
     a = connection_a(local=AuthSettings(auth=Auth.PSK), remote=AuthSettings(auth=Auth.PSK))
     pair = Pair(a=a, b=mirror(a)).up()
     assert pair.b.established[0].remote_id == str(ADDRESS_A)
+
+
+@pytest.mark.parametrize(("second", "left"), [("carol", 1), ("dave", 2)])
+def test_clients_are_told_apart_by_their_eap_identity(second: str, left: int) -> None:
+    """Behind NATs many clients have the same IKE identity, their private address."""
+
+    def client(name: str) -> Connection:
+        settings = AuthSettings(
+            auth=Auth.EAP,
+            identity=Identity.parse("10.0.0.2"),
+            eap_identity=name,
+            eap_methods=("mschapv2",),
+        )
+        return test_eap.client(local=settings)
+
+    passwords = {"carol": "x", "dave": "y"}
+    server = test_eap.server(unique=Unique.REPLACE)
+    pair = test_eap.pair(
+        client("carol"),
+        server,
+        test_eap.credentials(passwords=passwords),
+        test_eap.credentials(test_eap.GATEWAY, passwords=passwords),
+    ).up()
+    fresh = Pair(a=client(second), credentials_a=test_eap.credentials(passwords=passwords), seed=2)
+    pair.a.endpoint = fresh.a.endpoint
+    pair.initiate()
+    pair.run(300.0)
+    assert len(pair.b.ikes) == left

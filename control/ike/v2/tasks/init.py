@@ -336,7 +336,8 @@ def _add_notifications(sa: IkeSa, message: Outgoing, connection: Connection, *, 
         message.notify(NotifyType.SIGNATURE_HASH_ALGORITHMS, hashes)
     if not initiator and connection.childless is not Choice.NO:
         message.notify(NotifyType.CHILDLESS_IKEV2_SUPPORTED)
-    if sa.features & Feature.INTERMEDIATE or (initiator and _wants_intermediate(connection)):
+    wanted = _wants_intermediate(connection) if initiator else bool(sa.suite and sa.suite.additional_groups)
+    if wanted:
         message.notify(NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED)
     if not initiator:
         requests = certificate_request(sa)
