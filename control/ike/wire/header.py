@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from control.ike.errors import LocalError, syntax_error
+from control.ike.numbers import PayloadType, name_of
 
 HEADER_LENGTH = 28
 PAYLOAD_HEADER_LENGTH = 4
@@ -20,6 +21,7 @@ MAJOR_VERSION = 2
 _HEADER = struct.Struct(">8s8sBBBBII")
 _RESPONSE, _HIGHER_VERSION, _INITIATOR = 0x20, 0x10, 0x08
 _CRITICAL = 0x80
+_PAYLOAD_HEADER = struct.Struct(">BBH")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,15 +100,17 @@ def build_payload_header(following: int, body_length: int, *, critical: bool = F
     length = PAYLOAD_HEADER_LENGTH + body_length
     if length > 0xFFFF:
         raise LocalError(f"payload of {length} bytes; its header has room for 65535")
-    return struct.pack(">BBH", following, _CRITICAL if critical else 0, length)
+    return _PAYLOAD_HEADER.pack(following, _CRITICAL if critical else 0, length)
 
 
-def parse_payload_header(data: bytes, offset: int, name: str) -> tuple[int, bool, int]:
-    """(next payload, critical, whole length) of the payload at `offset`, called `name` in errors."""
+def parse_payload_header(data: bytes, offset: int, kind: int) -> tuple[int, bool, int]:
+    """(next payload, critical, whole length) of the payload of type `kind` at `offset`."""
     left = len(data) - offset
     if left < PAYLOAD_HEADER_LENGTH:
+        name = name_of(PayloadType, kind)
         raise syntax_error(f"{left} bytes are left for the {name} payload at byte {offset}; want 4 or more")
-    following, flags, length = struct.unpack_from(">BBH", data, offset)
+    following, flags, length = _PAYLOAD_HEADER.unpack_from(data, offset)
     if not PAYLOAD_HEADER_LENGTH <= length <= left:
+        name = name_of(PayloadType, kind)
         raise syntax_error(f"{name} payload at byte {offset} says it has {length} bytes; want 4 to {left}")
     return following, bool(flags & _CRITICAL), length

@@ -37,6 +37,7 @@ from control.ike.wire.payloads import (
 MAX_PAYLOADS = 256  # of one chain: far more than any exchange has, few enough to cost little
 FRAGMENT_FIELDS_LENGTH = 4  # fragment number and total fragments, before the body of SKF
 _MAX_MESSAGE = 65535
+_NONE, _SEALED = int(PayloadType.NONE), frozenset((int(PayloadType.SK), int(PayloadType.SKF)))
 
 AnyPayload = TypeVar("AnyPayload")
 
@@ -91,14 +92,14 @@ def _parse_chain(
 ) -> tuple[tuple[Payload, ...], Encrypted | None]:
     payloads: list[Payload] = []
     kind = first
-    while kind != PayloadType.NONE:
+    while kind != _NONE:
         if len(payloads) == MAX_PAYLOADS:
             raise syntax_error(f"chain of more than {MAX_PAYLOADS} payloads; want fewer")
-        name = name_of(PayloadType, kind)
-        following, critical, length = parse_payload_header(data, offset, name)
+        following, critical, length = parse_payload_header(data, offset, kind)
         body = data[offset + PAYLOAD_HEADER_LENGTH : offset + length]
         offset += length
-        if kind in (PayloadType.SK, PayloadType.SKF):
+        if kind in _SEALED:
+            name = name_of(PayloadType, kind)
             if inside:
                 raise syntax_error(f"{name} payload inside another; want it outside only")
             if offset != len(data):

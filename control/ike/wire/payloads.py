@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from control.ike.errors import LocalError, syntax_error
 from control.ike.numbers import FIRST_STATUS, NotifyType, PayloadType, Protocol, name_of
@@ -178,46 +179,20 @@ def parse_payload(kind: int, body: bytes) -> Payload:
 
 def build_payload(payload: Payload) -> bytes:
     """The body of a payload; `payload_type` says of which type it is."""
-    match payload:
-        case SaPayload():
-            return build_sa(payload.proposals)
-        case KePayload():
-            return struct.pack(">Hxx", payload.group) + payload.public
-        case IdPayload():
-            return payload.body
-        case CertPayload():
-            return bytes([payload.encoding]) + payload.data
-        case CertRequestPayload():
-            return bytes([payload.encoding]) + payload.authorities
-        case AuthPayload():
-            return struct.pack(">Bxxx", payload.method) + payload.data
-        case NoncePayload():
-            return _build_nonce(payload)
-        case NotifyPayload():
-            return _build_notify(payload)
-        case DeletePayload():
-            return _build_delete(payload)
-        case VendorPayload():
-            return payload.data
-        case TsPayload():
-            return build_selectors(payload.selectors)
-        case CpPayload():
-            return build_attributes(payload.type, payload.attributes)
-        case EapPayload():
-            return payload.packet
-        case UnknownPayload():
-            return payload.body
+    return _BUILDERS[type(payload)](payload)
 
 
 def payload_type(payload: Payload) -> int:
     """The number of a payload's type."""
-    if isinstance(payload, UnknownPayload):
-        return payload.type
+    found = _TYPES.get(type(payload))
+    if found is not None:
+        return found
     if isinstance(payload, IdPayload):
         return PayloadType.IDi if payload.initiator else PayloadType.IDr
     if isinstance(payload, TsPayload):
         return PayloadType.TSi if payload.initiator else PayloadType.TSr
-    return _TYPES[type(payload)]
+    assert isinstance(payload, UnknownPayload)
+    return payload.type
 
 
 def _need(body: bytes, length: int, name: str) -> None:
@@ -347,4 +322,20 @@ _TYPES: dict[type, int] = {
     VendorPayload: PayloadType.VENDOR,
     CpPayload: PayloadType.CP,
     EapPayload: PayloadType.EAP,
+}
+_BUILDERS: dict[type, Callable[[Any], bytes]] = {
+    SaPayload: lambda payload: build_sa(payload.proposals),
+    KePayload: lambda payload: struct.pack(">Hxx", payload.group) + payload.public,
+    IdPayload: lambda payload: payload.body,
+    CertPayload: lambda payload: bytes([payload.encoding]) + payload.data,
+    CertRequestPayload: lambda payload: bytes([payload.encoding]) + payload.authorities,
+    AuthPayload: lambda payload: struct.pack(">Bxxx", payload.method) + payload.data,
+    NoncePayload: _build_nonce,
+    NotifyPayload: _build_notify,
+    DeletePayload: _build_delete,
+    VendorPayload: lambda payload: payload.data,
+    TsPayload: lambda payload: build_selectors(payload.selectors),
+    CpPayload: lambda payload: build_attributes(payload.type, payload.attributes),
+    EapPayload: lambda payload: payload.packet,
+    UnknownPayload: lambda payload: payload.body,
 }
