@@ -15,6 +15,8 @@ from tests.peers.traffic import ping_from
 
 pytestmark = pytest.mark.root
 
+INSIDE = wires.INSIDE["right"]
+
 
 @pytest.mark.parametrize("method", ["eap-mschapv2", "eap-tls"])
 @pytest.mark.parametrize("server", ["ours", "theirs"])
@@ -26,9 +28,27 @@ def test_eap(server: str, method: str) -> None:
         (address,) = client.sa().virtual
         assert address.startswith("10.99.0.")
         assert gateway.sa().virtual == (address,)
-        assert ping_from(wire.left, address, wires.INSIDE["right"][4][0]) == 0
+        assert ping_from(wire.left, address, INSIDE[4][0]) == 0
         client.terminate(ike="access")
         wait_until(lambda: not gateway.sas(), timeout=5, what="the address is free again")
+
+
+@pytest.mark.parametrize("method", ["eap-mschapv2", "eap-tls"])
+@pytest.mark.parametrize("server", ["ours", "theirs"])
+def test_whole_gateway(server: str, method: str) -> None:
+    """The same through configuration file, daemon and dataplane: the client has its address while the tunnel is up."""
+    access = Access(method=method, both=True)
+    with wires.direct() as wire, roadwarrior(access, wire, server=server, whole=True) as (ours, theirs):
+        client, gateway = (theirs, ours) if server == "ours" else (ours, theirs)
+        client.initiate(child="net" if server == "ours" else "access")
+        four, six = sorted(client.sa().virtual, key=lambda text: ":" in text)
+        assert set(gateway.sa().virtual) == {four, six}
+        wait_until(lambda: ping_from(wire.left, four, INSIDE[4][0]) == 0, timeout=10, what="a ping by IPv4")
+        wait_until(lambda: ping_from(wire.left, six, INSIDE[6][0]) == 0, timeout=10, what="a ping by IPv6")
+        client.terminate(ike="access")
+        wait_until(lambda: not gateway.sas(), timeout=5, what="the IKE SA is gone")
+        shown = wire.left.run(["ip", "address"]).output()
+        assert four not in shown and six not in shown
 
 
 @pytest.mark.parametrize("server", ["ours", "theirs"])
@@ -45,7 +65,7 @@ def test_rekeying_keeps_the_address(server: str) -> None:
                 lambda before=before: client.sa().spi_initiator != before, timeout=10, what="another IKE SA"
             )
             assert client.sa().virtual == gateway.sa().virtual == (address,)
-            assert ping_from(wire.left, address, wires.INSIDE["right"][4][0]) == 0
+            assert ping_from(wire.left, address, INSIDE[4][0]) == 0
         if server == "ours":
             assert ours.endpoint.pools.status[0].online == 1
             client.terminate(ike="access")
@@ -60,8 +80,8 @@ def test_both_families(server: str) -> None:
         client = theirs if server == "ours" else ours
         client.initiate(child="net")
         four, six = sorted(client.sa().virtual, key=lambda text: ":" in text)
-        assert ping_from(wire.left, four, wires.INSIDE["right"][4][0]) == 0
-        assert ping_from(wire.left, six, wires.INSIDE["right"][6][0]) == 0
+        assert ping_from(wire.left, four, INSIDE[4][0]) == 0
+        assert ping_from(wire.left, six, INSIDE[6][0]) == 0
 
 
 def test_dns_is_told() -> None:

@@ -16,6 +16,7 @@ from control.ike.settings import Auth, AuthSettings, ChildSettings, Connection, 
 from control.pki.settings import EapSecret
 from control.pki.store import Authority, Credentials, LoadedCertificate
 from tests.peers.credentials import lab_authority, lab_card
+from tests.peers.daemon import Daemon
 from tests.peers.node import Node
 from tests.peers.strongswan import Charon
 from tests.peers.wires import INSIDE, Wire
@@ -111,6 +112,41 @@ def _credentials(access: Access, *, server: bool) -> Credentials:
     return Credentials(certificates=certificates, authorities=[root], eap_secrets=secrets)
 
 
+def our_gateway(access: Access, wire: Wire, *, server: bool) -> Daemon:
+    """Ours with daemon and dataplane, not started."""
+    connection: dict[str, Any] = {}
+    local: dict[str, Any] = {"id": GATEWAY if server else CLIENT}
+    remote: dict[str, Any] = {} if server else {"id": GATEWAY}
+    files = {"ca.pem": lab_authority().pem}
+    if server or access.by_certificate:
+        card = lab_card(GATEWAY if server else CLIENT, KEY)
+        local |= {"certs": "./card.pem", "key": "./card.key"}
+        files |= {"card.pem": card.pem, "card.key": card.key_pem}
+    if server:
+        connection |= {"pools": ["lan"], "local_ts": access.inside}
+        remote |= {"auth": access.method, "cacerts": "./ca.pem"}
+    else:
+        connection |= {
+            "remote_addrs": str(wire.address("right")),
+            "vips": _any(access),
+            "remote_ts": access.inside,
+            "start_action": "none",
+        }
+        local |= {"auth": access.method}
+        if not access.by_certificate:
+            local["eap_id"] = USER
+        remote |= {"auth": "pubkey", "cacerts": "./ca.pem"}
+    tables: dict[str, dict[str, Any]] = {
+        "connections.access": connection,
+        "connections.access.local": local,
+        "connections.access.remote": remote,
+        "users": {USER: PASSWORD if server else access.password},
+    }
+    if server:
+        tables["pools.lan"] = {"addrs": [POOL, POOL6], "dns": DNS}
+    return Daemon(wire.right if server else wire.left, wire.directory, tables, files)
+
+
 def load_charon(charon: Charon, access: Access, wire: Wire, *, server: bool) -> None:
     """The same for charon."""
     gateway: dict[str, Any] = {"auth": "pubkey", "id": GATEWAY}
@@ -148,9 +184,15 @@ def load_charon(charon: Charon, access: Access, wire: Wire, *, server: bool) -> 
 
 
 @contextmanager
-def roadwarrior(access: Access, wire: Wire, *, server: str) -> Iterator[tuple[Node, Charon]]:
-    """Ours and charon, `server` ("ours" or "theirs") on the right; neither has begun anything."""
-    ours = our_side(access, wire, server=server == "ours")
+def roadwarrior(
+    access: Access, wire: Wire, *, server: str, whole: bool = False
+) -> Iterator[tuple[Any, Charon]]:
+    """Ours and charon, `server` ("ours" or "theirs") on the right; neither has begun anything.
+
+    `whole`: ours is the daemon, whose only child has its connection's name, else the endpoint alone.
+    """
+    make = our_gateway if whole else our_side
+    ours: Node | Daemon = make(access, wire, server=server == "ours")
     charon = Charon(wire.left if server == "ours" else wire.right, wire.directory, options=access.options)
     charon.start()
     try:
