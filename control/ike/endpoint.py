@@ -52,6 +52,7 @@ from dataplane.model import Address, SelectorSpec
 SPI_QUARANTINE = 4096  # inbound SPIs of children that are gone and not given again
 LINGERING = 4096  # last responses of IKE SAs that are gone
 LINGER_SECONDS = 60.0
+TIMERS_AT_ONCE = 32  # IKE SAs whose timers one call looks at
 REFUSALS_PER_SECOND = 20.0  # events, and answers in clear, about what is no IKE SA's
 MAX_INIT = 16384  # bytes of an IKE_SA_INIT request: it is kept until IKE_AUTH, for strangers as well
 _RESPONSE, _INITIATOR = 0x20, 0x08
@@ -341,16 +342,20 @@ class Endpoint:
                 heapq.heappush(self._timers, (at, self._timer_number, sa))
 
     def handle_timers(self, now: float) -> None:
-        """Do all that is due at `now`."""
-        while self._timers and self._timers[0][0] <= now:
+        """Do what is due at `now`, or a part of it: `next_timer` tells when to call again, at once perhaps.
+
+        So datagrams have their turn among the timers of thousands.
+        """
+        for _ in range(TIMERS_AT_ONCE):
+            if not self._timers or self._timers[0][0] > now:
+                return
             at, _, sa = heapq.heappop(self._timers)
             if sa.scheduled != at or sa.state is State.CLOSED:
                 continue
             sa.scheduled = None
             self._do(sa, now, lambda sa=sa: sa.handle_timers(now))  # type: ignore[misc]
             if sa.scheduled is not None and sa.scheduled <= now:
-                # What is still due (a timer that set itself to now) has its turn at the next call.
-                return
+                return  # what it set to now again waits for the next call
 
     def _do(self, sa: IkeSa, now: float, act: Callable[[], object]) -> None:
         try:

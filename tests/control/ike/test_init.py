@@ -345,3 +345,22 @@ def test_keying_tries() -> None:
     pair.run(600.0)
     assert len({datagram.data[:8] for datagram in pair.carried}) == 3
     assert len(pair.a.failures) == 1
+
+
+def test_timers_of_many_leave_room_for_datagrams() -> None:
+    """One call does a part of what is due, and says that there is more."""
+    pair = Pair(
+        a=tuple(replace(connection_a(), name=f"a{number}") for number in range(100)), wire=Wire(loss=1.0)
+    )
+    for number in range(100):
+        pair.initiate(connection=f"a{number}")
+    pair.now = pair.a.endpoint.next_timer() or 0.0
+    before = pair.a.sent
+    pair.a.endpoint.handle_timers(pair.now)
+    pair.collect()
+    assert 0 < pair.a.sent - before < 100
+    assert pair.a.endpoint.next_timer() == pair.now
+    while (pair.a.endpoint.next_timer() or 2000.0) <= pair.now:
+        pair.a.endpoint.handle_timers(pair.now)
+    pair.collect()
+    assert pair.a.sent - before == 100
