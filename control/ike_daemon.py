@@ -250,12 +250,14 @@ class IkeDaemon:
         """Bring about every trap's child that is neither there nor on its way."""
         now = self.now()
         there = {(each.sa.connection, each.sa.settings.name) for each in self.children.installed.values()}
-        connecting = {each.connection for each in self.snapshot() if not each.established}
-        for trap in self.spd.traps():
-            if trap in there or trap[0] in connecting or self._acquired.get(trap, 0.0) > now:
-                continue
+        idle = [
+            trap for trap in self.spd.traps() if trap not in there and self._acquired.get(trap, 0.0) <= now
+        ]
+        connecting = {each.connection for each in self.snapshot() if not each.established} if idle else set()
+        for trap in idle:
             self._acquired[trap] = now + TRAP_PATIENCE
-            self.acquire(trap, None)
+            if trap[0] not in connecting:
+                self.acquire(trap, None)
 
     def acquire(self, trap: tuple[str, str], packet: SelectorSpec | None) -> None:
         """A packet fell into the trap of a connection's child: bring the child about."""
@@ -337,12 +339,11 @@ class IkeDaemon:
         return {address for lent in self._lent.values() for address in lent}
 
     async def _set_addresses(self) -> None:
-        """Have exactly those that are lent to us now."""
+        """Have exactly the addresses that are lent to us now."""
         async with self._addressing:
-            have = self._addresses.addresses
-            wanted = self.lent_addresses()
-            await self._addresses.add(sorted(wanted - have, key=str))
-            await self._addresses.remove(sorted(have - wanted, key=str))
+            while (wanted := self.lent_addresses()) != (have := set(self._addresses.addresses)):
+                await self._addresses.add(sorted(wanted - have, key=str))
+                await self._addresses.remove(sorted(have - wanted, key=str))
 
     def _child_refused(self, child: ChildSa, text: str) -> None:
         """The dataplane cannot be given a child: its peer is told, too."""
@@ -359,10 +360,12 @@ class IkeDaemon:
             await self._flush_wanted.wait()
             self._flush_wanted.clear()
             try:
-                async with self._addressing:  # routes want the address that they are for
-                    await self.spd.flush()
+                await self._set_addresses()  # the routes that follow from policies want them
+                await self.spd.flush()
             except DataPlaneError as error:
                 log.error("policies: %s", error)
+            if self.spd.stale:
+                self._flush_wanted.set()
 
     # ---- 4 timers, and what the counters say
 

@@ -26,7 +26,7 @@ class HostAddresses:
 
     def __init__(self, interface: str) -> None:
         self.interface = interface
-        self.addresses: set[Address] = set()  # that are there through us
+        self.addresses: set[Address] = set()  # that are there through us, or cannot be there
 
     async def add(self, addresses: Sequence[Address]) -> None:
         """They are ours."""
@@ -59,7 +59,6 @@ class HostAddresses:
                 log.error(
                     "%s: the address %s that we were lent cannot be added: %s", self.interface, address, error
                 )
-                return
         if verb == "del":
             self.addresses.discard(address)
         else:

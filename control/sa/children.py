@@ -80,15 +80,13 @@ class Installed:
     encapsulated: bool
     moving: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    @property
-    def name_in(self) -> str:
-        """Of the inbound SA."""
-        return sa_name(self.sa, Direction.IN)
+    name_in: str = ""  # of the inbound SA
+    name_out: str = ""
 
-    @property
-    def name_out(self) -> str:
-        """Of the outbound SA."""
-        return sa_name(self.sa, Direction.OUT)
+    def __post_init__(self) -> None:
+        """Names are asked for every second."""
+        self.name_in = sa_name(self.sa, Direction.IN)
+        self.name_out = sa_name(self.sa, Direction.OUT)
 
 
 def sa_name(child: ChildSa, direction: Direction) -> str:

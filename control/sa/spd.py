@@ -157,23 +157,31 @@ class Spd:
         return [*first, *ours, *last]
 
     async def flush(self) -> None:
-        """Bring new and vanished policies into effect; DataPlaneError leaves the SPD as it was."""
+        """Bring new and vanished policies into effect; DataPlaneError leaves the SPD as it was.
+
+        What changes meanwhile may make it stale again.
+        """
         async with self._flushing:
-            while self._stale:
-                self._stale = False
-                wanted = self.policies()
-                try:
-                    await self._table.set_policies(wanted)
-                except DataPlaneError:
-                    if self._stale:
-                        continue  # what it stumbled over has gone meanwhile
-                    raise
-                names = {entry.name for entry in self._by_name.values()}
-                self._live = {policy.name: policy.sa for policy in wanted if policy.name in names}
-                for entry in self._entries.values():  # SAs may have changed meanwhile
-                    self._point(entry)
-                if self._changed is not None:
-                    await self._changed(wanted)
+            wanted = await self._replace()
+            if self._changed is not None and wanted is not None:
+                await self._changed(wanted)
+
+    async def _replace(self) -> list[PolicySpec] | None:
+        """A new SPD, if the present one is stale."""
+        while self._stale:
+            self._stale = False
+            wanted = self.policies()
+            try:
+                await self._table.set_policies(wanted)
+            except DataPlaneError:
+                if self._stale:
+                    continue  # what it stumbled over has gone meanwhile
+                raise
+            self._live = {policy.name: policy.sa for policy in wanted if policy.name in self._by_name}
+            for entry in self._entries.values():  # SAs may have changed meanwhile
+                self._point(entry)
+            return wanted
+        return None
 
     def traps(self) -> list[tuple[str, str]]:
         """Connection and child of every trap."""
