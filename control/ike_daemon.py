@@ -156,9 +156,9 @@ class IkeDaemon:
             self._start_children(connection)
         self._pump_soon()
 
-    def _start_children(self, connection: Connection) -> None:
+    def _start_children(self, connection: Connection, only: Sequence[str] | None = None) -> None:
         for child in connection.children:
-            if child.start_action is StartAction.START:
+            if child.start_action is StartAction.START and (only is None or child.name in only):
                 self._unstarted[connection.name, child.name] = ""
         self._start_what_can()
 
@@ -425,13 +425,20 @@ class IkeDaemon:
         credentials = _load(config, self._credentials)
         now = self.now()
         touched = {*changes.removed, *(connection.name for connection in changes.changed)}
+        ended = {(each.connection.name, child) for each in changes.adjusted for child in each.ended}
         for each in self.snapshot():
-            if each.connection in touched:
-                with self._guarded("close"):
+            with self._guarded("close"):
+                if each.connection in touched:
                     self.endpoint.terminate_ike(each.id, now)
+                    continue
+                for child in each.children:
+                    if (each.connection, child.sa.settings.name) in ended:
+                        self.endpoint.terminate_child(child.sa.id, now)
         self.endpoint.set_credentials(credentials)
         self._fetcher.replace(credentials.crls)
+        self.endpoint.set_settings(config.settings)
         self.endpoint.set_connections(config.connections)
+        self.endpoint.adopt(each.connection for each in changes.adjusted)
         if changes.pools:
             self._pools.set(config.pools)
         self._config, self._credentials, self.pools = config, credentials, config.pools
@@ -440,6 +447,8 @@ class IkeDaemon:
         await self.spd.flush()
         for connection in (*changes.added, *changes.changed):
             self._start_children(connection)
+        for adjusted in changes.adjusted:
+            self._start_children(adjusted.connection, adjusted.begun)
         self._pump_soon()
 
     def peers(self) -> list[Address]:

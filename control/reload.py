@@ -17,21 +17,42 @@ from dataplane.model import Direction, SaSpec
 RELOADABLE = ("log_level", "log_json")  # keys of [gateway] that take effect at once
 
 
+# Fields of a connection that count from now on, without making anything anew.
+_SOFT = (
+    *("rekey_time", "reauth_time", "over_time", "random_time", "dpd_delay", "keepalive", "retransmission"),
+    *("keying_tries", "fragment_size", "unique", "send_certificate", "request_certificates"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjusted:
+    """A connection whose IKE SAs stay: `ended` children are closed, those `begun` are new, or new in this form."""
+
+    connection: Connection  # the new one
+    ended: tuple[str, ...] = ()
+    begun: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class IkeChanges:
     """What differs for IKE. Tunnels of connections that are in none of these lists are not touched."""
 
     added: tuple[Connection, ...] = ()
     changed: tuple[Connection, ...] = ()  # the new ones; their SAs end, and they begin anew
+    adjusted: tuple[Adjusted, ...] = ()
     removed: tuple[str, ...] = ()
     credentials: bool = False  # what new authentications use; SAs that are there stay
     pools: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.removed or self.credentials or self.pools)
+        connections = self.added or self.changed or self.adjusted or self.removed
+        return bool(connections or self.credentials or self.pools)
 
     def __str__(self) -> str:
-        counts = ((self.added, "added"), (self.changed, "changed"), (self.removed, "removed"))
+        counts = (
+            *((self.added, "added"), (self.changed, "changed")),
+            *((self.adjusted, "adjusted"), (self.removed, "removed")),
+        )
         parts = [
             f"{len(names)} connection{'s' if len(names) > 1 else ''} {word}"
             for names, word in counts
@@ -97,11 +118,8 @@ def compare(old: Config, alive: Mapping[str, SaSpec], new: Config) -> Changes:
         for each in fields(old.gateway)
         if each.name not in RELOADABLE and getattr(old.gateway, each.name) != getattr(new.gateway, each.name)
     ]
-    restart += [
-        f"ike.{each.name}"
-        for each in fields(old.ike.settings)
-        if getattr(old.ike.settings, each.name) != getattr(new.ike.settings, each.name)
-    ]
+    if old.ike.settings.nat_ports != new.ike.settings.nat_ports:
+        restart.append("ike.port, ike.nat_port")
     if old.ports != new.ports:
         restart.append("port")
     if bool(old.ike.connections) != bool(new.ike.connections):
@@ -121,11 +139,15 @@ def compare_ike(old: IkeConfig, new: IkeConfig) -> IkeChanges:
     """What leads from one set of connections to another; a connection is known by its name."""
     before = {connection.name: connection for connection in old.connections}
     after = {connection.name: connection for connection in new.connections}
+    differ = [
+        (before[name], connection)
+        for name, connection in after.items()
+        if name in before and before[name] != connection
+    ]
     return IkeChanges(
         added=tuple(connection for name, connection in after.items() if name not in before),
-        changed=tuple(
-            connection for name, connection in after.items() if name in before and before[name] != connection
-        ),
+        changed=tuple(now for then, now in differ if not _alike(then, now)),
+        adjusted=tuple(_adjusted(then, now) for then, now in differ if _alike(then, now)),
         removed=tuple(name for name in before if name not in after),
         credentials=old.credentials != new.credentials,
         pools=old.pools != new.pools,
@@ -138,3 +160,20 @@ def _collide(old: SaSpec, new: SaSpec) -> bool:
         return False
     same_key = bool(new.encryption_key) and old.encryption_key == new.encryption_key
     return same_key or (new.direction is Direction.IN and old.spi == new.spi)
+
+
+def _alike(old: Connection, new: Connection) -> bool:
+    """Whether an IKE SA of the old one may go on as one of the new one."""
+    hard = (each.name for each in fields(old) if each.name not in _SOFT and each.name != "children")
+    return all(getattr(old, name) == getattr(new, name) for name in hard)
+
+
+def _adjusted(old: Connection, new: Connection) -> Adjusted:
+    """Which children of a connection end and begin."""
+    before = {child.name: child for child in old.children}
+    after = {child.name: child for child in new.children}
+    return Adjusted(
+        connection=new,
+        ended=tuple(name for name, child in before.items() if after.get(name) != child),
+        begun=tuple(name for name, child in after.items() if before.get(name) != child),
+    )

@@ -576,6 +576,12 @@ class Endpoint:
         """New configuration; IKE SAs that are there keep what they were made by."""
         self._connections = Connections(connections)
 
+    def adopt(self, connections: Iterable[Connection]) -> None:
+        """IKE SAs of connections of these names go on by the new ones: times, and which children there may be."""
+        new = {connection.name: connection for connection in connections}
+        for sa in self._by_id.values():
+            sa.connection = new.get(sa.connection.name, sa.connection)
+
     def set_credentials(self, credentials: Credentials) -> None:
         """New keys and certificates, for authentications from now on."""
         self.credentials = credentials

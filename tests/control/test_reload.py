@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 
-from control.config import parse
-from control.reload import compare
+from control.config import Config, parse
+from control.reload import IkeChanges, compare
 from dataplane.model import Direction
 from tests.control.test_config import GOOD, changed
 
@@ -55,6 +56,57 @@ def test_direction_turned() -> None:
 def test_sa_that_failed_before_is_tried_again() -> None:
     changes = compare(OLD, {"ba": ALIVE["ba"]}, parse(GOOD))
     assert [sa.name for sa in changes.added] == ["ab"]
+
+
+def ike(text: str, **more: str) -> Config:
+    """A configuration with one connection of two children, `text` among its keys."""
+    children = {"net": 'remote_ts = "10.2.0.0/24"', "voice": 'remote_ts = "10.3.0.0/24"', **more}
+    whole = f'[connections.c]\nremote_addrs = "192.0.2.9"\npsk = "correct horse battery"\n{text}\n'
+    whole += "".join(f"[connections.c.children.{name}]\n{keys}\n" for name, keys in children.items() if keys)
+    return parse(tomllib.loads(whole))
+
+
+def ike_changes(new: Config) -> IkeChanges:
+    return compare(ike(""), {}, new).ike
+
+
+def test_connections_that_are_left_alone() -> None:
+    assert not ike_changes(ike("")) and str(ike_changes(ike(""))) == "nothing changed"
+    other = ike('[connections.d]\nremote_addrs = "192.0.2.10"\npsk = "correct horse battery"\n')
+    changes = ike_changes(other)
+    assert [connection.name for connection in changes.added] == ["d"] and changes.credentials
+    assert not changes.changed and not changes.adjusted and not changes.removed
+    assert compare(other, {}, ike("")).ike.removed == ("d",)
+
+
+def test_a_connection_that_begins_anew() -> None:
+    for text in (
+        'local.id = "@me"',
+        "mobike = false",
+        'proposals = "aes256-sha256-x25519"',
+        "local_port = 501",
+    ):
+        changes = ike_changes(ike(text))
+        assert [connection.name for connection in changes.changed] == ["c"] and not changes.adjusted, text
+
+
+def test_a_connection_whose_ike_sa_stays() -> None:
+    (times,) = ike_changes(ike('dpd_delay = "5s"\nrekey_time = "9h"')).adjusted
+    assert (times.ended, times.begun, times.connection.dpd_delay) == ((), (), 5.0)
+    (less,) = ike_changes(ike("", voice="")).adjusted
+    assert (less.ended, less.begun) == (("voice",), ())
+    (more,) = ike_changes(ike("", video='remote_ts = "10.4.0.0/24"')).adjusted
+    assert (more.ended, more.begun) == ((), ("video",))
+    (other,) = ike_changes(ike("", voice='remote_ts = "10.5.0.0/24"')).adjusted
+    assert (other.ended, other.begun) == (("voice",), ("voice",))
+    assert str(ike_changes(ike("dpd_delay = 5"))) == "1 connection adjusted"
+
+
+def test_ike_settings() -> None:
+    """What [ike] says about all connections adjusts them; only ports wait for a restart."""
+    changes = compare(ike(""), {}, ike("[ike]\nretransmit_tries = 9\ncookie_threshold = 3"))
+    assert changes.restart == () and len(changes.ike.adjusted) == 1
+    assert compare(ike(""), {}, ike("[ike]\nport = 501")).restart == ("ike.port, ike.nat_port",)
 
 
 def test_what_needs_a_restart_is_named() -> None:

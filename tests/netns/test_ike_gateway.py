@@ -126,7 +126,9 @@ def test_a_reload_touches_what_changed_only(lab: Lab) -> None:
         assert sas(gateways.a) == before and len(gateways.a.ike()["connections"]) == 2
         reload(text, "1 connection removed")
         assert sas(gateways.a) == before
-        reload(text.replace("local_addrs =", 'dpd_delay = "77s"\nlocal_addrs =', 1), "1 connection changed")
+        reload(text.replace("local_addrs =", 'dpd_delay = "77s"\nlocal_addrs =', 1), "1 connection adjusted")
+        assert sas(gateways.a) == before
+        reload(text.replace("local_addrs =", "mobike = false\nlocal_addrs =", 1), "1 connection changed")
         up(gateways.a, gateways.b)
         wait_until(
             lambda: len(sas(gateways.a)) == 1 and sas(gateways.a) != before, timeout=20, what="a new IKE SA"

@@ -1,0 +1,37 @@
+"""Another configuration for an IKE SA that stands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.control.ike.pair import Pair, child, connection_a, connection_b, mirror
+
+BOTH = (child("net"), child("voice", "10.3.0.0/16", "10.4.0.0/16"))
+
+
+def test_a_child_that_was_configured_later() -> None:
+    """The peer may have it on the IKE SA that was there before; without adopting, it may not."""
+    pair = Pair(a=connection_a(), b=connection_b()).up()
+    new_a = connection_a(children=BOTH)
+    pair.b.endpoint.set_connections([mirror(new_a, name="b-a")])
+    pair.b.endpoint.adopt([mirror(new_a, name="b-a")])
+    pair.a.endpoint.set_connections([new_a])
+    pair.initiate("voice", side=pair.b)
+    pair.run()
+    assert "traffic selectors unacceptable" in pair.b.failures[-1]
+    before = pair.a.ikes
+    pair.a.endpoint.adopt([new_a])
+    pair.initiate("voice", side=pair.b)
+    pair.run()
+    pair.check_children(2)
+    assert pair.a.ikes == before
+
+
+def test_times_count_from_now_on() -> None:
+    pair = Pair(a=connection_a(dpd_delay=0.0)).up()
+    pair.a.endpoint.adopt([replace(connection_a(), dpd_delay=10.0)])
+    [ike] = pair.a.ikes
+    pair.a.endpoint.traffic_seen(ike, pair.now)
+    sent = pair.a.sent
+    pair.run(15.0)
+    assert pair.a.sent == sent + 1  # the peer is asked
