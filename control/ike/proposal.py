@@ -10,7 +10,7 @@ How a refusal is worded is in control.ike.refusal, the sets behind the word "def
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from control.ike.errors import LocalError, PeerError
@@ -100,7 +100,12 @@ class Proposal:
 
     def of(self, kind: int) -> tuple[Transform, ...]:
         """The alternatives of a type."""
-        return tuple(transform for transform in self.transforms if transform.type == kind)
+        return self._by_type.get(kind, ())
+
+    @cached_property
+    def _by_type(self) -> dict[int, tuple[Transform, ...]]:
+        kinds = dict.fromkeys(transform.type for transform in self.transforms)
+        return {kind: tuple(each for each in self.transforms if each.type == kind) for kind in kinds}
 
     @cached_property
     def groups(self) -> tuple[int, ...]:
@@ -190,45 +195,35 @@ class Suite:
 
     protocol: Protocol
     transforms: tuple[Transform, ...]
+    encr: int = field(init=False, repr=False, compare=False, default=0)  # the encryption algorithm's number
+    key_bits: int = field(
+        init=False, repr=False, compare=False, default=0
+    )  # 0 where the cipher has one only, or none
+    prf: int = field(init=False, repr=False, compare=False, default=0)  # 0 for ESP
+    integ: int = field(init=False, repr=False, compare=False, default=0)  # 0 with an AEAD cipher
+    group: int = field(
+        init=False, repr=False, compare=False, default=0
+    )  # of the first key exchange; 0 without one
+    esn: bool = field(init=False, repr=False, compare=False, default=False)  # extended sequence numbers
+    # Methods of the additional exchanges in the order they are done, NONE skipped (RFC 9370 section 2.2.2).
+    additional_groups: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
 
-    def _id(self, kind: int) -> int:
-        return next((transform.id for transform in self.transforms if transform.type == kind), 0)
-
-    @cached_property
-    def encr(self) -> int:
-        """The encryption algorithm's number."""
-        return self._id(TransformType.ENCR)
-
-    @cached_property
-    def key_bits(self) -> int:
-        """The cipher's key length; 0 where it has one only, or none."""
-        found = (each.key_bits for each in self.transforms if each.type == TransformType.ENCR)
-        return next(found, None) or 0
-
-    @cached_property
-    def prf(self) -> int:
-        """The pseudorandom function's number; 0 for ESP."""
-        return self._id(TransformType.PRF)
-
-    @cached_property
-    def integ(self) -> int:
-        """The integrity algorithm's number; 0 with an AEAD cipher."""
-        return self._id(TransformType.INTEG)
-
-    @cached_property
-    def group(self) -> int:
-        """The key exchange method of the first exchange; 0 for a child without one."""
-        return self._id(TransformType.KE)
-
-    @cached_property
-    def additional_groups(self) -> tuple[int, ...]:
-        """The methods of the additional exchanges in the order they are done, NONE skipped (RFC 9370 section 2.2.2)."""
-        return tuple(number for kind in ADDITIONAL_KEY_EXCHANGES if (number := self._id(kind)) != Group.NONE)
-
-    @cached_property
-    def esn(self) -> bool:
-        """Extended sequence numbers."""
-        return self._id(TransformType.ESN) == Esn.ESN
+    def __post_init__(self) -> None:
+        """Read what is asked for often out of the transforms, once."""
+        found = {transform.type: transform for transform in self.transforms}
+        ids: dict[int, int] = {kind: transform.id for kind, transform in found.items()}
+        cipher = found.get(TransformType.ENCR)
+        additional = (ids.get(kind, 0) for kind in ADDITIONAL_KEY_EXCHANGES)
+        for name, value in (
+            ("encr", ids.get(TransformType.ENCR, 0)),
+            ("key_bits", (cipher.key_bits or 0) if cipher is not None else 0),
+            ("prf", ids.get(TransformType.PRF, 0)),
+            ("integ", ids.get(TransformType.INTEG, 0)),
+            ("group", ids.get(TransformType.KE, 0)),
+            ("esn", ids.get(TransformType.ESN) == Esn.ESN),
+            ("additional_groups", tuple(number for number in additional if number != Group.NONE)),
+        ):
+            object.__setattr__(self, name, value)
 
     def to_wire(self, number: int, spi: bytes = b"") -> OfferedProposal:
         """The answer to proposal `number`."""
