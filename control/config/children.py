@@ -32,10 +32,17 @@ _LEAST = 10.0  # seconds of any lifetime: less is a mistake of units
 
 
 def read_child(
-    table: Table, name: str, *, started: bool, embedded: bool = False, remote_access: bool = False
+    table: Table,
+    name: str,
+    *,
+    started: bool,
+    dials_in: bool = False,
+    embedded: bool = False,
+    remote_access: bool = False,
 ) -> ChildSettings | None:
     """The child in `table`. `started`: the peer has an address to initiate to, so traffic may start the child.
 
+    `dials_in`: we ask the peer for an address. No traffic has it before, so the child starts at once.
     Problems go to the table's report. An `embedded` child shares its table with the connection, whose reader
     finishes it, and has the default lifetimes: these keys are the connection's there.
     """
@@ -43,9 +50,10 @@ def read_child(
     local, remote = _selectors(table, "local_ts"), _selectors(table, "remote_ts")
     proposals = read_proposals(table, "esp_proposals", Protocol.ESP, remote_access=remote_access)
     mode = Mode(table.choice("mode", [each.value for each in Mode], "tunnel") or "tunnel")
-    start = _start_action(table, "start_action", StartAction.TRAP if started else StartAction.NONE, started)
+    first = StartAction.START if dials_in else StartAction.TRAP
+    start = _start_action(table, "start_action", first if started else StartAction.NONE, started)
     # What was there when the gateway started is to be there again.
-    again = StartAction.NONE if start is StartAction.NONE else StartAction.TRAP
+    again = StartAction.NONE if start is StartAction.NONE else first
     close = _start_action(table, "close_action", again, started)
     dpd = table.choice("dpd_action", [each.value for each in DpdAction], _DPD[start].value)
     lifetime = Lifetime() if embedded else _lifetime(table)

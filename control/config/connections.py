@@ -74,7 +74,9 @@ def _read(table: Table, name: str, credentials: Credentials, defaults: Defaults)
     check_sides(table, credentials, local, remote, local_addresses, remote_addresses)
     proposals = read_proposals(table, "proposals", Protocol.IKE, remote_access=bool(pools))
     rekey, reauth = duration(table, "rekey_time", 14400.0), duration(table, "reauth_time", 0.0)
-    children = _children(table, name, started=initiates and not pools, remote_access=bool(pools))
+    children = _children(
+        table, name, started=initiates and not pools, dials_in=bool(virtual), remote_access=bool(pools)
+    )
     ppk_id = table.text("ppk_id")
     connection = Connection(
         name=name,
@@ -163,12 +165,16 @@ def _virtual(table: Table) -> tuple[Address, ...]:
     return tuple(found or ())
 
 
-def _children(table: Table, name: str, *, started: bool, remote_access: bool) -> tuple[ChildSettings, ...]:
+def _children(
+    table: Table, name: str, *, started: bool, dials_in: bool, remote_access: bool
+) -> tuple[ChildSettings, ...]:
     """The children's tables, or the one child that the connection's own keys describe."""
     value = table.raw("children")
     own = [key for key in CHILD_KEYS if table.has(key)]
     if value is None:
-        child = read_child(table, name, started=started, embedded=True, remote_access=remote_access)
+        child = read_child(
+            table, name, started=started, dials_in=dials_in, embedded=True, remote_access=remote_access
+        )
         return () if child is None else (child,)
     if own:
         table.error(
@@ -190,7 +196,11 @@ def _children(table: Table, name: str, *, started: bool, remote_access: bool) ->
         if not is_name(child_name) or "/" in child_name:
             table.report.error(path, f"got the name {show(child_name)}, want {_NAME}")
         child = read_child(
-            Table(table.report, path, entry), child_name, started=started, remote_access=remote_access
+            Table(table.report, path, entry),
+            child_name,
+            started=started,
+            dials_in=dials_in,
+            remote_access=remote_access,
         )
         if child is not None:
             children.append(child)

@@ -255,6 +255,15 @@ def _check_credentials(ike: Any, directory: Path) -> None:
     assert pool.split == (ip_network("10.0.0.0/8"),)
 
 
+def test_who_dials_in_begins() -> None:
+    """No traffic has the address that is asked for before there is a tunnel, so none could start it."""
+    (child,) = read(SHORTEST + 'vips = "0.0.0.0"\n').ike.connections[0].children
+    assert child.start_action is child.close_action is StartAction.START
+    assert child.dpd_action is DpdAction.RESTART
+    (child,) = read(SHORTEST + 'vips = "0.0.0.0"\nstart_action = "none"\n').ike.connections[0].children
+    assert child.start_action is child.close_action is StartAction.NONE
+
+
 def test_secrets_never_show(tmp_path: Path) -> None:
     (tmp_path / "psk").write_text("a secret from a file\n")
     shown = repr(read(FULL, source=str(tmp_path / "esplanade.toml"))) + repr(read(SHORTEST))
