@@ -1,4 +1,4 @@
-"""`esplanade bench kernels|tables|ports|chain`: measure, print a table, write JSON and plots.
+"""`esplanade bench kernels|tables|ports|chain|ike`: measure, print a table, write JSON and plots.
 
 Results go to bench/results/NAME.json with plots beside them, and to the file that --json names.
 """
@@ -20,6 +20,7 @@ BENCHES = {
     "kernels": "encapsulate and decapsulate beside the bare cipher call, per algorithm and size",
     "tables": "cost of lookup with 1, 1,000 and 100,000 SAs under random access",
     "ports": "packets per second received and forwarded, per driver",
+    "ike": "handshakes per CPU second beside strongSwan's, and a thousand tunnels",
     "chain": "iperf3 through two gateways, per driver, beside plain kernel forwarding",
 }
 

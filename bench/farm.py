@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -40,8 +40,10 @@ class Farm:
         """Nothing runs before `with`."""
         self._space, self._connections, self._credentials = space, connections, credentials
         self._thread: threading.Thread | None = None
+        self._left = iter(connections)
         self._begun: dict[str, float] = {}
         self._each: list[float] = []
+        self._wanted = 0
         self.failures: list[str] = []
 
     def __enter__(self) -> Farm:
@@ -59,24 +61,24 @@ class Farm:
             self._thread.join(10)
             self._thread = None
 
-    def set_up(self, *, at_once: int = 8, timeout: float = 600.0) -> Setup:
-        """Every connection with its first child, `at_once` under way at a time. LabError with the first failure."""
+    def set_up(self, count: int, *, at_once: int = 4, timeout: float = 600.0) -> Setup:
+        """The next `count` connections with their first child, `at_once` under way at a time; LabError if one fails."""
         self._each.clear()
+        self._wanted = count
         begun = time.monotonic()
-        waiting = iter(self._connections)
-        self._call(lambda: [self._next(waiting) for _ in range(at_once)])
-        while len(self._each) < len(self._connections):
+        self._call(lambda: [self._next() for _ in range(min(at_once, count))])
+        while len(self._each) < count:
             if self.failures:
-                raise LabError(f"{len(self._each)} of {len(self._connections)} tunnels: {self.failures[0]}")
+                raise LabError(f"{len(self._each)} of {count} tunnels: {self.failures[0]}")
             if time.monotonic() - begun > timeout:
-                raise LabError(f"{len(self._each)} of {len(self._connections)} tunnels after {timeout:g} s")
+                raise LabError(f"{len(self._each)} of {count} tunnels after {timeout:g} s")
             time.sleep(0.02)
-        return Setup(tunnels=len(self._each), seconds=time.monotonic() - begun, each=tuple(self._each))
+        return Setup(tunnels=count, seconds=time.monotonic() - begun, each=tuple(self._each))
 
-    def _next(self, waiting: Iterator[Connection]) -> None:
-        connection = next(waiting, None)
-        if connection is not None:
-            self._waiting = waiting
+    def _next(self) -> None:
+        if self._wanted > 0:
+            self._wanted -= 1
+            connection = next(self._left)
             self._begun[connection.name] = time.monotonic()
             self.endpoint.initiate(connection, connection.children[0], self._loop.time())
 
@@ -137,7 +139,7 @@ class Farm:
         match event:
             case ChildEstablished() if event.connection in self._begun:
                 self._each.append(time.monotonic() - self._begun.pop(event.connection))
-                self._next(self._waiting)
+                self._next()
             case IkeFailed() | ChildFailed() | IkeClosed():
                 self.failures.append(str(event))
 
