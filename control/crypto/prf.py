@@ -9,12 +9,13 @@ and take only the first 64 bits of each nonce where the two nonces together are 
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.cmac import CMAC
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from control.crypto.errors import UnsupportedError
 
@@ -32,6 +33,7 @@ class Prf:
     output_length: int  # bytes
     fixed_key: bool  # XCBC and CMAC: nonces are cut to 64 bits each where they are the key
     function: Callable[[bytes, bytes], bytes]
+    begin: Callable[[bytes], HMAC] | None = None  # for many blocks under one key: copied for each
 
     def __call__(self, key: bytes, data: bytes) -> bytes:
         """prf(key, data)."""
@@ -43,12 +45,26 @@ class Prf:
             raise ValueError(
                 f"prf+ of {length} bytes; {self.name} gives at most {MAX_BLOCKS * self.output_length}"
             )
+        under_key = self._under(key)
         block, result, number = b"", bytearray(), 0
         while len(result) < length:
             number += 1
-            block = self.function(key, block + seed + bytes([number]))
+            block = under_key(block + seed + bytes([number]))
             result += block
         return bytes(result[:length])
+
+    def _under(self, key: bytes) -> Callable[[bytes], bytes]:
+        """The function under a key."""
+        if self.begin is None:
+            return lambda data: self.function(key, data)
+        begun = self.begin(key)
+
+        def one(data: bytes) -> bytes:
+            mac = begun.copy()
+            mac.update(data)
+            return mac.finalize()
+
+        return one
 
 
 def prf(transform_id: int) -> Prf:
@@ -93,14 +109,20 @@ def _xor(left: bytes, right: bytes) -> bytes:
     return bytes(a ^ b for a, b in zip(left, right, strict=True))
 
 
-def _hmac(transform_id: int, name: str, digest: str, length: int) -> Prf:
+def _hmac(transform_id: int, name: str, algorithm: hashes.HashAlgorithm) -> Prf:
+    def function(key: bytes, data: bytes) -> bytes:
+        mac = HMAC(key, algorithm)
+        mac.update(data)
+        return mac.finalize()
+
     return Prf(
         transform_id=transform_id,
         name=name,
-        key_length=length,
-        output_length=length,
+        key_length=algorithm.digest_size,
+        output_length=algorithm.digest_size,
         fixed_key=False,
-        function=lambda key, data: hmac.digest(key, data, digest),
+        function=function,
+        begin=lambda key: HMAC(key, algorithm),
     )
 
 
@@ -118,11 +140,11 @@ def _aes(transform_id: int, name: str, function: Callable[[bytes, bytes], bytes]
 _PRFS = {
     one.transform_id: one
     for one in (
-        _hmac(2, "PRF_HMAC_SHA1", "sha1", 20),
+        _hmac(2, "PRF_HMAC_SHA1", hashes.SHA1()),
         _aes(4, "PRF_AES128_XCBC", _prf_xcbc),
-        _hmac(5, "PRF_HMAC_SHA2_256", "sha256", 32),
-        _hmac(6, "PRF_HMAC_SHA2_384", "sha384", 48),
-        _hmac(7, "PRF_HMAC_SHA2_512", "sha512", 64),
+        _hmac(5, "PRF_HMAC_SHA2_256", hashes.SHA256()),
+        _hmac(6, "PRF_HMAC_SHA2_384", hashes.SHA384()),
+        _hmac(7, "PRF_HMAC_SHA2_512", hashes.SHA512()),
         _aes(8, "PRF_AES128_CMAC", _prf_cmac),
     )
 }

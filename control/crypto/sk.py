@@ -23,7 +23,7 @@ from functools import cached_property
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESCCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
 
 from control.crypto.errors import IntegrityError, UnsupportedError
 from control.crypto.prf import aes_cmac, aes_xcbc
@@ -168,6 +168,8 @@ class Protection:
             return ChaCha20Poly1305(key).encrypt(nonce, plain, header)
         if self.encr_id in _CCM:
             return AESCCM(key, self.icv_length).encrypt(nonce, plain, header)
+        if self.icv_length == 16:
+            return AESGCM(key).encrypt(nonce, plain, header)
         gcm = Cipher(algorithms.AES(key), modes.GCM(nonce)).encryptor()
         gcm.authenticate_additional_data(header)
         sealed = gcm.update(plain) + gcm.finalize()
@@ -187,6 +189,8 @@ class Protection:
             return ChaCha20Poly1305(key).decrypt(nonce, sealed + icv, header)
         if self.encr_id in _CCM:
             return AESCCM(key, self.icv_length).decrypt(nonce, sealed + icv, header)
+        if self.icv_length == 16:
+            return AESGCM(key).decrypt(nonce, sealed + icv, header)
         gcm = Cipher(algorithms.AES(key), modes.GCM(nonce, icv, min_tag_length=self.icv_length)).decryptor()
         gcm.authenticate_additional_data(header)
         return gcm.update(sealed) + gcm.finalize()
