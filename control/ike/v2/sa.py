@@ -90,7 +90,7 @@ class ChildState(enum.Enum):
 class Child:
     """A child SA as its IKE SA keeps it. The keys have left with the event and are not kept."""
 
-    __slots__ = ("expires_at", "outbound", "rekey_at", "replaced_by", "spec", "state")
+    __slots__ = ("expires_at", "heir", "outbound", "rekey_at", "replaced_by", "spec", "state")
 
     def __init__(self, spec: ChildSa, *, outbound: bool) -> None:
         self.spec = spec
@@ -99,6 +99,7 @@ class Child:
         self.rekey_at = spec.rekey_at
         self.expires_at = spec.expires_at
         self.replaced_by: int | None = None  # id of the child in its place
+        self.heir: Child | None = None  # the same, also when both are gone
 
 
 class IkeSa:
@@ -621,7 +622,7 @@ class IkeSa:
                 )
         self.children[spec.spi_in] = child
         if replaces is not None:
-            replaces.replaced_by = spec.id
+            replaces.replaced_by, replaces.heir = spec.id, child
         self.emit(
             ChildEstablished(
                 ike=self.id,

@@ -17,7 +17,7 @@ from control.ike.v2.states import State, Step, advance
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.wire.payloads import DeletePayload
 
-MAX_CHAIN = 64  # replacements that are followed from a child to the one in its place
+MAX_DELETED = 64  # SPIs we do not know that are remembered while a child is being made
 
 
 class DeleteChild(Task):
@@ -61,12 +61,12 @@ class DeleteChild(Task):
 
 def newest(sa: IkeSa, child: Child) -> Child:
     """The child that stands in the place of `child` now; itself where it was not replaced."""
-    for _ in range(MAX_CHAIN):
-        following = sa.child_by_id(child.replaced_by) if child.replaced_by is not None else None
-        if following is None:
-            break
-        child = following
-    return child
+    found = child
+    while child.heir is not None:
+        child = child.heir
+        if sa.children.get(child.spec.spi_in) is child:
+            found = child
+    return found
 
 
 class DeleteSpi(Task):
@@ -135,16 +135,19 @@ class DeleteIke(Task):
 
 def closed_by_peer(sa: IkeSa, spi: int, now: float) -> int | None:
     """The peer has closed the SA that we send to with `spi`: our half of the pair, where the answer is to name it."""
-    from control.ike.v2.tasks.create_child import CreateChild
+    from control.ike.v2.tasks.create_child import CreateChild, drop
     from control.ike.v2.tasks.rekey_child import RekeyChild
 
     child = sa.child_by_outbound(spi)
     if child is None:
-        if isinstance(sa.active, CreateChild) and len(sa.active.deleted) < MAX_CHAIN:
+        if isinstance(sa.active, CreateChild) and len(sa.active.deleted) < MAX_DELETED:
             sa.active.deleted.add(spi)  # of a response that is still on its way, perhaps
         return None
     if child.state is ChildState.DELETING:
         return None  # RFC 7296 section 2.25.1: our own request names it; its answer ends it
+    for act in list(sa.followups.values()):
+        if isinstance(act, RekeyChild) and act.old is child:
+            drop(sa, act)
     following = sa.child_by_id(child.replaced_by) if child.replaced_by is not None else None
     rekeying = isinstance(sa.active, RekeyChild) and sa.active.old is child
     if following is not None:

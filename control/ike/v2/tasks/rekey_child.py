@@ -247,7 +247,7 @@ class RekeyChild(CreateChild):
         if rival is not None and alive(sa, rival) and self.child is not None:
             # The peer closes it. Should it not, we do so after a while.
             rival.state = ChildState.REKEYED
-            rival.replaced_by = self.child.spec.id
+            rival.replaced_by, rival.heir = self.child.spec.id, self.child
             rival.rekey_at = NEVER
             rival.expires_at = now + REDUNDANT
 
