@@ -189,6 +189,7 @@ def _remote_access(method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return client, peer
 
 
+OTHER_ADDRESSES = ip_address("198.51.100.1"), ip_address("198.51.100.2")  # where A and B move to
 KINDS = ("psk", "psk", "pubkey", "pubkey small", "many exchanges", "ppk", "mschapv2", "tls", "transport")
 
 
@@ -352,7 +353,8 @@ def conversation(data: bytes) -> int:
         seed=chance.randrange(1 << 30),
     )
     tamperer.pair = pair
-    for side in pair.sides:
+    for side, other in zip(pair.sides, OTHER_ADDRESSES, strict=True):
+        side.addresses += (other,)
         _time(side)
     pair.initiate(a.children[0].name)
     pair.run(3.0)
@@ -407,7 +409,16 @@ def _act(pair: Pair, chance: random.Random) -> None:
         acts += [
             lambda: endpoint.rekey_child(chance.choice(children), now),
             lambda: endpoint.terminate_child(chance.choice(children), now),
+            lambda: endpoint.child_expired(chance.choice(children), chance.random() < 0.5, now),
         ] * 2
+    path = chance.choice(snapshot).path
+    old, new = chance.sample(side.addresses, 2)
+    acts += [
+        lambda: endpoint.address_changed(path.local, new if path.local == old else old, now),
+        lambda: endpoint.path_error(path, "ICMP host unreachable", now),
+        lambda: endpoint.traffic_seen(ike_id, now),
+        lambda: endpoint.set_connections([replace(each, dpd_delay=5.0) for each in endpoint.connections]),
+    ]
     act = chance.choice(acts)
     try:
         act()
