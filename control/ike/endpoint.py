@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import heapq
 import os
-import struct
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from control.ike.errors import PeerError
@@ -32,13 +31,16 @@ from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.pools import Pools
 from control.ike.settings import ChildSettings, Connection, EndpointSettings, PoolSettings
-from control.ike.snapshot import ChildSnapshot, IkeSnapshot
+from control.ike.snapshot import IkeSnapshot
 from control.ike.v2 import codec
 from control.ike.v2.choice import Connections
-from control.ike.v2.cookies import Cookies, Sender
+from control.ike.v2.contacts import INITIATOR, MAX_INIT, RESPONSE, Contacts, InitKey, in_clear
+from control.ike.v2.cookies import Sender
 from control.ike.v2.handshake import Handshake
-from control.ike.v2.sa import Child, Feature, IkeSa, Timer
+from control.ike.v2.registry import Registry
+from control.ike.v2.sa import IkeSa, Timer
 from control.ike.v2.states import State
+from control.ike.v2.status import snapshot_of
 from control.ike.v2.task import Incoming, Outgoing
 from control.ike.v2.tasks import renew
 from control.ike.v2.tasks.delete import DeleteIke
@@ -49,50 +51,7 @@ from control.ike.wire.selector import WireSelector
 from control.pki.store import Credentials
 from dataplane.model import Address, SelectorSpec
 
-SPI_QUARANTINE = 4096  # inbound SPIs of children that are gone and not given again
-LINGERING = 4096  # last responses of IKE SAs that are gone
-LINGER_SECONDS = 60.0
 TIMERS_AT_ONCE = 32  # IKE SAs whose timers one call looks at
-REFUSALS_PER_SECOND = 20.0  # events, and answers in clear, about what is no IKE SA's
-MAX_INIT = 16384  # bytes of an IKE_SA_INIT request: it is kept until IKE_AUTH, for strangers as well
-_RESPONSE, _INITIATOR = 0x20, 0x08
-_FIRST_REQUEST = bytes((0x20, Exchange.IKE_SA_INIT, _INITIATOR))
-_NOTIFY = struct.Struct(">IBBHBBH")  # the message's length, then a Notify payload before its data
-
-InitKey = tuple[bytes, str, int]  # of a half-open IKE SA: the initiator's SPI, address and port
-
-
-class Quota:
-    """At most so many a second, with some at once."""
-
-    __slots__ = ("_burst", "_last", "_left", "_rate")
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate, self._burst, self._left, self._last = rate, burst, burst, 0.0
-
-    def empty(self, now: float) -> bool:
-        """Whether none is left."""
-        self._left = min(self._burst, self._left + (now - self._last) * self._rate)
-        self._last = now
-        return self._left < 1.0
-
-    def take(self, now: float) -> bool:
-        """One of them, if any is left."""
-        if self.empty(now):
-            return False
-        self._left -= 1.0
-        return True
-
-
-class Lingering:
-    """What an IKE SA that is gone still answers: its last request, repeated."""
-
-    __slots__ = ("request", "response", "until")
-
-    def __init__(self, request: int, response: list[bytes], until: float) -> None:
-        self.request = request
-        self.response = response
-        self.until = until
 
 
 class Endpoint:
@@ -116,27 +75,19 @@ class Endpoint:
         self.credentials = credentials
         self.pools = pools if pools is not None else Pools()
         self.random = random
-        self.counters: Counter[str] = Counter()  # datagrams that led nowhere, by reason
+        self.registry = Registry(random, spi_in_use)
+        self._contacts = Contacts(random)
         self._connections = Connections(connections)
         self._source_address = source_address
-        self._spi_in_use = spi_in_use
-        self._sas: dict[bytes, IkeSa] = {}  # by our SPI
-        self._by_id: dict[int, IkeSa] = {}
-        self._owners: dict[int, int] = {}  # ids of children: their IKE SA's, or a predecessor's
-        self._by_identities: dict[tuple[Identity, Identity | str], list[IkeSa]] = {}
-        self._identities: dict[int, tuple[Identity, Identity | str]] = {}  # where each is in that, by id
-        self._half_open: dict[InitKey, IkeSa] = {}  # of peers
-        self._half_open_of: Counter[str] = Counter()
-        self._lingering: OrderedDict[bytes, Lingering] = OrderedDict()  # by our SPI
-        self._child_spis: set[int] = set()
-        self._freed_spis: OrderedDict[int, None] = OrderedDict()
-        self._cookies = Cookies(random)
-        self._quota = Quota(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND)
-        self._last_id = 0
         self._timers: list[tuple[float, int, IkeSa]] = []
         self._timer_number = 0
         self._events: list[Event] = []
         self._datagrams: list[Datagram] = []
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Datagrams that led nowhere, by reason."""
+        return self._contacts.counters
 
     # What comes out
 
@@ -169,18 +120,18 @@ class Endpoint:
         if data[17] >> 4 != 2:
             self._other_version(data, path, now)
             return
-        from_initiator = bool(data[19] & _INITIATOR)
-        sa = self._sas.get(data[8:16] if from_initiator else data[:8])
+        from_initiator = bool(data[19] & INITIATOR)
+        sa = self.registry.by_spi(data[8:16] if from_initiator else data[:8])
         if sa is not None:
             self._receive(sa, data, path, now)
         elif from_initiator and data[18] == Exchange.IKE_SA_INIT and data[8:16] == NO_SPI:
-            if not data[19] & _RESPONSE:
+            if not data[19] & RESPONSE:
                 self._receive_init(data, path, now)
         else:
             self._receive_unknown(data, path, now)
 
     def _receive(self, sa: IkeSa, data: bytes, path: PeerPath, now: float) -> None:
-        from_initiator = bool(data[19] & _INITIATOR)
+        from_initiator = bool(data[19] & INITIATOR)
         peer_spi = data[:8] if from_initiator else data[8:16]
         # RFC 7296 section 3.1: the flag says whose SPI is whose, and both must be those of this IKE SA.
         if from_initiator == sa.initiator or (sa.peer_spi != NO_SPI and peer_spi != sa.peer_spi):
@@ -201,30 +152,25 @@ class Endpoint:
     def _other_version(self, data: bytes, path: PeerPath, now: float) -> None:
         """RFC 7296 section 2.5: a higher major version is told ours, in clear; a lower one (IKEv1) is dropped."""
         self.counters["version"] += 1
-        if data[17] >> 4 > 2 and not data[19] & _RESPONSE and self._quota.take(now):
+        if data[17] >> 4 > 2 and not data[19] & RESPONSE and self._contacts.quota.take(now):
             self._answer_in_clear(data, NotifyType.INVALID_MAJOR_VERSION, b"\x02", path)
 
     def _receive_unknown(self, data: bytes, path: PeerPath, now: float) -> None:
         """No IKE SA of ours: one that is gone may have to repeat its last answer."""
-        spi = data[8:16] if data[19] & _INITIATOR else data[:8]
-        gone = self._lingering.get(spi)
-        if gone is not None:
-            if now < gone.until and hash(data) == gone.request:
-                self._datagrams.extend(Datagram(path=path, data=each) for each in gone.response)
+        spi = data[8:16] if data[19] & INITIATOR else data[:8]
+        answer = self.registry.last_answer(spi, data, now)
+        if answer is not None:
+            self._datagrams.extend(Datagram(path=path, data=each) for each in answer)
             return
         self.counters["unknown_spi"] += 1
         # RFC 7296 section 2.21.4: told in clear, seldom; who gets it must take it for a hint only.
-        if not data[19] & _RESPONSE and data[18] != Exchange.IKE_SA_INIT and self._quota.take(now):
+        if not data[19] & RESPONSE and data[18] != Exchange.IKE_SA_INIT and self._contacts.quota.take(now):
             self._answer_in_clear(data, NotifyType.INVALID_IKE_SPI, b"", path)
 
     def _answer_in_clear(self, data: bytes, kind: NotifyType, content: bytes, path: PeerPath) -> None:
-        self._datagrams.append(Datagram(path=path, data=_in_clear(data, kind, content)))
+        self._datagrams.append(Datagram(path=path, data=in_clear(data, kind, content)))
 
     # A new peer
-
-    def _under_load(self, now: float) -> bool:
-        """Cookies are demanded: too many handshakes have begun, or too many were refused."""
-        return len(self._half_open) >= self.settings.cookie_threshold or self._quota.empty(now)
 
     def shed(self, data: bytes, sender: Sender, now: float) -> bytes | None:
         """The whole answer to an IKE_SA_INIT that has no good cookie while one is demanded; None for all else.
@@ -232,23 +178,12 @@ class Endpoint:
         A socket may ask this first, by address and port as it has them, and answer at once: so a flood costs neither
         objects nor events.
         """
-        if (
-            not self._under_load(now)
-            or len(data) < HEADER_LENGTH
-            or data[8:16] != NO_SPI
-            or data[17:20] != _FIRST_REQUEST
-            or (data[:8], *sender) in self._half_open
-        ):
-            return None
-        cookie = self._cookies.check(data, sender, now)
-        if cookie is None:
-            return None
-        self.counters["cookies"] += 1
-        return _in_clear(data, NotifyType.COOKIE, cookie)
+        return self._contacts.shed(data, sender, self.settings, now)
 
     def _receive_init(self, data: bytes, path: PeerPath, now: float) -> None:
+        contacts = self._contacts
         key = (data[:8], str(path.remote), path.remote_port)
-        known = self._half_open.get(key)
+        known = contacts.get(key)
         if known is not None and known.window.answered == hash(data):
             # RFC 7296 section 2.1: the identical response, as long as it is the last one.
             if known.window.expected == 1:
@@ -257,20 +192,13 @@ class Endpoint:
         if len(data) > MAX_INIT:
             self.counters["long"] += 1
             return
-        # Requests that are refused leave no half-open IKE SA, but cost as much: a flood of them meets cookies, too.
-        if self._under_load(now):
-            cookie = self._cookies.check(data, key[1:], now)
-            if cookie is not None:
-                self.counters["cookies"] += 1
-                self._answer_in_clear(data, NotifyType.COOKIE, cookie, path)
+        if contacts.under_load(self.settings, now):
+            answer = contacts.cookie(data, key[1:], now)
+            if answer is not None:
+                self._datagrams.append(Datagram(path=path, data=answer))
                 return
-        if len(self._half_open) >= self.settings.half_open_limit:
-            self.counters["half_open_limit"] += 1
-            return
-        if 0 < self.settings.block_threshold <= self._half_open_of[key[1]]:
-            self.counters["blocked"] += 1
-            return
-        self._respond_to_init(data, key, path, now)
+        if not contacts.full(key[1], self.settings):
+            self._respond_to_init(data, key, path, now)
 
     def _respond_to_init(self, data: bytes, key: InitKey, path: PeerPath, now: float) -> None:
         """Run the responder's half of IKE_SA_INIT; only if it succeeds there is an IKE SA."""
@@ -307,10 +235,7 @@ class Endpoint:
         task.built(sa, response, datagrams, now)
         sa.window.answer(hash(data), datagrams)
         sa.timers[Timer.HALF_OPEN] = now + self.settings.half_open_timeout
-        self._forget_half_open(self._half_open.get(key))
-        self._half_open[key] = sa
-        self._half_open_of[key[1]] += 1
-        sa.init_key = key
+        self._contacts.add(key, sa)
         self.register(sa)
         self._datagrams.extend(Datagram(path=path, data=each) for each in datagrams)
         self.schedule(sa)
@@ -321,7 +246,7 @@ class Endpoint:
         """Answer in clear, and keep nothing. Another group is no failure."""
         self.counters["refused_init"] += 1
         told = error.notify is NotifyType.INVALID_KE_PAYLOAD
-        if not told and not self._quota.take(now):
+        if not told and not self._contacts.quota.take(now):
             return
         self._answer_in_clear(data, error.notify, error.data, path)
         if not told:
@@ -333,7 +258,7 @@ class Endpoint:
     def schedule(self, sa: IkeSa) -> None:
         """After anything was done with `sa`: its timers, and whether it is half open still."""
         if sa.init_key is not None and not sa.state.half_open:
-            self._forget_half_open(sa)
+            self._contacts.remove(sa)
         at = sa.next_timer() if sa.state is not State.CLOSED else None
         if at != sa.scheduled:
             sa.scheduled = at
@@ -399,14 +324,15 @@ class Endpoint:
 
     def _usable(self, connection: Connection) -> IkeSa | None:
         """An IKE SA of a connection that can have another child; the latest."""
-        for sa in reversed(self._by_id.values()):
+
+        def usable(sa: IkeSa) -> bool:
+            # One of this name may be from before it was configured anew.
             if sa.connection.name != connection.name or sa.connection != connection:
-                continue  # another one, or of this name before it was configured anew
-            if sa.has_task(DeleteIke):
-                continue
-            if sa.state is State.ESTABLISHED or (sa.state.half_open and sa.initiator):
-                return sa
-        return None
+                return False
+            begun = sa.state is State.ESTABLISHED or (sa.state.half_open and sa.initiator)
+            return begun and not sa.has_task(DeleteIke)
+
+        return self.registry.latest(usable)
 
     def _start(
         self,
@@ -513,22 +439,22 @@ class Endpoint:
 
     def terminate_ike(self, id: int, now: float) -> None:
         """Delete an IKE SA with its children; KeyError where there is none of this id."""
-        sa = self._by_id[id]
+        sa = self.registry[id]
         self._do(sa, now, lambda: renew.close_ike(sa, now))
 
     def terminate_child(self, id: int, now: float) -> None:
         """Delete a child SA on both sides; KeyError where there is none of this id."""
-        sa, child = self._child(id)
+        sa, child = self.registry.child(id)
         self._do(sa, now, lambda: renew.close_child(sa, child, now))
 
     def rekey_ike(self, id: int, now: float) -> None:
         """Replace an IKE SA now; KeyError where there is none of this id."""
-        sa = self._by_id[id]
+        sa = self.registry[id]
         self._do(sa, now, lambda: renew.rekey_due(sa, now))
 
     def reauthenticate_ike(self, id: int, now: float) -> None:
         """Have both sides prove themselves anew; KeyError where there is none of this id."""
-        sa = self._by_id[id]
+        sa = self.registry[id]
         self._do(sa, now, lambda: renew.reauthentication_due(sa, now))
 
     def rekey_child(self, id: int, now: float) -> None:
@@ -537,38 +463,25 @@ class Endpoint:
 
     def child_expired(self, id: int, hard: bool, now: float) -> None:
         """The dataplane has counted a child's soft or hard limit; KeyError where there is none of this id."""
-        sa, child = self._child(id)
+        sa, child = self.registry.child(id)
         self._do(sa, now, lambda: renew.child_expired(sa, child, hard=hard, now=now))
-
-    def _child(self, id: int) -> tuple[IkeSa, Child]:
-        owner = self._by_id.get(self._owners.get(id, 0))
-        for sa in (owner,) if owner is not None else self._by_id.values():
-            child = sa.child_by_id(id)
-            if child is not None:
-                return sa, child
-        if owner is None:
-            raise KeyError(id)
-        del self._owners[id]  # it has moved to its IKE SA's successor
-        sa, child = self._child(id)
-        self._owners[id] = sa.id
-        return sa, child
 
     def traffic_seen(self, ike: int, now: float) -> None:
         """A child of this IKE SA has received: the peer lives."""
-        sa = self._by_id.get(ike)
+        sa = self.registry.get(ike)
         if sa is not None and not sa.state.half_open:
             sa.alive(now)
             self.schedule(sa)
 
     def address_changed(self, old: Address, new: Address, now: float) -> None:
         """An address of ours is gone and another one takes its place (RFC 4555)."""
-        for sa in list(self._by_id.values()):
+        for sa in self.registry:
             if sa.path.local == old:
                 self._do(sa, now, lambda sa=sa: renew.address_changed(sa, new, now))  # type: ignore[misc]
 
     def path_error(self, path: PeerPath, text: str, now: float) -> None:
         """ICMP, or our own kernel, reports that datagrams do not arrive: a hint for the message, nothing more."""
-        for sa in self._by_id.values():
+        for sa in self.registry:
             if sa.path.remote == path.remote and sa.window.pending is not None:
                 sa.path_error = text
 
@@ -579,7 +492,7 @@ class Endpoint:
     def adopt(self, connections: Iterable[Connection]) -> None:
         """IKE SAs of connections of these names go on by the new ones: times, and which children there may be."""
         new = {connection.name: connection for connection in connections}
-        for sa in self._by_id.values():
+        for sa in self.registry:
             sa.connection = new.get(sa.connection.name, sa.connection)
 
     def set_credentials(self, credentials: Credentials) -> None:
@@ -600,7 +513,7 @@ class Endpoint:
 
     def snapshot(self) -> list[IkeSnapshot]:
         """All IKE SAs as they are."""
-        return [_snapshot(sa) for sa in self._by_id.values()]
+        return [snapshot_of(sa) for sa in self.registry]
 
     # What an IKE SA may ask (control.ike.v2.host)
 
@@ -617,9 +530,9 @@ class Endpoint:
         """Tell the rest of control."""
         self._events.append(event)
         if isinstance(event, ChildEstablished):
-            self._owners[event.child.id] = event.ike
+            self.registry.child_made(event.child.id, event.ike)
         elif isinstance(event, ChildClosed):
-            self._owners.pop(event.child, None)
+            self.registry.child_gone(event.child)
 
     def send(self, datagram: Datagram) -> None:
         """Put a datagram into the outbound queue."""
@@ -627,90 +540,36 @@ class Endpoint:
 
     def new_id(self) -> int:
         """An id for an IKE or child SA, never given before."""
-        self._last_id += 1
-        return self._last_id
+        return self.registry.new_id()
 
     def new_ike_spi(self) -> bytes:
         """Eight bytes that no IKE SA here has or had lately."""
-        while True:
-            spi = self.random(8)
-            if spi not in self._sas and spi not in self._lingering and spi != NO_SPI:
-                return spi
+        return self.registry.new_ike_spi()
 
     def new_child_spi(self) -> int:
         """An inbound SPI for a child SA, reserved until `free_child_spi`."""
-        while True:
-            spi = int.from_bytes(self.random(4), "big")
-            # RFC 4303 section 2.1: 1 to 255 are reserved, 0 is never sent.
-            if spi < 256 or spi in self._child_spis or spi in self._freed_spis or self._spi_in_use(spi):
-                continue
-            self._child_spis.add(spi)
-            return spi
+        return self.registry.new_child_spi()
 
     def free_child_spi(self, spi: int) -> None:
         """The SPI may be given again when many others have been."""
-        self._child_spis.discard(spi)
-        self._freed_spis[spi] = None
-        if len(self._freed_spis) > SPI_QUARANTINE:
-            self._freed_spis.popitem(last=False)
+        self.registry.free_child_spi(spi)
 
     def register(self, sa: IkeSa) -> None:
         """`sa` gets the datagrams for its `my_spi` from now on."""
-        self._sas[sa.my_spi] = sa
-        self._by_id[sa.id] = sa
-        if sa.local_id is not None and sa.remote_id is not None:
-            self.authenticated(sa)
+        self.registry.add(sa)
 
     def authenticated(self, sa: IkeSa) -> None:
         """`sa` has its two identities now."""
-        assert sa.local_id is not None and sa.peer is not None
-        if sa.id not in self._identities:
-            self._identities[sa.id] = sa.local_id, sa.peer
-            self._by_identities.setdefault(self._identities[sa.id], []).append(sa)
+        self.registry.authenticated(sa)
 
     def unregister(self, sa: IkeSa, *, linger: bool, now: float) -> None:
         """`sa` gets no more; with `linger`, repetitions of its last request still get its last response."""
-        self._sas.pop(sa.my_spi, None)
-        self._by_id.pop(sa.id, None)
-        self._forget_half_open(sa)
-        identities = self._identities.pop(sa.id, None)
-        if identities is not None:
-            same = self._by_identities[identities]
-            same.remove(sa)
-            if not same:
-                del self._by_identities[identities]
-        if linger and sa.window.response:
-            until = now + LINGER_SECONDS
-            self._lingering[sa.my_spi] = Lingering(sa.window.answered, sa.window.response, until)
-        while self._lingering:
-            oldest = next(iter(self._lingering.values()))
-            if oldest.until > now and len(self._lingering) <= LINGERING:
-                break
-            self._lingering.popitem(last=False)
-
-    def _forget_half_open(self, sa: IkeSa | None) -> None:
-        if sa is None or sa.init_key is None:
-            return
-        if self._half_open.get(sa.init_key) is sa:
-            del self._half_open[sa.init_key]
-        address = sa.init_key[1]
-        self._half_open_of[address] -= 1
-        if self._half_open_of[address] <= 0:
-            del self._half_open_of[address]
-        sa.init_key = None
+        self._contacts.remove(sa)
+        self.registry.remove(sa, linger=linger, now=now)
 
     def others(self, local: Identity, remote: Identity | str, sa: IkeSa | None) -> list[IkeSa]:
         """Other established IKE SAs of the same two identities; `remote` is `IkeSa.peer`."""
-        same = self._by_identities.get((local, remote), [])
-        return [each for each in same if each is not sa and each.state is State.ESTABLISHED]
-
-
-def _in_clear(data: bytes, kind: int, content: bytes) -> bytes:
-    """A response to the request `data` with one notification, outside of any IKE SA."""
-    flags = _RESPONSE | (0 if data[19] & _INITIATOR else _INITIATOR)
-    length = 8 + len(content)
-    header = data[:16] + bytes((41, 0x20, data[18], flags)) + data[20:24]
-    return header + _NOTIFY.pack(HEADER_LENGTH + length, 0, 0, length, 0, 0, kind) + content
+        return self.registry.others(local, remote, sa)
 
 
 def _is_address(each: object) -> bool:
@@ -729,34 +588,3 @@ def _child(connection: Connection, child: ChildSettings | str | None) -> ChildSe
 
 def _bug(error: Exception, connection: str) -> Event:
     return Noted(ike=0, connection=connection, level="warning", text=f"internal error: {error!r}")
-
-
-def _snapshot(sa: IkeSa) -> IkeSnapshot:
-    state = sa.state.value
-    if sa.state is State.ESTABLISHED and sa.active is not None and sa.active.name == "rekey IKE SA":
-        state = "rekeying"
-    return IkeSnapshot(
-        id=sa.id,
-        connection=sa.connection.name,
-        state=state,
-        initiator=sa.initiator,
-        path=sa.path,
-        spi_initiator=sa.spi_initiator,
-        spi_responder=sa.spi_responder,
-        local_id="" if sa.local_id is None else str(sa.local_id),
-        remote_id="" if sa.remote_id is None else str(sa.remote_id),
-        eap_identity=sa.eap_identity,
-        suite_name="" if sa.suite is None else str(sa.suite),
-        created=sa.created,
-        established=sa.established_at,
-        rekey_at=sa.timers.get(Timer.REKEY, 0.0),
-        reauth_at=sa.timers.get(Timer.REAUTH, 0.0),
-        nat_local=sa.nat_local,
-        nat_remote=sa.nat_remote,
-        mobike=bool(sa.features & Feature.MOBIKE),
-        virtual_local=sa.virtual_local,
-        virtual_remote=sa.virtual_remote,
-        children=tuple(
-            ChildSnapshot(sa=child.spec, state=child.state.value) for child in sa.children.values()
-        ),
-    )

@@ -265,7 +265,7 @@ class Tamperer:
             sa
             for side in self.pair.sides
             for spi in (data[:8], data[8:16])
-            if (sa := side.endpoint._sas.get(spi)) is not None
+            if (sa := side.endpoint.registry.by_spi(spi)) is not None
         ]
         from_initiator = bool(data[19] & 8)
         sender = [sa for sa in found if sa.initiator == from_initiator]

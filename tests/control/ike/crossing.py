@@ -140,7 +140,7 @@ class Crossing:
         if children:
             self.pair.check_children(children)
         for side in self.pair.sides:
-            spis = set(side.endpoint._child_spis)
+            spis = set(side.endpoint.registry.child_spis)
             assert spis == {child.spi_in for child in side.children.values()}, (spis, story)
 
 

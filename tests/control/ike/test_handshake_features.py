@@ -245,7 +245,7 @@ def test_ppk(required: tuple[bool, bool]) -> None:
     """Mixed in on both sides: the children's keys agree, and differ from those without."""
     pair = ppk_pair(QUANTUM, QUANTUM, required=required).up()
     pair.check_children()
-    [sa] = pair.a.endpoint._by_id.values()
+    [sa] = pair.a.endpoint.registry
     assert sa.features & Feature.PPK
 
 

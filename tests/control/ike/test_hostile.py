@@ -52,7 +52,7 @@ def test_liveness_does_not_spin() -> None:
     assert heard + delay - heard < delay
     pair = Pair(a=connection_a(dpd_delay=delay), b=connection_b()).up()
     pair.run(heard - pair.now)
-    [sa] = pair.a.endpoint._by_id.values()
+    [sa] = pair.a.endpoint.registry
     sa.last_heard = heard
     sa.timers[Timer.DPD] = heard + delay
     pair.a.endpoint.schedule(sa)
@@ -78,7 +78,7 @@ def test_nobody_initiates_to_an_eap_client() -> None:
 def test_malformed_request_of_an_unknown_exchange() -> None:
     """Sealed with the right keys, of exchange type 99, and not to be parsed: answered, and the IKE SA lives on."""
     pair = Pair().up()
-    [sa] = pair.a.endpoint._by_id.values()
+    [sa] = pair.a.endpoint.registry
     assert sa.keys is not None
     plain = b"\0\0\0\xff"
     header = Header(
@@ -100,7 +100,7 @@ def test_malformed_request_of_an_unknown_exchange() -> None:
 
 def sealed(pair: Pair, exchange: int, payloads: list[Payload], *, message_id: int) -> None:
     """A sends B a request out of any order, and B takes it."""
-    sa = next(each for each in pair.a.endpoint._by_id.values())
+    sa = next(each for each in pair.a.endpoint.registry)
     assert sa.keys is not None
     first, plain = build_payload_chain(payloads)
     header = Header(
@@ -164,12 +164,12 @@ def test_what_strangers_make_us_keep() -> None:
     ):
         endpoint = Pair().b.endpoint
         endpoint.receive_datagram(build_message(request.header, [*others, extra]), path, 0.0)
-        [sa] = endpoint._by_id.values()
+        [sa] = endpoint.registry
         assert len(sa.peer_hashes) < 10
         assert sa.handshake is not None and len(sa.handshake.authorities) <= 512
     giant = NotifyPayload(type=NotifyType.SIGNATURE_HASH_ALGORITHMS, data=bytes(65000))
     endpoint.receive_datagram(build_message(request.header, [*others, giant]), path, 0.0)
-    assert len(endpoint._by_id) == 1 and endpoint.counters["long"] == 1
+    assert len(list(endpoint.registry)) == 1 and endpoint.counters["long"] == 1
 
 
 def test_a_long_cookie2_is_refused() -> None:

@@ -64,7 +64,7 @@ def test_rekeying_the_ike_sa_changes_its_prf_where_it_must() -> None:
     """The responder no longer accepts the old one."""
     both = ("aes128gcm16-prfsha256-x25519", "aes128gcm16-prfsha384-x25519")
     pair = Pair(a=connection_a(proposals=ike(*both)), b=connection_b(proposals=ike(*both))).up()
-    [sa] = pair.b.endpoint._by_id.values()
+    [sa] = pair.b.endpoint.registry
     sa.connection = connection_b(proposals=ike(both[1]))
     pair.b.endpoint.rekey_ike(sa.id, pair.now)
     pair.run()

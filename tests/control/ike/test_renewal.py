@@ -129,7 +129,7 @@ def test_a_rekeying_that_is_refused_is_told_and_tried_again_until_the_end() -> N
 
 def test_a_child_that_the_peer_forgot_is_made_anew() -> None:
     pair = made()
-    (sa,) = pair.b.endpoint._by_id.values()
+    (sa,) = pair.b.endpoint.registry
     (forgotten,) = sa.children.values()
     sa.close_child(forgotten, Closed.FAILED)
     pair.a.endpoint.rekey_child(only(pair.a), pair.now)
@@ -176,7 +176,7 @@ def test_a_child_is_closed_by_either_side(which: str) -> None:
     assert side.of(ChildClosed)[0].why is Closed.LOCAL
     assert pair.other(side).of(ChildClosed)[0].why is Closed.PEER
     assert len(pair.a.ikes) == len(pair.b.ikes) == 1
-    assert not pair.a.endpoint._child_spis and not pair.b.endpoint._child_spis
+    assert not pair.a.endpoint.registry.child_spis and not pair.b.endpoint.registry.child_spis
 
 
 def test_the_ike_sa_is_closed_by_either_side(which: str) -> None:
@@ -250,7 +250,7 @@ def test_an_ike_sa_whose_rekeying_fails_expires_and_says_so() -> None:
     a = connection_a(rekey_time=100.0, over_time=60.0, random_time=1.0)
     b = connection_b(rekey_time=0.0)
     pair = Pair(a=a, b=b).up()
-    (sa,) = pair.b.endpoint._by_id.values()
+    (sa,) = pair.b.endpoint.registry
     sa.connection = replace(sa.connection, proposals=ike("aes256gcm16-prfsha384-ecp384"))
     pair.run(300.0)
     assert pair.a.closed[0].why is Closed.EXPIRED
@@ -271,4 +271,4 @@ def test_a_peer_that_never_deletes_the_old_ike_sa_does_not_keep_it() -> None:
     pair.run(70.0)
     assert old not in pair.b.ikes and len(pair.b.ikes) == 1
     assert not pair.b.closed
-    assert all(sa.state is State.ESTABLISHED for sa in pair.b.endpoint._by_id.values())
+    assert all(sa.state is State.ESTABLISHED for sa in pair.b.endpoint.registry)
