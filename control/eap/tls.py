@@ -98,13 +98,12 @@ class Tls(Method):
 
     def _verified(self, _: SSL.Connection, certificate: X509, error: int, depth: int, good: int) -> bool:
         if not good:
+            # What OpenSSL takes for a certificate the other library may refuse to read, in more than one way.
             try:
-                subject = certificate.to_cryptography().subject.rfc4514_string()
-            except (
-                Exception
-            ):  # whatever the library makes of a stranger's bytes; OpenSSL has read them otherwise
-                subject = "a certificate that cannot be read"
-            self._refused.append(f"'{subject}': {_REASONS.get(error, f'error {error} of OpenSSL')}")
+                subject = repr(certificate.to_cryptography().subject.rfc4514_string())
+            except Exception:
+                subject = "one that cannot be read"
+            self._refused.append(f"{subject}: {_REASONS.get(error, f'error {error} of OpenSSL')}")
         return bool(good)
 
     # ---- EAP packets ---------------------------------------------------------------------------------------------

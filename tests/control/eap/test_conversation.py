@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from control.eap import mschapv2
 from control.eap.client import EapClient
@@ -127,6 +128,23 @@ def test_refused_certificates(
     assert server.msk == client.msk == b""
     assert server_says in server.error
     assert any(part in client.error for part in client_says.split("|"))
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL X509 objects")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_certificate_that_cannot_be_read(version: int) -> None:
+    """OpenSSL takes more for a certificate than `cryptography` does; that is the peer's fault, and no bug of ours."""
+    good = credentials("client")
+    der = (
+        good.chain[0]
+        .public_bytes(Encoding.DER)
+        .replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020109"))
+    )
+    method = Tls(good, server=False)
+    method._connection.use_certificate(crypto.load_certificate(crypto.FILETYPE_ASN1, der))
+    client = EapClient("carol", [(EapType.TLS, lambda: method)])
+    server, _, _ = talk(tls_server(credentials("server", version=version)), client)
+    assert server.error.startswith("the client's TLS certificate is refused: one that cannot be read: ")
 
 
 def mschapv2_client(user: str = "carol", password: bytes = b"secret") -> EapClient:
