@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from control.pki.crl import MAX_BYTES, CrlError, CrlStore
 
 TIMEOUT = 20.0  # seconds without a byte
+TOTAL = 120.0  # seconds for all of a list
 FIRST_RETRY, LAST_RETRY = 60.0, 3600.0  # seconds
 SHORTEST, LONGEST = 60.0, 86400.0  # seconds between two good fetches
 FILE_INTERVAL = 30.0  # seconds between looks at the files
@@ -59,7 +60,10 @@ async def download(url: str) -> bytes:
             loop.call_soon_threadsafe(tell, result)
 
     threading.Thread(target=work, name="crl", daemon=True).start()
-    result = await done
+    try:
+        result = await asyncio.wait_for(done, TOTAL)
+    except TimeoutError:  # byte by byte: the others shall not wait for it
+        raise FetchError(f"not all there after {TOTAL:.0f} s") from None
     if isinstance(result, FetchError):
         raise result
     return result

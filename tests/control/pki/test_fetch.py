@@ -38,7 +38,15 @@ class Pages(BaseHTTPRequestHandler):
 
     pages: ClassVar[dict[str, bytes]] = {}
 
+    enough: ClassVar[threading.Event] = threading.Event()  # of trickling
+
     def do_GET(self) -> None:
+        if self.path == "/trickle":
+            self.send_response(200)
+            self.end_headers()
+            while not self.enough.wait(0.02):
+                self.wfile.write(b"x")
+            return
         if self.path == "/elsewhere":
             self.send_response(302)
             self.send_header("Location", "ftp://127.0.0.1/ca.crl")
@@ -162,6 +170,17 @@ def test_download_from_nowhere_and_too_much(
         asyncio.run(download(f"{web}/big"))
     (tmp_path / "a b.crl").write_bytes(b"list")
     assert asyncio.run(download(f"file://{tmp_path}/a%20b.crl")) == b"list"
+
+
+def test_a_trickle_is_given_up(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends a byte now and then never meets a time limit between two bytes."""
+    monkeypatch.setattr(fetch, "TOTAL", 0.2)
+    Pages.enough.clear()
+    try:
+        with pytest.raises(FetchError, match="not all there after 0 s"):
+            asyncio.run(download(f"{web}/trickle"))
+    finally:
+        Pages.enough.set()
 
 
 def test_files_are_read_again_when_they_change(tmp_path: Path) -> None:
