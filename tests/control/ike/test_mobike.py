@@ -19,7 +19,9 @@ def made(**rest: Any) -> Pair:
     rest.setdefault("remote_addresses", (ADDRESS_B,))
     a = connection_a(local_addresses=(), **rest)
     b = replace(connection_b(**rest), remote_addresses=())
-    return Pair(a=a, b=b)
+    pair = Pair(a=a, b=b)
+    pair.a.endpoint._source_address = lambda remote: pair.a.addresses[0]
+    return pair
 
 
 def move(pair: Pair, side: Side, new: Any = NEW) -> None:
@@ -147,7 +149,27 @@ def test_another_mapping_of_a_nat_is_followed(mobike: bool) -> None:
 
 
 def test_without_mobike_the_peer_without_nat_does_not_follow() -> None:
+    """So there is a new IKE SA, with all children, and the peer lets the old one go."""
     pair = made(mobike=False).up()
     move(pair, pair.a)
     pair.run()
     assert not pair.b.of(PathChanged)
+    assert pair.a.closed[0].failure is not None and pair.a.closed[0].failure.code == "address_lost"
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+    pair.check_children()
+    assert next(iter(pair.b.children.values())).path.remote == NEW
+
+
+def test_another_family_needs_an_address_that_the_peer_told() -> None:
+    pair = made().up()
+    new, other = ip_address("2001:db8::1"), ip_address("2001:db8::2")
+    move(pair, pair.a, new)
+    pair.run(1.0)
+    assert not pair.a.of(PathChanged)
+    (sa,) = pair.a.endpoint._by_id.values()
+    sa.peer_addresses = (other,)
+    pair.b.addresses = (*pair.b.addresses, other)
+    pair.a.endpoint.address_changed(ADDRESS_A, new, pair.now)
+    pair.run()
+    assert (pair.a.of(PathChanged)[0].path.local, pair.a.of(PathChanged)[0].path.remote) == (new, other)
+    assert pair.b.of(PathChanged)[0].path.remote == new

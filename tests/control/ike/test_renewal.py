@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 
 from control.ike.events import ChildClosed, ChildEstablished, ChildFailed, Closed, Noted
+from control.ike.selectors import resolve
 from control.ike.settings import Lifetime, StartAction
+from control.ike.v2 import negotiate
 from control.ike.v2.states import State
+from control.ike.v2.task import Outgoing
+from control.ike.v2.tasks import create_child
 from tests.control.ike.pair import (
     Pair,
     Side,
@@ -19,6 +23,7 @@ from tests.control.ike.pair import (
     esp,
     ike,
     mirror,
+    network,
 )
 
 
@@ -164,6 +169,44 @@ def test_a_child_whose_selectors_do_not_fit_is_refused_with_both_views() -> None
     assert any("10.1.0.0/16" in text and "10.3.0.0/16" in text for text in pair.b.notes)
 
 
+@pytest.mark.parametrize("proposals", ["aes128gcm16", "aes128gcm16-x25519-ke1_mlkem768"])
+def test_an_answer_that_was_not_asked_for_is_taken_back(
+    which: str, proposals: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The responder has made a child that the initiator does not accept: it goes, and the old one is kept."""
+    pair = with_child(proposals=esp(proposals))
+    side = side_of(pair, which)
+    first = only(side)
+    right = negotiate.add_answer
+
+    def wrong(message: Outgoing, agreed: negotiate.Agreed) -> None:
+        elsewhere = resolve([network("172.16.0.0/16")], ())
+        right(message, replace(agreed, selectors=replace(agreed.selectors, local=elsewhere)))
+
+    monkeypatch.setattr(negotiate, "add_answer", wrong)
+    side.endpoint.rekey_child(first, pair.now)
+    pair.run(5.0)
+    assert only(side) == first and len(pair.other(side).children) == 1
+    pair.check_children()
+    assert side.of(ChildFailed)[0].failure.code == "ts_unacceptable"
+    monkeypatch.setattr(negotiate, "add_answer", right)
+    pair.run(60.0)
+    assert only(side) != first
+    pair.check_children()
+
+
+def test_a_peer_makes_no_children_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(create_child, "MAX_CHILDREN", 2)
+    settings = tuple(child(f"net{n}", f"10.{n}.0.0/16", f"10.{n + 100}.0.0/16") for n in range(3))
+    pair = Pair(a=connection_a(children=settings), b=connection_b(children=settings)).up("net0")
+    for each in settings:
+        pair.initiate(each.name)
+        pair.run()
+    pair.check_children(2)
+    assert pair.a.of(ChildFailed)[0].failure.code == "no_additional_sas"
+    assert any("want 2 or fewer" in note for note in pair.b.notes)
+
+
 # Closing
 
 
@@ -235,6 +278,18 @@ def test_the_ike_sa_is_rekeyed_in_time_and_keeps_what_it_had(which: str) -> None
     pair.a.endpoint.rekey_child(only(pair.a), pair.now)
     pair.run()
     pair.check_children()
+
+
+def test_the_ike_sa_takes_another_group_when_the_peer_wants_it(which: str) -> None:
+    both = ike("aes128gcm16-prfsha256-x25519-ecp256")
+    pair = made(proposals=both)
+    side = side_of(pair, which)
+    (sa,) = pair.other(side).endpoint._by_id.values()
+    sa.connection = replace(sa.connection, proposals=ike("aes128gcm16-prfsha256-ecp256"))
+    side.endpoint.rekey_ike(side.ikes[0], pair.now)
+    pair.run()
+    assert side.rekeyed[0].suite_name == "aes128gcm16-prfsha256-ecp256"
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
 
 
 def test_rekeying_does_not_put_off_reauthentication() -> None:

@@ -17,7 +17,7 @@ from hmac import compare_digest
 from ipaddress import ip_address
 
 from control.ike.errors import syntax_error
-from control.ike.events import Failure, PeerPath
+from control.ike.events import Closed, Failure, PeerPath
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.v2 import nat
 from control.ike.v2.sa import Feature, IkeSa
@@ -106,22 +106,43 @@ class ReturnRoutability(Task):
 
 def move_to(sa: IkeSa, new: Address, now: float) -> None:
     """Our address is `new` from now on: tell the peer, or begin anew where it could not follow."""
-    if sa.path.local == new or sa.path.remote.version != new.version:
+    if sa.path.local == new:
         return
-    path = replace(sa.path, local=new)
+    same = (each for each in (sa.path.remote, *sa.peer_addresses) if each.version == new.version)
+    remote = next(same, None)
+    if remote is None:
+        return  # the peer has told no address of that family; should it stay like that, there will be silence
+    path = replace(sa.path, local=new, remote=remote)
     if sa.state.half_open:
         sa.path = path
         if sa.window.pending is not None:
             sa.window.pending.path = path
     elif sa.features & Feature.MOBIKE and sa.first_initiator:
         update(sa, path, now)
-    elif sa.state is State.ESTABLISHED:
-        # RFC 7296 section 2.11: without MOBIKE an IKE SA stays where it is. Behind a NAT the peer follows what is
-        # authenticated (section 2.23), so a request from the new address may be enough; else it will be silent.
+    elif sa.nat_local or not sa.first_initiator:
+        # RFC 7296 section 2.23: a peer that sees us behind a NAT follows what is authenticated. One that began the
+        # IKE SA itself finds out by our silence, and begins anew.
         from control.ike.v2.tasks.dpd import Liveness
 
         sa.move(path, now)
-        sa.queue(Liveness(), now, first=True)
+        if sa.state is State.ESTABLISHED:
+            sa.queue(Liveness(), now, first=True)
+    elif sa.state is State.ESTABLISHED:
+        _begin_anew(sa, path, now)
+
+
+def _begin_anew(sa: IkeSa, path: PeerPath, now: float) -> None:
+    """RFC 7296 section 2.11: without MOBIKE an IKE SA stays where it is, and there we are no more."""
+    children = [child.spec.settings for child in sa.children.values() if child.replaced_by is None]
+    failure = Failure(
+        code="address_lost",
+        text=f"our address {sa.path.local} is gone; a peer without MOBIKE does not follow to {path.local}",
+        advice="it is set up anew; to keep it over a change of address, set mobike = true on both sides",
+    )
+    connection = sa.connection
+    sa.close(Closed.FAILED, now, failure=failure)
+    for settings in dict.fromkeys(children):
+        sa.host.initiate(connection, settings, now)
 
 
 def update(sa: IkeSa, path: PeerPath, now: float) -> None:
