@@ -17,6 +17,13 @@ _BARE = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,63}")
 
 
+def one_line(text: str) -> str:
+    """The text with its control characters escaped: names in a file may be anything."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def is_name(text: str) -> bool:
     """Whether a text may name an entry: short, and fit for a metric label and a log line."""
     return _NAME.fullmatch(text) is not None
@@ -31,11 +38,11 @@ class Report:
 
     def error(self, path: str, message: str, label: str = "") -> None:
         """Note a problem that makes the configuration unusable."""
-        self.problems.append(Problem(path=path, message=message, label=label))
+        self.problems.append(Problem(path=one_line(path), message=one_line(message), label=one_line(label)))
 
     def warn(self, path: str, message: str, label: str = "") -> None:
         """Note something unwise that does not stop the gateway."""
-        self.warnings.append(Problem(path=path, message=message, label=label))
+        self.warnings.append(Problem(path=one_line(path), message=one_line(message), label=one_line(label)))
 
 
 class Table:
