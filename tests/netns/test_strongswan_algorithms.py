@@ -17,7 +17,7 @@ from control.ike.settings import Unique
 from control.lab.space import wait_until
 from tests.peers import wires
 from tests.peers.node import Node
-from tests.peers.site import SECRET, Site
+from tests.peers.site import SECRET, Site, pair
 from tests.peers.strongswan import Charon
 from tests.peers.wires import Wire
 
@@ -98,3 +98,25 @@ def test_suite(peers: tuple[Node, Charon], suite: str, initiator: str) -> None:
     first.terminate(ike=suite)
     for who in (first, second):
         wait_until(lambda who=who: not who.sas(), timeout=5, what="the IKE SA is gone")
+
+
+SIGNATURES = (
+    ("rsa2048", {"signature_authentication": "no"}, "RSA with SHA1"),  # RFC 7296 section 3.8, method 1
+    ("ecdsa256", {"signature_authentication": "no"}, "ECDSA with SHA2-256"),  # RFC 4754, methods 9 to 11
+    ("ecdsa384", {"signature_authentication": "no"}, "ECDSA with SHA2-384"),
+    ("ecdsa521", {"signature_authentication": "no"}, "ECDSA with SHA2-512"),
+    ("rsa3072", {}, "RSA with SHA2-256"),  # strongSwan signs with PKCS#1 v1.5 and takes our PSS
+    ("rsa3072", {"rsa_pss": "yes"}, "RSA-PSS with SHA2-256"),
+    ("ecdsa521", {}, "ECDSA with SHA2-512"),
+    ("ed448", {}, "Ed448"),
+)
+
+
+@pytest.mark.parametrize(("key", "options", "scheme"), SIGNATURES)
+def test_signature(key: str, options: dict[str, str], scheme: str) -> None:
+    """Ours is taken, and theirs, by the method that both can; it is said which."""
+    site = Site(auth=key, options=options)
+    with wires.direct() as wire, pair(site, wire) as (ours, theirs):
+        ours.initiate(child="net")
+        assert f"is authenticated by {scheme}" in ours.log()
+        assert theirs.sa().installed
