@@ -2,7 +2,7 @@
 
     IKE_SA_INIT        seed = skeyseed(prf, ni, nr, secret)           keys = ike_keys(prf, protection, seed, ...)
     IKE_INTERMEDIATE   seed = skeyseed_update(prf, keys.d, secret, ni, nr)     keys = ike_keys(...) anew
-    IKE_AUTH           keys = mix_ppk(prf, keys, ppk)                 where both have the PPK
+    IKE_AUTH           d, pi, pr = mix_ppk(prf, ppk, keys.d, keys.pi, keys.pr)    where both have the PPK
     rekey of the SA    seed = skeyseed_rekey(old prf, old keys.d, secrets, ni, nr)
     child SA           keymat(prf, keys.d, ni, nr, length, secrets)
 
@@ -12,7 +12,7 @@ Nonces are always Ni, Nr: those of the initiator and the responder of the exchan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from control.crypto.prf import Prf
 from control.crypto.sk import Protection
@@ -84,10 +84,10 @@ def ike_keys(
     return IkeKeys(d=d, ai=ai, ar=ar, ei=ei, er=er, pi=pi, pr=pr)
 
 
-def mix_ppk(prf: Prf, keys: IkeKeys, ppk: bytes) -> IkeKeys:
-    """The keys after a post-quantum preshared key was mixed in (RFC 8784 section 3): SK_d, SK_pi, SK_pr change."""
-    d, pi, pr = (prf.plus(ppk, key, prf.key_length) for key in (keys.d, keys.pi, keys.pr))
-    return replace(keys, d=d, pi=pi, pr=pr)
+def mix_ppk(prf: Prf, ppk: bytes, sk_d: bytes, sk_pi: bytes, sk_pr: bytes) -> tuple[bytes, bytes, bytes]:
+    """SK_d, SK_pi and SK_pr after a post-quantum preshared key was mixed in (RFC 8784 section 3); the rest stays."""
+    d, pi, pr = (prf.plus(ppk, key, prf.key_length) for key in (sk_d, sk_pi, sk_pr))
+    return d, pi, pr
 
 
 def keymat(

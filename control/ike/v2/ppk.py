@@ -6,6 +6,7 @@ in if it has it. SK_d, SK_pi and SK_pr change; the IKE SA's own encryption does 
 
 from __future__ import annotations
 
+from control.crypto.keys import mix_ppk
 from control.ike.numbers import NotifyType
 from control.ike.v2.keys import Mixed
 from control.ike.v2.proof import AuthenticationFailed
@@ -52,9 +53,7 @@ def mix(sa: IkeSa, ppk_id: str) -> Mixed | None:
     assert keys is not None
     if secret is None:
         return None
-    size = keys.prf.key_length
-    d, pi, pr = (keys.prf.plus(secret, key, size) for key in (keys.d, keys.pi, keys.pr))
-    return Mixed(d, pi, pr)
+    return Mixed(*mix_ppk(keys.prf, secret, keys.d, keys.pi, keys.pr))
 
 
 def asked(sa: IkeSa, message: Incoming) -> Mixed | None:
