@@ -28,6 +28,7 @@ from control.ike.events import (
     ChildSa,
     Event,
     IkeClosed,
+    IkeEstablished,
     IkeFailed,
     IkeRekeyed,
     PathChanged,
@@ -47,9 +48,10 @@ from control.reload import IkeChanges
 from control.sa.children import Children, Ways, without_keys
 from control.sa.lifetimes import Spent, spent
 from control.sa.spd import Spd
+from control.sa.starts import Starts
 from control.sa.traps import remote_address, traps
 from dataplane.api import DataPlane, DataPlaneError, SaTraffic
-from dataplane.model import Address, SelectorSpec
+from dataplane.model import Address
 
 log = logging.getLogger("esplanade.ike")
 
@@ -123,7 +125,8 @@ class IkeDaemon:
         self._flush_wanted = asyncio.Event()
         self._seen: dict[int, int] = {}  # inbound packets of each child at the last look
         self._asked: set[int] = set()  # children that a rekey was asked for, for what they have carried
-        self._unstarted: dict[tuple[str, str], str] = {}  # connection and child, and what was in the way
+        self._starts = Starts()
+        self._room = False  # for another one to start
         self._acquired: dict[tuple[str, str], float] = {}  # by trap: when traffic may ask for it again
         self._gone = asyncio.Event()  # an IKE SA has gone
 
@@ -159,19 +162,25 @@ class IkeDaemon:
     def _start_children(self, connection: Connection, only: Sequence[str] | None = None) -> None:
         for child in connection.children:
             if child.start_action is StartAction.START and (only is None or child.name in only):
-                self._unstarted[connection.name, child.name] = ""
+                self._starts.want((connection.name, child.name))
         self._start_what_can()
 
     def _start_what_can(self) -> None:
-        """Begin what is to start and could not so far: without a route there is no address to begin from."""
-        for (connection, child), told in list(self._unstarted.items()):
-            try:
-                self.endpoint.initiate(connection, child, self.now())
-                del self._unstarted[connection, child]
-            except ValueError as error:
-                if told != str(error):
-                    log.warning("%s: child %s cannot start yet: %s", connection, child, error)
-                self._unstarted[connection, child] = str(error)
+        """Begin what is wanted and can be: a few at a time, and not without an address to begin from."""
+        for wanted in self._starts.waiting():
+            name, child = wanted
+            connection = self._connections.get(name)
+            peer = remote_address(connection) if connection is not None else None
+            if connection is None or peer is None:
+                self._starts.forget(name)  # it has gone, or nobody knows where to
+            elif self._starts.may_begin(peer):
+                with self._guarded("start"):
+                    try:
+                        self._starts.begun(wanted, self.endpoint.initiate(name, child, self.now()), peer)
+                    except ValueError as error:
+                        if self._starts.cannot(wanted, str(error)):
+                            log.warning("%s: child %s cannot start yet: %s", name, child, error)
+        self._pump_soon()
 
     async def stop(self) -> None:
         """Say goodbye to every peer and wait a moment for their answers."""
@@ -257,16 +266,9 @@ class IkeDaemon:
         for trap in idle:
             self._acquired[trap] = now + TRAP_PATIENCE
             if trap[0] not in connecting:
-                self.acquire(trap, None)
-
-    def acquire(self, trap: tuple[str, str], packet: SelectorSpec | None) -> None:
-        """A packet fell into the trap of a connection's child: bring the child about."""
-        with self._guarded("acquire"):
-            try:
-                self.endpoint.acquire(*trap, self.now(), packet)
-            except ValueError as error:
-                log.warning("%s: traffic wants child %s: %s", *trap, error)
-        self._pump_soon()
+                self._starts.want(trap)
+        if idle:
+            self._start_what_can()
 
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
@@ -290,6 +292,9 @@ class IkeDaemon:
         for event in events:
             with self._guarded(type(event).__name__):
                 self._handle(event)
+        if self._room and self._starts:
+            self._start_what_can()
+        self._room = False
         with self._guarded("sending"):
             for datagram in self.endpoint.datagrams_to_send():
                 self.sockets.send(datagram)
@@ -324,6 +329,8 @@ class IkeDaemon:
                 self._lent[event.new] = self._lent.pop(event.ike)
         elif isinstance(event, IkeClosed | IkeFailed):
             self._give_back(event.ike)
+        if isinstance(event, IkeEstablished | IkeClosed | IkeFailed):
+            self._room |= self._starts.done(event.ike)
         elif isinstance(event, VirtualAddressesAssigned):
             self._lent[event.ike] = event.addresses
             self._run(self._set_addresses(), "virtual addresses")
@@ -389,7 +396,7 @@ class IkeDaemon:
             await asyncio.sleep(TRAFFIC_INTERVAL)
             with self._guarded("counters"):
                 self._look_at_traffic()
-                self._start_what_can()
+                self._look_at_starts()
 
     def _look_at_traffic(self) -> None:
         """Peers whose children receive are alive; children that have carried enough are replaced."""
@@ -404,6 +411,12 @@ class IkeDaemon:
         for ike in alive:
             self.endpoint.traffic_seen(ike, now)
         self._pump_soon()
+
+    def _look_at_starts(self) -> None:
+        """What could not start may now: a route or an address has come."""
+        if self._starts:
+            self._starts.keep(each.id for each in self.snapshot() if not each.established)
+            self._start_what_can()
 
     def _check_volume(
         self, child: int, sa: ChildSa, traffic: tuple[SaTraffic, SaTraffic], now: float

@@ -290,7 +290,7 @@ def test_a_reload_leaves_alone_what_stays(tmp_path: Path) -> None:
             await daemon.reload(grown, compare_ike(config, grown))
             assert [each.id for each in daemon.snapshot()] == [before] and "more" in daemon.connections
             assert world.carried()
-            changed = replace(grown, connections=(replace(config.connections[0], dpd_delay=77.0),))
+            changed = replace(grown, connections=(replace(config.connections[0], mobike=False),))
             await daemon.reload(changed, compare_ike(grown, changed))
             await until(
                 lambda: [each.id for each in daemon.snapshot() if each.established] not in ([before], [])
