@@ -20,7 +20,7 @@ from control.ike.identity import Identity
 from control.ike.pools import Pools
 from control.pki.load import load_credentials
 from control.pki.make import issue, make_authority
-from tests.control.ike.pair import Pair, Wire
+from tests.control.ike.pair import ADDRESS_B, Pair, Wire
 
 A = """
 [connections.a-b]
@@ -460,4 +460,18 @@ def test_no_address_is_lent() -> None:
     assert theirs == [
         "b-a[1]: no child SA: 'a.example' asks for an IPv4 address: no pool is configured; give the connection a pool "
         "with more addresses, or take idle clients down"
+    ]
+
+
+def test_a_peer_that_does_not_run() -> None:
+    """Its host says so by ICMP, which anyone could forge: we go on asking, and name it in the end."""
+    pair = gateways(A, B, Wire(drop=lambda _, datagram: datagram.path.remote == ADDRESS_B))
+    pair.initiate("a-b")
+    path = pair.carried[0].path
+    pair.a.endpoint.path_error(path, "ICMP port unreachable from 192.0.2.2", pair.now)
+    pair.run(400.0)
+    assert warnings(pair.a.log) == [
+        f"a-b[1]: no IKE SA over {WAY_A}: no answer from 192.0.2.2:500, sent 6 times in 165 s from 192.0.2.1:500; "
+        "last heard of it: ICMP port unreachable from 192.0.2.2; check that UDP 500 and 4500 are open between the two, "
+        "and that the peer runs"
     ]
