@@ -23,6 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from control.net.mirror import Link, Mirror, MirrorPort, NeighbourKey, PeerRoute, Way, peer_route
+from control.net.routes import is_our_blackhole, is_ours
 from dataplane.model import Address, AdjacencySpec, Direction, RouteSpec, SaSpec
 
 log = logging.getLogger("esplanade.netlink")
@@ -32,6 +33,7 @@ GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400
 RECEIVE_BUFFER = 4 << 20  # bytes: events of a few thousand neighbours
 QUIET = 0.020  # seconds without an event that end a burst
 LATEST = 0.080  # seconds after a burst's first event at which it is applied anyway
+OWN_ROUTES = 1.0  # seconds until events of our own routes are applied, if nothing else happens
 REASK = 30.0  # seconds between questions for the peers' routes: the kernel learns path MTUs silently
 DUMP_TRIES = 5
 NTF_USE = 0x01
@@ -69,6 +71,7 @@ class NetlinkMirror:
         self._held: list[Any] = []  # events not yet applied
         self._wake = asyncio.Event()
         self._overrun = False
+        self._later: asyncio.TimerHandle | None = None  # when our own routes are looked at
         self._ask = False  # the peers' routes may have changed
         self._changed = True  # there may be news for the sink
         self._task: asyncio.Task[None] | None = None
@@ -114,6 +117,9 @@ class NetlinkMirror:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         if self._events is not None:
             asyncio.get_running_loop().remove_reader(self._events.fileno())
             self._events.close()
@@ -177,6 +183,7 @@ class NetlinkMirror:
     def _readable(self) -> None:
         """Take every waiting datagram; they are applied after the burst."""
         assert self._events is not None
+        news = False
         while True:
             try:
                 data = self._events.recv(1 << 16)
@@ -187,7 +194,18 @@ class NetlinkMirror:
                     log.error("netlink events: %s; asking the kernel for everything again", error.strerror)
                 self._overrun = True
                 break
+            if is_our_blackhole(data):
+                continue  # it takes effect when the device has gone, and we with it
             self._held.append(data)
+            news = news or not is_ours(data)
+        if news or self._overrun:
+            self._wake.set()
+        elif self._held and self._later is None:
+            # Our own routes into TUN devices: no peer is reached by them, so they can wait for each other.
+            self._later = asyncio.get_running_loop().call_later(OWN_ROUTES, self._wake_later)
+
+    def _wake_later(self) -> None:
+        self._later = None
         self._wake.set()
 
     async def _follow(self) -> None:
@@ -246,7 +264,7 @@ class NetlinkMirror:
             for message in self._parser.parse(data):
                 changed = self.mirror.apply(message)
                 self._changed = self._changed or bool(changed)
-                if changed in ("route", "address", "link"):
+                if changed in ("route", "address", "link") and not is_ours(data):
                     self._ask = True
 
     # 2 -- dumps

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import socket
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from ipaddress import summarize_address_range
 from pathlib import Path
 
@@ -23,12 +23,10 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from control.config import PortConfig
+from control.net.routes import RouteChange, RouteSocket
 from dataplane.model import Action, Address, Network, PolicySpec
 
 log = logging.getLogger("esplanade.tun")
-
-RTPROT_STATIC = 4
-WORST_METRIC = 0xFFFFFFFF
 
 
 class TunError(Exception):
@@ -47,6 +45,7 @@ class TunDevice:
             Network, Address | None
         ] = {}  # and the source address of each, where one is wanted
         self._changing = asyncio.Lock()
+        self._socket: RouteSocket | None = None
 
     async def open(self) -> None:
         """Give the device its addresses and MTU and bring it up. TunError says why that cannot be."""
@@ -85,53 +84,43 @@ class TunDevice:
             return
         async with self._changing:
             wanted = routes_for(policies, peers, own)
-            async with AsyncIPRoute() as netlink:
-                for network in sorted(wanted, key=str):
-                    if network not in self._routes:
-                        await self._blackhole(netlink, "replace", network)
-                    if self._routes.get(network, False) != wanted[network]:
-                        verb = "replace" if network in self._routes else "add"
-                        await self._route(netlink, verb, network, wanted[network])
-                for network in sorted(self._routes.keys() - wanted.keys(), key=str):
-                    await self._route(netlink, "del", network)
-                    await self._blackhole(netlink, "del", network)
+            changes: list[RouteChange] = []
+            for network in sorted(wanted, key=_order):
+                if network not in self._routes:
+                    changes.append(RouteChange(verb="replace", network=network))
+                if self._routes.get(network, False) != wanted[network]:
+                    verb = "replace" if network in self._routes else "add"
+                    changes.append(self._route(verb, network, wanted[network]))
+            for network in sorted(self._routes.keys() - wanted.keys(), key=_order):
+                changes.append(self._route("del", network))
+                changes.append(RouteChange(verb="del", network=network))
+            self._change(changes)
             self._routes = wanted
 
     async def close(self) -> None:
         """Remove the blackholes; the routes go with the device."""
-        async with AsyncIPRoute() as netlink:
-            for network in sorted(self._routes, key=str):
-                await self._blackhole(netlink, "del", network)
+        self._change(
+            [RouteChange(verb="del", network=network) for network in sorted(self._routes, key=_order)]
+        )
         self._routes = {}
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
-    async def _blackhole(self, netlink: AsyncIPRoute, verb: str, network: Network) -> None:
-        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-        try:
-            await netlink.route(
-                verb,
-                dst=str(network),
-                type="blackhole",
-                priority=WORST_METRIC,
-                family=family,
-                proto=RTPROT_STATIC,
-            )
-        except NetlinkError as error:
-            if not (verb == "del" and error.code == errno.ESRCH):
-                log.error("%s: cannot %s the blackhole for %s: %s", self.name, verb, network, error)
+    def _route(self, verb: str, network: Network, source: Address | None = None) -> RouteChange:
+        return RouteChange(verb=verb, network=network, interface=self._index, source=source)
 
-    async def _route(
-        self, netlink: AsyncIPRoute, verb: str, network: Network, source: Address | None = None
-    ) -> None:
-        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-        how = {"prefsrc": str(source)} if source is not None else {}
-        try:
-            await netlink.route(
-                verb, dst=str(network), oif=self._index, family=family, proto=RTPROT_STATIC, **how
-            )
-        except NetlinkError as error:
-            if verb == "del" and error.code == errno.ESRCH:
-                return  # someone else removed it
-            if error.code == errno.EEXIST:
+    def _change(self, changes: Sequence[RouteChange]) -> None:
+        """Have them done; what the kernel refuses is logged."""
+        if not changes:
+            return
+        if self._socket is None:
+            self._socket = RouteSocket()
+        for change, error in zip(changes, self._socket.change(changes), strict=True):
+            if error is None or (change.verb == "del" and error.errno == errno.ESRCH):
+                continue  # ESRCH: someone else removed it
+            network, what = change.network, "blackhole for" if change.interface is None else "route to"
+            if error.errno == errno.EEXIST:
                 log.error(
                     "%s: no route to %s, because there is one already, and it was not made by us; remove it "
                     "(ip route del %s), or set routes = false on the port",
@@ -139,8 +128,14 @@ class TunDevice:
                     network,
                     network,
                 )
-                return
-            log.error("%s: cannot %s the route to %s: %s", self.name, verb, network, error)
+            else:
+                log.error(
+                    "%s: cannot %s the %s %s: %s", self.name, change.verb, what, network, error.strerror
+                )
+
+
+def _order(network: Network) -> tuple[int, int, int]:
+    return network.version, int(network.network_address), network.prefixlen
 
 
 def routes_for(
@@ -163,15 +158,26 @@ def routes_for(
     return found
 
 
-def _without(first: Address, last: Address, outside: Iterable[Address]) -> Iterator[Network]:
+def _without(first: Address, last: Address, outside: Iterable[Address]) -> Iterable[Network]:
     """The fewest prefixes that make up an inclusive range but for some addresses, which are in order."""
+    inside = tuple(
+        each for each in outside if each.version == first.version and int(first) <= int(each) <= int(last)
+    )
+    return _prefixes(first, last, inside)
+
+
+@lru_cache(maxsize=4096)
+def _prefixes(first: Address, last: Address, outside: tuple[Address, ...]) -> tuple[Network, ...]:
+    return tuple(_between(first, last, outside))
+
+
+def _between(first: Address, last: Address, outside: tuple[Address, ...]) -> Iterator[Network]:
     kind = type(first)
     at, end = int(first), int(last)
     for each in outside:
-        if each.version == first.version and at <= int(each) <= end:
-            if at < int(each):
-                yield from networks(kind(at), kind(int(each) - 1))
-            at = int(each) + 1
+        if at < int(each):
+            yield from networks(kind(at), kind(int(each) - 1))
+        at = int(each) + 1
     if at <= end:
         yield from networks(kind(at), kind(end))
 
