@@ -6,22 +6,22 @@ when one is hit. What is here is the setting up anew.
 
 from __future__ import annotations
 
-from control.ike.settings import DpdAction, StartAction
+from control.ike.settings import ChildSettings, DpdAction, StartAction
 from control.ike.v2.sa import Child, ChildState, IkeSa
 from control.ike.v2.states import State
 
 
 def child_gone(sa: IkeSa, child: Child, now: float) -> None:
     """The peer closed a child, or it expired (swanctl's `close_action`)."""
-    if child.spec.settings.close_action is not StartAction.START:
-        return
     settings = child.spec.settings
+    if settings.close_action is not StartAction.START:
+        return
     if sa.state is State.ESTABLISHED:
         from control.ike.v2.tasks.create_child import CreateChild
 
         sa.queue(CreateChild(settings, initiator=True), now)
     else:
-        sa.host.initiate(sa.connection, settings, now)
+        set_up(sa, settings, now)
 
 
 def peer_dead(sa: IkeSa, children: list[Child], now: float) -> None:
@@ -29,4 +29,13 @@ def peer_dead(sa: IkeSa, children: list[Child], now: float) -> None:
     for child in children:
         replaced = child.state is ChildState.REKEYED or child.replaced_by is not None
         if child.spec.settings.dpd_action is DpdAction.RESTART and not replaced:
-            sa.host.initiate(sa.connection, child.spec.settings, now)
+            set_up(sa, child.spec.settings, now)
+
+
+def set_up(sa: IkeSa, settings: ChildSettings, now: float) -> None:
+    """Begin anew with a child of an IKE SA that is gone, as the connection is configured now."""
+    try:
+        sa.host.initiate(sa.connection.name, settings.name, now)
+    except ValueError as error:
+        # The connection, or the child, is configured no more; or the peer is one that comes from anywhere.
+        sa.note("warning", f"child '{settings.name}' is not set up anew: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from control.ike.events import Closed
@@ -70,6 +71,19 @@ def test_dpd_action_restart_begins_anew() -> None:
     pair.run(60.0)
     assert len(pair.a.established) == 2
     assert len(pair.a.sending) == 1
+
+
+def test_what_cannot_be_set_up_anew_is_told() -> None:
+    """The peer came from anywhere, so there is no address to go to."""
+    again = child(dpd_action=DpdAction.RESTART)
+    b = replace(connection_b(dpd_delay=30.0, children=(again,)), remote_addresses=())
+    pair = Pair(a=connection_a(), b=b).up()
+    cut(pair)
+    pair.run(300.0)
+    assert pair.b.closed[0].why is Closed.PEER_DEAD
+    assert not pair.b.ikes
+    assert any("is not set up anew" in note and "no address of the peer" in note for note in pair.b.notes)
+    assert not any("internal error" in note for note in pair.b.notes)
 
 
 def test_a_request_under_way_is_the_question() -> None:

@@ -166,7 +166,7 @@ def test_another_family_needs_an_address_that_the_peer_told() -> None:
     move(pair, pair.a, new)
     pair.run(1.0)
     assert not pair.a.of(PathChanged)
-    (sa,) = pair.a.endpoint._by_id.values()
+    (sa,) = pair.a.endpoint.registry
     sa.peer_addresses = (other,)
     pair.b.addresses = (*pair.b.addresses, other)
     pair.a.endpoint.address_changed(ADDRESS_A, new, pair.now)

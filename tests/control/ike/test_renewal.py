@@ -284,7 +284,7 @@ def test_the_ike_sa_takes_another_group_when_the_peer_wants_it(which: str) -> No
     both = ike("aes128gcm16-prfsha256-x25519-ecp256")
     pair = made(proposals=both)
     side = side_of(pair, which)
-    (sa,) = pair.other(side).endpoint._by_id.values()
+    (sa,) = pair.other(side).endpoint.registry
     sa.connection = replace(sa.connection, proposals=ike("aes128gcm16-prfsha256-ecp256"))
     side.endpoint.rekey_ike(side.ikes[0], pair.now)
     pair.run()

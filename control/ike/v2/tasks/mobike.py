@@ -20,6 +20,7 @@ from control.ike.errors import syntax_error
 from control.ike.events import Closed, Failure, PeerPath
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.v2 import nat
+from control.ike.v2.actions import set_up
 from control.ike.v2.sa import Feature, IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
@@ -139,10 +140,9 @@ def _begin_anew(sa: IkeSa, path: PeerPath, now: float) -> None:
         text=f"our address {sa.path.local} is gone; a peer without MOBIKE does not follow to {path.local}",
         advice="it is set up anew; to keep it over a change of address, set mobike = true on both sides",
     )
-    connection = sa.connection
     sa.close(Closed.FAILED, now, failure=failure)
     for settings in dict.fromkeys(children):
-        sa.host.initiate(connection, settings, now)
+        set_up(sa, settings, now)
 
 
 def update(sa: IkeSa, path: PeerPath, now: float) -> None:
