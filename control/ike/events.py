@@ -17,6 +17,21 @@ from dataclasses import dataclass, field
 from control.ike.settings import ChildSettings, Mode, TrafficSelector
 from dataplane.model import Address, EspProposal
 
+LONGEST = 4000  # characters of a text that a log or a status shows
+TRACEBACK = "internal error"  # how a text begins that ends in a traceback of ours
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` with what would disturb a log or a terminal escaped, and cut where it is very long; `lines` may stay."""
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}... ({len(text)} characters)"
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or (lines and each == "\n") else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PeerPath:
@@ -44,6 +59,11 @@ class Failure:
     code: str  # no_proposal_chosen, authentication_failed, ts_unacceptable, peer_silent, id_mismatch, ...
     text: str
     advice: str = ""
+
+    def __post_init__(self) -> None:
+        """What a peer has said is in the text: it stays on its line, and is no longer than a log can bear."""
+        object.__setattr__(self, "text", printable(self.text))
+        object.__setattr__(self, "advice", printable(self.advice))
 
     def __str__(self) -> str:
         return f"{self.text}; {self.advice}" if self.advice else self.text
@@ -195,4 +215,8 @@ class Noted(Event):
     """Worth a line in the log, and nothing else: a retransmission, a message that was refused, a weak setting."""
 
     level: str  # debug, info, warning
-    text: str
+    text: str  # of several lines only where it is a traceback
+
+    def __post_init__(self) -> None:
+        """As for a failure: nothing of a peer's disturbs the log."""
+        object.__setattr__(self, "text", printable(self.text, lines=self.text.startswith(TRACEBACK)))

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from control.ike.events import IkeFailed
+from control.ike.events import Failure, IkeFailed, Noted
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.proposal import NoProposalChosen, select
@@ -30,6 +30,8 @@ from control.ike.wire import (
     build_sealed_prefix,
     parse_message,
 )
+from control.pki.settings import PostquantumKey, PresharedKey
+from control.pki.store import Credentials
 from tests.control.ike.pair import ADDRESS_A, ADDRESS_B, Pair, connection_a, connection_b, esp, ike
 from tests.fuzz.ike import Fuzzer
 from tests.fuzz.ike_responder import conversation
@@ -133,7 +135,7 @@ def test_children_are_counted() -> None:
         ]
         sealed(pair, Exchange.CREATE_CHILD_SA, payloads, message_id=number + 2)
     assert len(pair.b.children) == MAX_CHILDREN
-    assert "the IKE SA has 256, at most 256 are wanted" in pair.b.notes[-1]
+    assert "child 257 of one IKE SA was asked for; want 256 or fewer" in pair.b.notes[-1]
 
 
 def test_a_delete_of_everything_is_quick() -> None:
@@ -197,3 +199,25 @@ def test_a_refusal_is_put_into_words_when_it_is_read() -> None:
     assert "and 247 proposals more" in caught.value.text
     assert caught.value._explain is None and caught.value.advice
     assert quick < 1.0
+
+
+def test_texts_of_peers_stay_on_their_line() -> None:
+    """What a peer calls itself, or its key, is in our log and status: no line breaks, no terminal codes, no novels."""
+    failure = Failure(code="no_ppk", text="the PPK 'a\n2026 all is well\x1b[2J\u202e'", advice="b\rc")
+    assert str(failure) == "the PPK 'a\\n2026 all is well\\x1b[2J\\u202e'; b\\rc"
+    assert len(Failure(code="", text="x" * 70_000).text) < 4100
+    assert Noted(ike=1, connection="c", level="info", text="a\nb").text == "a\\nb"
+    traceback = "internal error: \x07\n  File"
+    assert Noted(ike=1, connection="c", level="info", text=traceback).text == "internal error: \\x07\n  File"
+
+
+def test_a_ppk_identity_of_line_breaks() -> None:
+    mine = connection_a(ppk_id="one\ntwo", ppk_required=True)
+    secrets = Credentials(
+        preshared_keys=(PresharedKey(identities=(), secret=b"a shared secret"),),
+        postquantum_keys=(PostquantumKey(id="one\ntwo", secret=bytes(32)),),
+    )
+    pair = Pair(a=mine, b=connection_b(ppk_id="other", ppk_required=True), credentials_a=secrets)
+    pair.initiate()
+    pair.run()
+    assert "the peer uses the PPK 'one\\ntwo', which is not among ours" in pair.b.failures[0]

@@ -28,7 +28,6 @@ NONCE_LENGTH = 32  # bytes: half the key of every PRF, and more than 128 bits (R
 LINK_LENGTH = 8
 MAX_CHILDREN = 256  # of one IKE SA that its peer may make: each costs two SAs of the dataplane
 MAX_FOLLOWUPS = 2  # acts of one peer that may be half done: of a child and of the IKE SA
-MAX_CHILDREN = 256  # of one IKE SA; rekeyed ones that the peer has not deleted yet count, too
 LONGEST_WAIT = 300.0  # seconds of TEMPORARY_FAILURE after which the two sides are out of step (section 2.25)
 
 
@@ -339,12 +338,6 @@ class CreateChild(KeyedTask):
     def agree(self, sa: IkeSa, message: Incoming, ke_group: int, now: float) -> tuple[int, tuple[int, ...]]:
         """The child of the connection that fits best."""
         old = self.replaced()
-        if len(sa.children) >= (MAX_CHILDREN if old is None else 2 * MAX_CHILDREN):
-            raise PeerError(
-                NotifyType.NO_ADDITIONAL_SAS,
-                f"another child SA was asked for; the IKE SA has {len(sa.children)}, at most {MAX_CHILDREN} are wanted",
-                advice="let the peer close what it does not use",
-            )
         candidates = (old.spec.settings,) if old is not None else sa.connection.children
         try:
             self.agreed = negotiate.answer(
