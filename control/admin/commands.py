@@ -63,8 +63,11 @@ class IkeCommands:
         """Bring up a connection with all its children, or one child."""
         target = self._target(arguments)
         if not target.children:
+            if any(sa.established for sa in self._ike_sas(target)):
+                yield {"text": f"{target.connection.name} is up already, and has no children"}
+                return
             with self.control.feed.follow() as follower:
-                ike = self.control.initiate(target.connection.name, None)
+                ike = self._initiate(target, None)
                 async for item in self._until(follower, _ike_is_up(ike)):
                     yield item
             return
@@ -73,9 +76,15 @@ class IkeCommands:
                 yield {"text": f"{target.connection.name}: child {name} is up already"}
                 continue
             with self.control.feed.follow() as follower:
-                ike = self.control.initiate(target.connection.name, name)
+                ike = self._initiate(target, name)
                 async for item in self._until(follower, _child_is_up(ike, name)):
                     yield item
+
+    def _initiate(self, target: Target, child: str | None) -> int:
+        try:
+            return self.control.initiate(target.connection.name, child)
+        except ValueError as error:
+            raise CommandError(f"{_label(target)} cannot be begun: {error}") from None
 
     async def down(self, arguments: Mapping[str, Any]) -> Items:
         """Delete a connection's IKE SAs with their children, or the SAs of one child."""

@@ -14,7 +14,20 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "site-to-site.toml"
 def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("run", "status", "pcap", "doctor", "pki", "demo", "bench"):
+    for command in (
+        "run",
+        "status",
+        "up",
+        "down",
+        "rekey",
+        "log",
+        "keys",
+        "pcap",
+        "doctor",
+        "pki",
+        "demo",
+        "bench",
+    ):
         assert f"\n    {command} " in shown
     assert cli.main([]) == 2
     assert cli.main(["nonsense"]) == 2
@@ -43,3 +56,14 @@ def test_check_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_status_without_gateway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", "--socket", str(tmp_path / "none")]) == 1
     assert "is the gateway running" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["up", "x"], ["down", "x"], ["rekey", "x", "--what", "ike"], ["log"], ["keys"]]
+)
+def test_steering_without_gateway(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--socket", str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err.startswith(f"esplanade {words[0]}: ")
+    assert cli.main([words[0], "--socket", "a", "-c", "b", *words[1:]]) == 2

@@ -147,6 +147,24 @@ def test_up_without_an_answer() -> None:
     scenario(pair, run)
 
 
+def test_a_connection_without_children() -> None:
+    async def run(commands: IkeCommands, control: Control) -> None:
+        lines = await texts(commands.up({"name": "a-b"}))
+        assert "IKE SA established" in lines[-1]
+        assert await texts(commands.up({"name": "a-b"})) == ["a-b is up already, and has no children"]
+        assert build_ike(control)["connections"][0]["state"] == "up"
+
+    scenario(Pair(a=connection_a(children=()), b=connection_b(children=())), run)
+
+
+def test_nowhere_to_begin() -> None:
+    async def run(commands: IkeCommands, control: Control) -> None:
+        message = await refusal(commands.up({"name": "a-b"}))
+        assert message.startswith("a-b cannot be begun: ") and "remote_addrs" in message
+
+    scenario(Pair(a=connection_a(remote_addresses=())), run)
+
+
 def test_a_child_is_refused() -> None:
     async def run(commands: IkeCommands, control: Control) -> None:
         message = await refusal(commands.up({"name": "a-b/voice"}))
