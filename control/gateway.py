@@ -339,12 +339,13 @@ class Gateway:
         """The outbound SAs of IKE."""
         return self.ike.children.outbound_specs() if self.ike is not None else []
 
-    def _peers(self) -> list[Address]:
+    def _peers(self) -> set[Address]:
         """Where outer packets go to: no route may lead these into a tunnel."""
-        outbound = [sa for sa in self._alive.values() if sa.direction is Direction.OUT]
-        return [sa.remote for sa in [*outbound, *self._ike_sas()]] + (
-            self.ike.peers() if self.ike is not None else []
-        )
+        peers = {sa.remote for sa in self._alive.values() if sa.direction is Direction.OUT}
+        if self.ike is not None:
+            peers |= self.ike.children.peers()
+            peers.update(self.ike.peers())
+        return peers
 
     def _own_addresses(self) -> set[Address]:
         """Of this host, those that were lent to us just now among them."""

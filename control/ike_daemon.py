@@ -60,6 +60,7 @@ T = TypeVar("T")
 TRAFFIC_INTERVAL = 1.0  # seconds between two looks at the counters
 TRAP_INTERVAL = 0.1  # seconds between two looks for packets that want a tunnel
 TRAP_PATIENCE = 5.0  # seconds that a child has to come up before traffic asks for it again
+FLUSH_PAUSE, LONGEST_PAUSE = 3.0, 1.0  # after new policies: times what they took, and seconds
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
 
 
@@ -362,15 +363,20 @@ class IkeDaemon:
         self._pump_soon()
 
     async def _flush_when_wanted(self) -> None:
-        """New policies into effect; what comes meanwhile goes with the next turn."""
+        """New policies into effect; what comes meanwhile goes with the next turn.
+
+        A turn costs as much as there are policies, so while many come it pauses: a quarter of the time is spent here.
+        """
         while True:
             await self._flush_wanted.wait()
             self._flush_wanted.clear()
+            begun = self.now()
             try:
                 await self._set_addresses()  # the routes that follow from policies want them
                 await self.spd.flush()
             except DataPlaneError as error:
                 log.error("policies: %s", error)
+            await asyncio.sleep(min(FLUSH_PAUSE * (self.now() - begun), LONGEST_PAUSE))
             if self.spd.stale:
                 self._flush_wanted.set()
 

@@ -335,6 +335,10 @@ class Children:
         """The outbound SA of each child."""
         return [sa_specs(each.sa, each.path, each.encapsulated)[1] for each in self._installed.values()]
 
+    def peers(self) -> set[Address]:
+        """Where the outer packets of all children go to."""
+        return {each.path.remote for each in self._installed.values()}
+
     def close(self) -> None:
         """Take everything out at once."""
         for child in list(self._installed):
