@@ -151,7 +151,8 @@ def _child_closed(event: ChildClosed) -> str:
 def _addresses(event: VirtualAddressesAssigned) -> str:
     dns = f", DNS {', '.join(map(str, event.dns))}" if event.dns else ""
     domains = f" for {', '.join(event.domains)}" if event.domains else ""
-    return f"the peer lent us {', '.join(map(str, event.addresses))}{dns}{domains}"
+    behind = f", networks {', '.join(map(str, event.networks))}" if event.networks else ""
+    return f"the peer lent us {', '.join(map(str, event.addresses))}{dns}{domains}{behind}"
 
 
 def _path_changed(event: PathChanged) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from control.ike.settings import ChildSettings, Mode, TrafficSelector
+from control.ike.settings import ChildSettings, Mode, Network, TrafficSelector
 from dataplane.model import Address, EspProposal
 
 LONGEST = 4000  # characters of a text that a log or a status shows
@@ -200,6 +200,9 @@ class VirtualAddressesAssigned(Event):
     addresses: tuple[Address, ...]
     dns: tuple[Address, ...] = ()
     domains: tuple[str, ...] = ()
+    networks: tuple[
+        Network, ...
+    ] = ()  # to reach through the server; what goes there the children's selectors say
 
 
 @dataclass(frozen=True, kw_only=True)

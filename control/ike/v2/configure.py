@@ -58,6 +58,7 @@ def take(sa: IkeSa, response: Incoming) -> None:
             addresses=received.addresses,
             dns=received.dns,
             domains=received.domains,
+            networks=received.subnets,
         )
     )
 

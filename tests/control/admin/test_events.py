@@ -136,9 +136,10 @@ TEXTS: list[tuple[Event, int, str]] = [
             addresses=(ip_address("10.9.0.1"),),
             dns=(ip_address("10.0.0.53"),),
             domains=("corp.example",),
+            networks=(ip_network("10.0.0.0/8"),),
         ),
         logging.INFO,
-        "branch[3]: the peer lent us 10.9.0.1, DNS 10.0.0.53 for corp.example",
+        "branch[3]: the peer lent us 10.9.0.1, DNS 10.0.0.53 for corp.example, networks 10.0.0.0/8",
     ),
     (
         KeysExported(**ABOUT, table="esp_sa", line="5ec2e7"),  # type: ignore[arg-type]

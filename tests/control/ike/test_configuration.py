@@ -41,6 +41,7 @@ def test_address_is_lent() -> None:
     assert lent.addresses == (ip_address("10.9.0.1"),)
     assert lent.dns == POOL.dns
     assert lent.domains == POOL.domains
+    assert lent.networks == POOL.split
     order = [
         type(event)
         for event in pair.a.log
