@@ -1,7 +1,7 @@
 """Invariant: whatever bytes a peer sends, they are parsed, or refused by a PeerError with a notify (by a CryptoError,
 which becomes one), in bounded time and memory; and what is parsed comes out of the builder as it went in.
 
-    ./run fuzz ike --inputs 5000000
+    ./run fuzz ike --inputs 5000000 --jobs 2
 
 Well-formed inputs (tests/fuzz/ike_targets.py) are mutated and parsed; now and then one is left as it is and must be
 taken. Whole endpoints are among the targets (tests/fuzz/ike_responder.py). A seed and an input's number make the same
@@ -14,6 +14,7 @@ import argparse
 import faulthandler
 import gc
 import random
+import subprocess
 import sys
 import time
 import traceback
@@ -98,9 +99,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=None, help="(default: at random; it is printed)")
     parser.add_argument("--first", type=int, default=0, metavar="NUMBER", help="the first input")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the inputs")
     arguments = parser.parse_args(argv)
     seed = random.SystemRandom().getrandbits(31) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
+    if arguments.jobs > 1:
+        return _share(arguments, seed)
     faulthandler.enable()
     fuzzer = Fuzzer(seed)
     begun = shown = time.monotonic()
@@ -134,6 +138,23 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print("no finding")
     return 0
+
+
+def _share(arguments: argparse.Namespace, seed: int) -> int:
+    """The same in several processes, each with a part of the inputs; the worst of their results."""
+    part = -(-arguments.inputs // arguments.jobs)
+    processes = []
+    try:
+        for job in range(arguments.jobs):
+            count = min(part, arguments.inputs - job * part)
+            command = [sys.executable, __file__, f"--seed={seed}", f"--seconds={arguments.seconds}"]
+            command += [f"--first={arguments.first + job * part}", f"--inputs={max(count, 0)}"]
+            processes.append(subprocess.Popen(command))
+        return max(process.wait() for process in processes)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
 
 
 if __name__ == "__main__":
