@@ -60,7 +60,7 @@ T = TypeVar("T")
 TRAFFIC_INTERVAL = 1.0  # seconds between two looks at the counters
 TRAP_INTERVAL = 0.1  # seconds between two looks for packets that want a tunnel
 TRAP_PATIENCE = 5.0  # seconds that a child has to come up before traffic asks for it again
-FLUSH_PAUSE, LONGEST_PAUSE = 3.0, 1.0  # after new policies: times what they took, and seconds
+FLUSH_PAUSE, LONGEST_PAUSE = 5.0, 1.0  # after new policies: times what they took, and seconds
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
 
 
@@ -365,7 +365,7 @@ class IkeDaemon:
     async def _flush_when_wanted(self) -> None:
         """New policies into effect; what comes meanwhile goes with the next turn.
 
-        A turn costs as much as there are policies, so while many come it pauses: a quarter of the time is spent here.
+        A turn costs as much as there are policies, so while many come it pauses: a sixth of the time is spent here.
         """
         while True:
             await self._flush_wanted.wait()

@@ -144,6 +144,28 @@ class SelectorSpec:
             **rest,  # type: ignore[arg-type]
         )
 
+    @cached_property
+    def family(self) -> int:
+        """4 or 6; ValueError for a selector that is none. Looked at once: an SPD is built again and again."""
+        ends = (self.local_first, self.local_last, self.remote_first, self.remote_last)
+        families = {end.version for end in ends}
+        if len(families) != 1:
+            raise ValueError(f"selector mixes IPv4 and IPv6: {', '.join(map(str, ends))}")
+        for name, first, last in (
+            ("local", int(self.local_first), int(self.local_last)),
+            ("remote", int(self.remote_first), int(self.remote_last)),
+            ("local ports", *self.local_ports),
+            ("remote ports", *self.remote_ports),
+        ):
+            if first > last:
+                raise ValueError(f"selector's {name} range is upside down: {self}")
+        if not 0 <= self.protocol <= 255:
+            raise ValueError(f"selector's protocol is {self.protocol}; it is 0 (any) to 255")
+        for low, high in (self.local_ports, self.remote_ports):
+            if low < 0 or high > 65535:
+                raise ValueError(f"selector's ports are {low}-{high}; they are 0 to 65535")
+        return ends[0].version
+
 
 @dataclass(frozen=True, kw_only=True)
 class SaSpec:

@@ -71,7 +71,8 @@ class EventFeed:
         """Log, remember and hand on, in order."""
         for event in events:
             record = Record(time=self._clock(), event=event)
-            log.log(level(event), "%s", describe(event))
+            if log.isEnabledFor(importance := level(event)):
+                log.log(importance, "%s", describe(event))
             self._remember(record)
             for follower in self._followers:
                 follower.offer(record)

@@ -75,6 +75,8 @@ def _message(record: logging.LogRecord) -> str:
 
 def _one_line(text: str) -> str:
     """Control characters escaped: a line stays a line, and a terminal is not steered by a log."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
