@@ -103,8 +103,12 @@ def test_suite(peers: tuple[Node, Charon], suite: str, initiator: str) -> None:
 SIGNATURES = (
     ("rsa2048", {"signature_authentication": "no"}, "RSA with SHA1"),  # RFC 7296 section 3.8, method 1
     ("ecdsa256", {"signature_authentication": "no"}, "ECDSA with SHA2-256"),  # RFC 4754, methods 9 to 11
-    ("ecdsa384", {"signature_authentication": "no"}, "ECDSA with SHA2-384"),
-    ("ecdsa521", {"signature_authentication": "no"}, "ECDSA with SHA2-512"),
+    pytest.param(
+        "ecdsa384", {"signature_authentication": "no"}, "ECDSA with SHA2-384", marks=pytest.mark.full
+    ),
+    pytest.param(
+        "ecdsa521", {"signature_authentication": "no"}, "ECDSA with SHA2-512", marks=pytest.mark.full
+    ),
     ("rsa3072", {}, "RSA with SHA2-256"),  # strongSwan signs with PKCS#1 v1.5 and takes our PSS
     ("rsa3072", {"rsa_pss": "yes"}, "RSA-PSS with SHA2-256"),
     ("ecdsa521", {}, "ECDSA with SHA2-512"),
