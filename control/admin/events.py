@@ -60,7 +60,7 @@ def level(event: Event) -> int:
 
 def as_dict(event: Event) -> dict[str, Any]:
     """The event of JSON's types only: `event`, `text` and each of its fields."""
-    document: dict[str, Any] = {"event": _snake(type(event).__name__), "text": describe(event)}
+    document: dict[str, Any] = {"event": snake(type(event).__name__), "text": describe(event)}
     hidden = isinstance(event, KeysExported)
     for each in fields(event):
         if each.name != "text" and not (hidden and each.name == "line"):
@@ -212,6 +212,6 @@ def _plain(value: object) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _snake(name: str) -> str:
+def snake(name: str) -> str:
     """IkeEstablished -> ike_established."""
     return "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")

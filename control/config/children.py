@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from control.config.proposals import read_proposals
+from control.config.sas import dscp_of, replay_window
 from control.config.selectors import parse_selector
 from control.config.table import Table
 from control.config.values import parse_duration, parse_size
@@ -67,9 +68,9 @@ def read_child(
         start_action=start,
         close_action=close,
         dpd_action=DpdAction(dpd),
-        replay_window=_window(table),
+        replay_window=replay_window(table),
         df=Df(table.choice("df", [each.value for each in Df], "copy") or "copy"),
-        dscp=_dscp(table),
+        dscp=dscp_of(table),
         mss_clamp=table.boolean("mss_clamp", False),
     )
     if not embedded:
@@ -176,17 +177,3 @@ def amount(table: Table, key: str) -> int:
     if isinstance(value, str):
         return table.parsed(key, parse_size) or 0
     return table.integer(key, 0, 2**63 - 1, 0)
-
-
-def _window(table: Table) -> int:
-    window = table.integer("replay_window", 0, 4096, 1024, "numbers")
-    if 0 < window < 64:
-        table.error("replay_window", f"got {window}, want 0 (off) or a number from 64 to 4096")
-    return window
-
-
-def _dscp(table: Table) -> int | None:
-    if table.values.get("dscp") == "copy":
-        table.raw("dscp")
-        return None
-    return table.integer("dscp", 0, 63, None, 'code point, or "copy"')

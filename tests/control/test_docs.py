@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from control.admin.events import snake
 from control.config import ConfigError, parse
 from control.config.children import CHILD_KEYS
 from control.config.table import Table
+from control.ike import events
 from ext.counters import DROP_NAMES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -38,6 +40,15 @@ def first_column(text: str, heading: str) -> list[str]:
 def test_every_drop_is_described() -> None:
     documented = first_column(section(DOCS / "operations.md", "## Drops"), "name")
     assert documented == [name for _, name in sorted(DROP_NAMES.items())]
+
+
+def test_every_event_is_described() -> None:
+    kinds = [
+        each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)
+    ]
+    documented = section(DOCS / "operations.md", "## Tunnels")
+    for kind in set(kinds) - {events.Event}:
+        assert f"`{snake(kind.__name__)}`" in documented, kind
 
 
 CONNECTION = {"connections": {"c": {"children": {"d": {}}, "local": {}, "remote": {}}}}

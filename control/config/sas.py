@@ -1,0 +1,159 @@
+"""[[sa]] entries: security associations on keys written by hand, one direction each."""
+
+from __future__ import annotations
+
+from control.config.problems import kind, show
+from control.config.proposal import EXAMPLES, format_proposal, parse_proposal
+from control.config.table import Table
+from control.config.values import parse_address, parse_hex, parse_spi
+from dataplane.model import Df, Direction, Encap, EspProposal, SaSpec
+
+
+def read_sa(table: Table) -> SaSpec | None:
+    """One [[sa]]; None, and problems in the table's report, where it is not usable."""
+    before = len(table.report.problems)
+    name = table.name()
+    direction = table.choice("direction", ("in", "out"), None)
+    spi = _spi(table)
+    local = table.parsed("local", parse_address, required="this gateway's outer address")
+    remote = table.parsed("remote", parse_address, required="the peer's outer address")
+    if local is not None and remote is not None and local.version != remote.version:
+        table.error(
+            "remote", f"got an IPv{remote.version} address and local is IPv{local.version}, want one family"
+        )
+    proposal = table.parsed("proposal", parse_proposal, required=f"ESP algorithms such as {EXAMPLES}")
+    encryption_key = _key(table, "encryption_key", proposal)
+    integrity_key = _key(table, "integrity_key", proposal)
+    largest = 2**64 - 2 if proposal is not None and proposal.esn else 2**32 - 1
+    sequence = table.integer("sequence", 1, largest, 1, "the first number to send or expect")
+    window = replay_window(table)
+    encap = _encap(table)
+    dscp = dscp_of(table)
+    ttl = table.integer("ttl", 1, 255, 64, "hops")
+    df = table.choice("df", tuple(df.value for df in Df), "copy") or "copy"
+    mss_clamp = table.boolean("mss_clamp", False)
+    table.finish()
+    if len(table.report.problems) > before:
+        return None
+    if (
+        name is None
+        or direction is None
+        or spi is None
+        or local is None
+        or remote is None
+        or proposal is None
+    ):
+        return None
+    return SaSpec(
+        name=name,
+        direction=Direction(direction),
+        spi=spi,
+        local=local,
+        remote=remote,
+        proposal=proposal,
+        encryption_key=encryption_key,
+        integrity_key=integrity_key,
+        encap=encap,
+        replay_window=window,
+        sequence=sequence,
+        df=Df(df),
+        dscp=dscp,
+        ttl=ttl,
+        mss_clamp=mss_clamp,
+    )
+
+
+def _spi(table: Table) -> int | None:
+    """An SPI as number or string; 1 to 255 are reserved and 0 never goes on the wire (RFC 4303 section 2.1)."""
+    want = 'want an SPI from 256 to 4294967295, such as 4097 or "0x1001"'
+    value = table.raw("spi")
+    if value is None:
+        table.error("spi", f"is missing; {want}")
+        return None
+    try:
+        spi = parse_spi(value) if isinstance(value, str) else value
+    except ValueError as error:
+        table.error("spi", f"got {show(value)}, {error}")
+        return None
+    if isinstance(spi, bool) or not isinstance(spi, int):
+        table.error("spi", f"got {kind(value)} ({show(value)}), {want}")
+        return None
+    if not 256 <= spi <= 0xFFFFFFFF:
+        table.error("spi", f"got {show(value)}, {want}")
+        return None
+    return spi
+
+
+def _key(table: Table, key: str, proposal: EspProposal | None) -> bytes:
+    """Key material in hex, of the length that the proposal wants; its bytes never enter a message."""
+    text = table.text(key, secret=True)
+    if proposal is None:
+        return b""
+    encryption = key == "encryption_key"
+    length = proposal.encryption_key_length if encryption else proposal.integrity_key_length
+    suite = format_proposal(proposal)
+    parts = (
+        f": {length - proposal.salt_length} key + {proposal.salt_length} salt"
+        if encryption and proposal.is_aead
+        else ""
+    )
+    want = f"{2 * length} hex digits ({length} bytes{parts}) for {suite}"
+    if text is None:
+        if length and not table.has(key):
+            table.error(key, f"is missing; it wants {want}")
+        return b""
+    if length == 0:
+        table.error(key, f"has no place with {suite}; leave it out")
+        return b""
+    try:
+        material = parse_hex(text)
+    except ValueError as error:
+        table.error(key, f"got {error}, want {want}")
+        return b""
+    if len(material) != length:
+        table.error(key, f"got {2 * len(material)} hex digits ({len(material)} bytes), want {want}")
+    elif not any(material):
+        table.error(
+            key, f"got all zeros, want {want} from a random source, such as `openssl rand -hex {length}`"
+        )
+    return material
+
+
+def replay_window(table: Table) -> int:
+    """0, or as many numbers as the replay window of the dataplane can have."""
+    window = table.integer("replay_window", 0, 4096, 1024, "numbers")
+    if 0 < window < 64:
+        table.error("replay_window", f"got {window}, want 0 (off) or a number from 64 to 4096")
+    return window
+
+
+def _encap(table: Table) -> Encap | None:
+    """`true` for port 4500 both ways, or the two ports."""
+    value = table.raw("encap")
+    if value is None or value is False:
+        return None
+    if value is True:
+        return Encap()
+    if not isinstance(value, dict):
+        table.error(
+            "encap",
+            f"got {kind(value)} ({show(value)}), want true, false or "
+            "{ source_port = 4500, destination_port = 4500 }",
+        )
+        return None
+    ports = Table(table.report, table.key("encap"), value)
+    ports.label = table.label
+    encap = Encap(
+        source_port=ports.integer("source_port", 1, 65535, 4500),
+        destination_port=ports.integer("destination_port", 1, 65535, 4500),
+    )
+    ports.finish()
+    return encap
+
+
+def dscp_of(table: Table) -> int | None:
+    """ "copy" (the default) or a fixed code point (RFC 4301 section 5.1.2.1)."""
+    if table.values.get("dscp") == "copy":
+        table.raw("dscp")
+        return None
+    return table.integer("dscp", 0, 63, None, 'code point, or "copy"')
