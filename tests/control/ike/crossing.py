@@ -80,7 +80,9 @@ class Crossing:
         back = PeerPath(
             local=path.remote, local_port=path.remote_port, remote=path.local, remote_port=path.local_port
         )
-        side = next(side for side in self.pair.sides if path.remote in side.addresses)
+        side = next((side for side in self.pair.sides if path.remote in side.addresses), None)
+        if side is None:
+            return  # nobody is there any more
         header, _ = parse_header(datagram.data)
         kind = "response" if header.response else "request"
         kind = f"{name_of(Exchange, header.exchange)} {header.message_id} {kind}"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from control.ike.events import ChildEstablished, IkeRekeyed
+from control.ike.events import ChildEstablished, IkeRekeyed, PathChanged
 from tests.control.ike.crossing import Act, Crossing, orders
 from tests.control.ike.pair import Pair, Side, child, connection_a, connection_b, esp, ike
 
@@ -47,6 +47,10 @@ def act(word: str) -> Act:
     def do(pair: Pair) -> None:
         side = side_of(pair, name)
         endpoint, now = side.endpoint, pair.now
+        if what == "move":
+            old, side.addresses = side.addresses[0], (side.addresses[0] + 5,)
+            endpoint.address_changed(old, side.addresses[0], now)
+            return
         children = [each.sa.id for sa in endpoint.snapshot() for each in sa.children]
         for id in children[:1] if what in ("child", "drop") else side.ikes[:1]:
             {
@@ -125,6 +129,45 @@ def test_every_message_is_lost_once_in_many_orders(scenario: str, proposals: tup
         sent = cross(scenario, at_random(order), seed=order, proposals=proposals).sent
         for number in range(sent):
             cross(scenario, at_random(order), seed=order, lose=frozenset((number,)), proposals=proposals)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    words=st.lists(
+        st.sampled_from(["child-a", "child-b", "ike-a", "ike-b", "move-a"]), min_size=1, max_size=4
+    ),
+    seed=st.integers(0, 1000),
+    lose=st.frozensets(st.integers(0, 20), max_size=3),
+    data=st.data(),
+)
+def test_a_move_between_rekeyings_is_followed_by_all(
+    words: list[str], seed: int, lose: frozenset[int], data: st.DataObject
+) -> None:
+    """Whatever is replaced meanwhile, in the end all SAs of both sides are at the new address (RFC 4555)."""
+
+    def choose(count: int) -> int:
+        return data.draw(st.integers(0, count - 1)) if count > 1 else 0
+
+    crossing = cross(" ".join([*words, "move-a"]), choose, seed=seed, lose=lose)
+    a, b = crossing.pair.sides
+    (new,) = a.addresses
+    story = "\n".join(crossing.steps)
+    assert [sa.path.local for sa in a.endpoint.snapshot()] == [new], story
+    assert [sa.path.remote for sa in b.endpoint.snapshot()] == [new], story
+    for side in (a, b):
+        (child,) = side.children.values()
+        paths = [
+            event.child.path if isinstance(event, ChildEstablished) else event.path
+            for event in side.log
+            if isinstance(event, PathChanged)
+            or (isinstance(event, ChildEstablished) and event.child.id == child.id)
+        ]
+        assert new in (paths[-1].local, paths[-1].remote), story
 
 
 WORDS = [f"{what}-{name}" for what in ("child", "ike") for name in "ab"]

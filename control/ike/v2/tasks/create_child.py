@@ -26,7 +26,6 @@ from control.ike.wire.payloads import KePayload, NoncePayload, NotifyPayload, Pa
 
 NONCE_LENGTH = 32  # bytes: half the key of every PRF, and more than 128 bits (RFC 7296 section 2.10)
 LINK_LENGTH = 8
-MAX_CHILDREN = 256  # of one IKE SA that its peer may make: each costs two SAs of the dataplane
 MAX_FOLLOWUPS = 2  # acts of one peer that may be half done: of a child and of the IKE SA
 LONGEST_WAIT = 300.0  # seconds of TEMPORARY_FAILURE after which the two sides are out of step (section 2.25)
 
@@ -198,16 +197,6 @@ def refuse_while_busy(sa: IkeSa, what: str) -> None:
         raise temporary_failure(f"{what} while we rekey the IKE SA")
 
 
-def refuse_too_many(sa: IkeSa, limit: int) -> None:
-    """NO_ADDITIONAL_SAS for more children than one peer may have (RFC 7296 section 1.3)."""
-    if len(sa.children) >= limit:
-        raise PeerError(
-            NotifyType.NO_ADDITIONAL_SAS,
-            f"child {len(sa.children) + 1} of one IKE SA was asked for; want {limit} or fewer",
-            advice="delete children that are not used any more",
-        )
-
-
 def temporary_failure(text: str) -> PeerError:
     """What makes a peer try again later (RFC 7296 section 2.25)."""
     return PeerError(NotifyType.TEMPORARY_FAILURE, text, advice="the peer tries again by itself")
@@ -331,9 +320,8 @@ class CreateChild(KeyedTask):
     # Responder
 
     def check(self, sa: IkeSa, message: Incoming, now: float) -> None:
-        """Not while the IKE SA goes, and not without end."""
+        """Not while the IKE SA goes."""
         refuse_while_busy(sa, "a new child was asked for")
-        refuse_too_many(sa, MAX_CHILDREN)
 
     def agree(self, sa: IkeSa, message: Incoming, ke_group: int, now: float) -> tuple[int, tuple[int, ...]]:
         """The child of the connection that fits best."""

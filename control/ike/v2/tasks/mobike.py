@@ -44,7 +44,8 @@ class UpdateAddresses(Task):
 
     def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
         """From the new path on the IKE SA's messages go; ESP follows with the answer."""
-        if sa.state is not State.ESTABLISHED:
+        if sa.state not in (State.ESTABLISHED, State.REKEYED):
+            # One that the peer rekeys: it may know the successor only by an answer that is still to find it.
             return DONE
         sa.path = self.path
         message.notify(NotifyType.UPDATE_SA_ADDRESSES)
@@ -69,6 +70,10 @@ class UpdateAddresses(Task):
         sa.start_keepalives(now)
         sa.move(self.path, now)
         return DONE
+
+    def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
+        """The IKE SA was replaced first: its successor tells."""
+        _pass_on(sa, UpdateAddresses(self.path), now)
 
 
 class ReturnRoutability(Task):
@@ -100,6 +105,16 @@ class ReturnRoutability(Task):
             sa.start_keepalives(now)
             sa.move(self.path, now)
         return DONE
+
+    def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
+        """The IKE SA was replaced first: its successor asks."""
+        _pass_on(sa, ReturnRoutability(self.path), now)
+
+
+def _pass_on(sa: IkeSa, task: Task, now: float) -> None:
+    if sa.state is State.CLOSED and sa.successor is not None:
+        sa.heir.queue(task, now, first=True)
+        sa.host.schedule(sa.heir)
 
 
 # As initiator

@@ -25,10 +25,8 @@ from control.ike.v2.states import State
 from control.ike.v2.task import DONE, Incoming, Outgoing, Result
 from control.ike.v2.tasks.create_child import (
     LONGEST_WAIT,
-    MAX_CHILDREN,
     CreateChild,
     drop,
-    refuse_too_many,
     refuse_while_busy,
     temporary_failure,
 )
@@ -180,7 +178,6 @@ class RekeyChild(CreateChild):
             raise ChildNotFound(notify.spi)
         if self.old.state is ChildState.DELETING:
             raise temporary_failure(f"rekeying of child '{self.old.spec.settings.name}', which we delete")
-        refuse_too_many(sa, 2 * MAX_CHILDREN)  # each may have one in its place
         self.settings = self.old.spec.settings
 
     def _ours(self, sa: IkeSa) -> RekeyChild | None:

@@ -32,6 +32,7 @@ from control.ike.v2.states import State, Step, advance
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result
 from control.ike.v2.tasks.create_child import CreateChild, KeyedTask, drop, temporary_failure
 from control.ike.v2.tasks.delete import DeleteChild, DeleteIke, DeleteSpi
+from control.ike.v2.tasks.mobike import UpdateAddresses
 from control.ike.wire.payloads import NotifyPayload, SaPayload
 from control.ike.wire.proposal import OfferedProposal
 
@@ -231,12 +232,15 @@ def succeed(sa: IkeSa, new: IkeSa, now: float, *, delay: float = 0.0) -> None:
     for child in new.children.values():
         child.spec = replace(child.spec, ike=new.id)
     new.queued.extend((max(due, now + delay), task) for due, task in sa.queued)
+    # Where we are now is told on both: the peer may not know the successor before it knows that.
+    moves = [each for each in sa.queued if isinstance(each[1], UpdateAddresses)]
     sa.queued.clear()
     new.last_error = sa.last_error
     new.predecessor = None
     sa.virtual_local = sa.virtual_remote = ()
     sa.emit(IkeRekeyed(ike=sa.id, connection=sa.connection.name, new=new.id, suite_name=str(new.suite)))
     retire(sa, new, now)
+    sa.queued.extend(moves)
     sa.host.schedule(new)
 
 
