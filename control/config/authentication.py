@@ -2,7 +2,8 @@
 
     auth = "psk" | "pubkey" | "pubkey-sha256-sha384" | "eap-mschapv2" | "eap-tls" | "eap"
 
-Left out, it is psk where the connection has a `psk`, pubkey where there are certificates, and psk otherwise.
+Left out, it is psk where the connection has a `psk`, pubkey where there are certificates or the other side uses EAP,
+and psk otherwise.
 """
 
 from __future__ import annotations
@@ -59,10 +60,13 @@ def _method(connection: Table, table: Table, settings: AuthSettings) -> AuthSett
     text = table.text("auth")
     if text is None:
         certified = bool(settings.certificates or settings.authorities)
-        # Where one side is said to have certificates, the other has them most likely, too.
+        # Where one side is said to have certificates, the other has them most likely, too; it must beside EAP.
         for side in ("local", "remote"):
             value = connection.values.get(side)
-            certified |= isinstance(value, dict) and ("certs" in value or "cacerts" in value)
+            if isinstance(value, dict):
+                certified |= (
+                    "certs" in value or "cacerts" in value or str(value.get("auth", "")).startswith("eap")
+                )
         psk = connection.has("psk") and not settings.certificates
         return replace(settings, auth=Auth.PUBKEY if certified and not psk else Auth.PSK)
     word, _, rest = text.lower().partition("-")

@@ -274,6 +274,25 @@ def test_secrets_never_show(tmp_path: Path) -> None:
     assert len(lines) == 3 and not any("hidden" in line or "not hex" in line for line in lines), lines
 
 
+def test_what_goes_with_eap() -> None:
+    """The server's proof is its certificate (RFC 7296 section 2.16), from any CA that is trusted."""
+    text = """
+        [connections.c]
+        remote_addrs = "192.0.2.1"
+        local = { auth = "eap-mschapv2", eap_id = "jo" }
+        [users]
+        jo = "open sesame"
+        [authorities.house]
+        certificate = "ca.pem"
+        """
+    (connection,) = read(text).ike.connections
+    assert (connection.local.auth, connection.remote.auth) == (Auth.EAP, Auth.PUBKEY)
+    without = text.partition("[authorities")[0]
+    assert problems(without) == [
+        "connections.c.remote.cacerts: is missing, and there are no [authorities]; it wants the CA of the peer"
+    ]
+
+
 def test_paths_where_names_could_be() -> None:
     config = read("""
         [connections.c]
