@@ -254,7 +254,7 @@ class IkeDaemon:
 
     def _untunnelled(self) -> int:
         """Packets so far for which a policy had no SA."""
-        return self._dataplane.stats(sas=False).drops["policy_no_sa"]
+        return self._dataplane.count("policy_no_sa")
 
     def _acquire_idle(self) -> None:
         """Bring about every trap's child that is neither there nor on its way."""

@@ -54,6 +54,7 @@ class IkeTunnel:
     esp: str = PROPOSAL
     rekey_time: str = "1h"  # of children
     start: Mapping[str, str] = field(default_factory=lambda: {"gwa": "start", "gwb": "trap"})
+    version: int = 4  # of IP between the gateways
     more: str = ""  # further lines of the connection
 
     @classmethod
@@ -116,8 +117,8 @@ def _connection(host: str, tunnel: IkeTunnel, ours: list[str], theirs: list[str]
     names = {name: f"{name}.esplanade.example" for name in PEER}
     text = _table(
         "connections.sites",
-        local_addrs=str(address(host, "wan0")),
-        remote_addrs=str(address(PEER[host], "wan0")),
+        local_addrs=str(address(host, "wan0", tunnel.version)),
+        remote_addrs=str(address(PEER[host], "wan0", tunnel.version)),
         proposals=tunnel.ike,
     )
     text += f"{tunnel.more}\n" if tunnel.more else ""

@@ -84,6 +84,41 @@ def test_a_peer_that_was_killed_is_noticed_and_found_again(lab: Lab) -> None:
         up(gateways.b)
 
 
+@pytest.mark.parametrize("driver", ["xdp", "packet", "tun"])
+def test_ipv6_between_the_gateways(driver: str) -> None:
+    """Both families inside IPv6, by every driver; and a rekey by either side."""
+    with make_lab(driver) as lab, Gateways(lab, driver, IkeTunnel.make(lab.directory, version=6)) as gateways:
+        up(gateways.a, gateways.b)
+        assert gateways.a.ike()["ike_sas"][0]["remote"] == "[2001:db8:f::2]:4500"
+        for gateway in (gateways.a, gateways.b):
+            for version in (4, 6):
+                assert ping(lab.client, address("server", "eth0", version), count=5).lost == 0
+            gateway.follow("rekey", {"name": "sites"})
+        assert ping(lab.client, SERVER, count=5).lost == 0
+
+
+def test_an_interface_that_returns_brings_the_tunnel_back(lab: Lab) -> None:
+    """The gateway starts again when its port's interface is back, and so does IKE."""
+    with Gateways(lab, "xdp", IkeTunnel.make(lab.directory, more='dpd_delay = "2s"')) as gateways:
+        up(gateways.a, gateways.b)
+        wire = lab.spaces["wire"]
+        lab.spaces["gwa"].ip("link del wan0")
+        says(gateways.a, "interface wan0 is gone")
+        queues = "numrxqueues 2 numtxqueues 2"
+        lab.spaces["gwa"].ip(f"link add wan0 {queues} type veth peer name port-a {queues} netns {wire.name}")
+        wire.ip("link set port-a master br0 up")
+        lab.spaces["gwa"].ip(
+            "link set wan0 up",
+            "address add 198.51.100.1/24 dev wan0",
+            "route replace 10.2.0.0/24 via 198.51.100.2",
+            "route replace 2001:db8:b::/64 dev lo",
+        )
+        says(gateways.a, "interface wan0 is back; starting again", timeout=30)
+        wait_until(lambda: ping(lab.client, SERVER, count=3).lost == 0, timeout=60, what="pings through")
+        up(gateways.a)
+        assert len(sas(gateways.a)) == 1
+
+
 def test_an_address_that_moves_takes_the_tunnel_along(lab: Lab) -> None:
     """MOBIKE: our address goes, another one is there, and the SAs go on with their keys."""
     with Gateways(lab, "xdp", IkeTunnel.make(lab.directory)) as gateways:

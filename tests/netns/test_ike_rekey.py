@@ -15,6 +15,7 @@ import pytest
 from control.lab.gateway import Gateway, Gateways, IkeTunnel, make_lab
 from control.lab.space import Program, wait_until
 from control.lab.topology import Lab, address
+from control.lab.traffic import iperf3
 from control.lab.wiretap import EspRecorder, WireTap
 
 pytestmark = pytest.mark.root
@@ -69,6 +70,11 @@ def pinging(lab: Lab) -> Iterator[None]:
         each.check()
 
 
+def stream_tcp(lab: Lab) -> None:
+    """TCP beside the pings, slow enough to leave them their time."""
+    iperf3(lab.client, lab.server, address("server", "eth0"), proto="tcp", seconds=5, rate="20M")
+
+
 def rekey(gateway: Gateway, what: str) -> None:
     """One side gives the SA new keys, and is done with it."""
     gateway.follow("rekey", {"name": "sites", "what": what})
@@ -111,7 +117,9 @@ def test_rekeys_lose_no_packet(driver: str) -> None:
         tunnel = IkeTunnel.make(lab.directory)
         with Gateways(lab, driver, tunnel) as gateways, EspRecorder(lab) as recorder:
             wait_until(gateways.a.children_up, timeout=20, what=f"the tunnel; a says:\n{gateways.a.log(20)}")
+            stream = threading.Thread(target=stream_tcp, args=(lab,))
             with pinging(lab):
+                stream.start()
                 for turn in range(CHILD_REKEYS):
                     time.sleep(PAUSE)
                     if turn % 3 == 2:
@@ -124,6 +132,7 @@ def test_rekeys_lose_no_packet(driver: str) -> None:
                 time.sleep(PAUSE)
                 rekey(gateways.a, "child")
                 time.sleep(PAUSE)
+            stream.join(60)
             for gateway in (gateways.a, gateways.b):
                 wait_until(lambda gateway=gateway: settled(gateway), timeout=20, what="one pair is left")
                 wait_until(
