@@ -51,6 +51,8 @@ def read_child(
     local, remote = _selectors(table, "local_ts"), _selectors(table, "remote_ts")
     proposals = read_proposals(table, "esp_proposals", Protocol.ESP, remote_access=remote_access)
     mode = Mode(table.choice("mode", [each.value for each in Mode], "tunnel") or "tunnel")
+    if mode is not Mode.TUNNEL:
+        table.error("mode", f'got "{mode.value}", and the dataplane has tunnel mode only; want "tunnel"')
     first = StartAction.START if dials_in else StartAction.TRAP
     start = _start_action(table, "start_action", first if started else StartAction.NONE, started)
     # What was there when the gateway started is to be there again.

@@ -99,7 +99,7 @@ dscp = 46
 mss_clamp = true
 
 [connections.office.children.voice]
-mode = "transport"
+start_action = "trap"
 
 [connections.people]
 local = { certs = "gw" }
@@ -220,7 +220,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         *(StartAction.START, StartAction.NONE, DpdAction.CLEAR),
     )
     assert (web.replay_window, web.df.value, web.dscp, web.mss_clamp) == (64, "set", 46, True)
-    assert voice.mode is Mode.TRANSPORT and voice.local == (TrafficSelector(),)
+    assert voice.mode is Mode.TUNNEL and voice.local == (TrafficSelector(),)
     people = ike.connection("people")
     assert people.local.auth is Auth.PUBKEY and people.remote.auth is Auth.EAP
     assert people.remote.eap_methods == ("mschapv2",) and people.pools == ("clients",)
@@ -397,6 +397,10 @@ GOLDEN = [
     (
         SHORTEST + "children = {a = {life_time = 60, rekey_time = 90}}\n",
         "connections.branch.local_ts: stands beside [connections.branch.children]; want it in one of the children (a)",
+    ),
+    (
+        SHORTEST + 'mode = "transport"\n',
+        'connections.branch.mode: got "transport", and the dataplane has tunnel mode only; want "tunnel"',
     ),
     (
         SHORTEST + "ppk_required = true\n",
