@@ -218,7 +218,7 @@ class Endpoint:
             connection = candidates[0].name
             sa = IkeSa(self, candidates[0], path, initiator=False)
             sa.created = now
-            task = IkeInit(initiator=False)
+            task = IkeInit(initiator=False, candidates=candidates)
             request = Incoming(
                 parsed.header, parsed.payloads, path=path, data=data, opened=codec.Opened(0, b"", hash(data))
             )

@@ -112,6 +112,7 @@ class Proposal:
         """Key exchange methods of the first (or only) exchange, preferred first; without NONE."""
         return tuple(transform.id for transform in self.of(TransformType.KE) if transform.id != Group.NONE)
 
+    @cached_property
     def without_key_exchanges(self) -> Proposal:
         """The proposal of a child that IKE_AUTH makes: keys come from the IKE SA (RFC 7296 section 1.2)."""
         kept = tuple(transform for transform in self.transforms if transform.type not in KEY_EXCHANGES)
@@ -275,9 +276,26 @@ def select(
 
 
 def _match(ours: Proposal, theirs: OfferedProposal, prefer_ours: bool, group: int | None) -> Suite | None:
-    """The suite of one pair of proposals, if there is one."""
+    """The suite of one pair of proposals, if there is one. Peers offer the same again and again."""
     if ours.protocol != theirs.protocol:
         return None
+    key = id(ours), id(theirs.transforms), prefer_ours, group
+    known = _matches.get(key)
+    if known is None or known[0] is not ours or known[1] is not theirs.transforms:
+        # What is remembered holds both, so that no other object can have their ids.
+        known = _matches[key] = ours, theirs.transforms, _find_match(ours, theirs, prefer_ours, group)
+        if len(_matches) > _REMEMBERED:
+            del _matches[next(iter(_matches))]
+    return known[2]
+
+
+_REMEMBERED = 256
+_matches: dict[tuple[int, int, bool, int | None], tuple[Proposal, tuple[Transform, ...], Suite | None]] = {}
+
+
+def _find_match(
+    ours: Proposal, theirs: OfferedProposal, prefer_ours: bool, group: int | None
+) -> Suite | None:
     choices: list[tuple[Transform, ...]] = []
     for kind in kinds_of(ours, theirs):
         common = common_transforms(kind, ours, theirs)

@@ -52,8 +52,8 @@ def child_proposals(settings: ChildSettings, *, key_exchange: bool) -> tuple[Pro
     """The proposals of a child, each once; IKE_AUTH has no place for a key exchange (RFC 7296 section 1.2)."""
     proposals = [each for each in settings.proposals if each.protocol == Protocol.ESP]
     if not key_exchange:
-        proposals = [each.without_key_exchanges() for each in proposals]
-    return tuple(dict.fromkeys(proposals))
+        proposals = [each.without_key_exchanges for each in proposals]
+    return tuple(proposals) if len(proposals) == 1 else tuple(dict.fromkeys(proposals))
 
 
 def first_group(proposals: Sequence[Proposal], preferred: int = Group.NONE) -> int:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from control.ike.events import PeerPath
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.wire.header import Header
-from control.ike.wire.message import AnyPayload, all_of, find_error, find_notify, first_of, need
+from control.ike.wire.message import AnyPayload, all_of, find_error, first_of, need
 from control.ike.wire.payloads import NotifyPayload, Payload
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Ignored(Exception):
 class Incoming:
     """A message of the peer, opened and parsed. `data` is the datagram as it came (of a fragmented one, the last)."""
 
-    __slots__ = ("data", "header", "opened", "path", "payloads")
+    __slots__ = ("_notifies", "data", "header", "opened", "path", "payloads")
 
     def __init__(
         self, header: Header, payloads: Sequence[Payload], *, path: PeerPath, data: bytes, opened: Opened
@@ -64,6 +64,10 @@ class Incoming:
         self.path = path
         self.data = data
         self.opened = opened  # the payloads' bytes: what RFC 9242 authenticates
+        self._notifies: dict[int, list[NotifyPayload]] = {}
+        for payload in payloads:
+            if isinstance(payload, NotifyPayload):
+                self._notifies.setdefault(payload.type, []).append(payload)
 
     def all(self, kind: type[AnyPayload]) -> tuple[AnyPayload, ...]:
         """Payloads of one class, in their order."""
@@ -79,11 +83,12 @@ class Incoming:
 
     def notify(self, kind: NotifyType) -> NotifyPayload | None:
         """The first notification of a type."""
-        return find_notify(self.payloads, kind)
+        found = self._notifies.get(kind)
+        return found[0] if found else None
 
     def notifies(self, kind: NotifyType) -> list[NotifyPayload]:
         """All notifications of a type."""
-        return [notify for notify in self.all(NotifyPayload) if notify.type == kind]
+        return self._notifies.get(kind, [])
 
     def error(self) -> NotifyPayload | None:
         """The first notification that reports an error (RFC 7296 section 3.10.1)."""

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from control.ike.errors import LocalError, syntax_error
 from control.ike.numbers import AttributeType
 
 _MORE_PROPOSALS, _MORE_TRANSFORMS = 2, 3
+_SHARED = 512  # bytes of transforms that are remembered
 _TV = 0x8000  # attribute format bit: the value is in place of a length
 
 
@@ -68,7 +70,7 @@ def parse_sa(body: bytes) -> tuple[OfferedProposal, ...]:
                 number=number,
                 protocol=protocol,
                 spi=body[offset + 8 : offset + 8 + spi_size],
-                transforms=_parse_transforms(body[offset + 8 + spi_size : offset + length], count, where),
+                transforms=_transforms(body[offset + 8 + spi_size : offset + length], count, where),
             )
         )
         offset += length
@@ -77,6 +79,11 @@ def parse_sa(body: bytes) -> tuple[OfferedProposal, ...]:
             f"{len(body) - offset} bytes follow the last proposal of the SA payload; want none"
         )
     return tuple(proposals)
+
+
+def _transforms(body: bytes, count: int, where: str) -> tuple[Transform, ...]:
+    """Peers offer the same again and again; what is long is not remembered."""
+    return (_shared_transforms if len(body) <= _SHARED else _parse_transforms)(body, count, where)
 
 
 def _parse_transforms(body: bytes, count: int, where: str) -> tuple[Transform, ...]:
@@ -105,6 +112,9 @@ def _more(last: int, wanted: int, where: str) -> bool:
     if last not in (0, wanted):
         raise syntax_error(f"{where} begins with {last}; want 0 (the last) or {wanted} (more follow)")
     return last != 0
+
+
+_shared_transforms = lru_cache(256)(_parse_transforms)
 
 
 def _parse_attributes(body: bytes, where: str) -> tuple[int | None, bool]:

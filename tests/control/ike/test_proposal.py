@@ -314,7 +314,7 @@ def test_for_the_dataplane(text: str, want: EspProposal) -> None:
 
 
 def test_children_of_ike_auth_have_no_key_exchange() -> None:
-    assert str(esp("aes128gcm16-x25519-ke1_mlkem768").without_key_exchanges()) == "aes128gcm16"
+    assert str(esp("aes128gcm16-x25519-ke1_mlkem768").without_key_exchanges) == "aes128gcm16"
 
 
 # What the clients send: Windows 11 by strongSwan's documentation ("Windows Clients"), Android 14 by the source of its

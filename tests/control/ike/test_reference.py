@@ -167,7 +167,7 @@ class Replay:
 
     def _child(self, request: list[Payload], response: list[Payload], nonce_i: bytes, nonce_r: bytes) -> None:
         ((suite, keys),) = self.keys.values()
-        chosen = _chosen(request, response, self._proposal("esp", Protocol.ESP).without_key_exchanges())
+        chosen = _chosen(request, response, self._proposal("esp", Protocol.ESP).without_key_exchanges)
         esp = chosen.to_esp()
         told = next(self.children)
         made = child_keys(

@@ -42,12 +42,14 @@ _RESTARTS = 6  # cookies and other groups that an initiator follows
 class IkeInit(Task):
     """The first exchange of an IKE SA."""
 
-    __slots__ = ("cookie", "group", "nonce", "offer", "public", "restarts", "secret", "tried")
+    __slots__ = ("candidates", "cookie", "group", "nonce", "offer", "public", "restarts", "secret", "tried")
     exchange = Exchange.IKE_SA_INIT
     name = "key exchange"
 
-    def __init__(self, *, initiator: bool) -> None:
+    def __init__(self, *, initiator: bool, candidates: Sequence[Connection] = ()) -> None:
+        """`candidates`, of a responder, are the connections whose addresses fit, at least one."""
         super().__init__(initiator=initiator)
+        self.candidates = candidates
         self.cookie = b""
         self.nonce = b""
         self.group = 0
@@ -113,14 +115,7 @@ class IkeInit(Task):
         offered = message.need(SaPayload).proposals
         key = message.need(KePayload)
         handshake.nonce_i = message.need(NoncePayload).data
-        candidates = sa.host.candidates(message.path)
-        if not candidates:
-            path = message.path
-            raise NoProposalChosen(
-                f"no connection is configured for {path.local} (us) and {path.remote} (the peer)",
-                "check local and remote addresses of the connections",
-            )
-        suite, number, connection = _choose(candidates, offered, key.group)
+        suite, number, connection = _choose(self.candidates, offered, key.group)
         if suite.group != key.group:
             # RFC 7296 section 1.2: the initiator guessed another group than the one we choose.
             raise PeerError(
@@ -131,7 +126,7 @@ class IkeInit(Task):
         sa.peer_spi = message.header.initiator_spi
         sa.connection = connection
         sa.suite = suite
-        handshake.connections = tuple(each for each in candidates if _accepts(each, suite))
+        handshake.connections = tuple(each for each in self.candidates if _accepts(each, suite))
         handshake.nonce_r = sa.host.random(NONCE_LENGTH)
         handshake.request = message.data
         try:
