@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from control.admin.feed import EventFeed
@@ -59,7 +60,10 @@ T = TypeVar("T")
 
 TRAFFIC_INTERVAL = 1.0  # seconds between two looks at the counters
 TRAP_INTERVAL = 0.1  # seconds between two looks for packets that want a tunnel
-TRAP_PATIENCE = 5.0  # seconds that a child has to come up before traffic asks for it again
+TRAP_PATIENCE = (
+    5.0  # seconds that a child has to come up before traffic asks for it again; doubled each time,
+)
+TRAP_PATIENCE_MOST = 300.0  # up to this
 FLUSH_PAUSE, LONGEST_PAUSE = 5.0, 1.0  # after new policies: times what they took, and seconds
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
 
@@ -78,6 +82,17 @@ class VirtualAddresses(Protocol):
 
     async def remove(self, addresses: Sequence[Address]) -> None:
         """They are not ours any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Patience:
+    """How long traffic's wish for a child waits for an answer."""
+
+    until: float
+    pause: float  # seconds it was given
+
+
+_NEVER = _Patience(until=0.0, pause=0.0)
 
 
 class IkeDaemon:
@@ -128,7 +143,7 @@ class IkeDaemon:
         self._asked: set[int] = set()  # children that a rekey was asked for, for what they have carried
         self._starts = Starts()
         self._room = False  # for another one to start
-        self._acquired: dict[tuple[str, str], float] = {}  # by trap: when traffic may ask for it again
+        self._acquired: dict[tuple[str, str], _Patience] = {}  # by trap: when traffic may ask for it again
         self._gone = asyncio.Event()  # an IKE SA has gone
 
     @classmethod
@@ -261,11 +276,14 @@ class IkeDaemon:
         now = self.now()
         there = {(each.sa.connection, each.sa.settings.name) for each in self.children.installed.values()}
         idle = [
-            trap for trap in self.spd.traps() if trap not in there and self._acquired.get(trap, 0.0) <= now
+            trap
+            for trap in self.spd.traps()
+            if trap not in there and self._acquired.get(trap, _NEVER).until <= now
         ]
         connecting = {each.connection for each in self.snapshot() if not each.established} if idle else set()
         for trap in idle:
-            self._acquired[trap] = now + TRAP_PATIENCE
+            pause = min(2 * self._acquired.get(trap, _NEVER).pause, TRAP_PATIENCE_MOST) or TRAP_PATIENCE
+            self._acquired[trap] = _Patience(until=now + pause, pause=pause)
             if trap[0] not in connecting:
                 self._starts.want(trap)
         if idle:
@@ -308,6 +326,7 @@ class IkeDaemon:
     def _handle(self, event: Event) -> None:
         """Into the dataplane, then into the log: keys are not in the latter."""
         if isinstance(event, ChildEstablished):
+            self._acquired.pop((event.connection, event.child.settings.name), None)
             self.children.established(event)
             event = ChildEstablished(
                 ike=event.ike,
