@@ -10,7 +10,6 @@ import pytest
 
 from control.lab.space import Space, free_tag, make_spaces
 
-
 # It wants a strongSwan that no distribution has yet.
 collect_ignore = [] if "ESPLANADE_CHARON" in os.environ else ["test_strongswan_hybrid.py"]
 
