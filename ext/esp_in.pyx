@@ -19,8 +19,10 @@ from ext.counters cimport (
     DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE, DROP_NEXT_HEADER, DROP_NO_SA,
     DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
-from ext.crypto cimport Job
-from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet
+from ext.crypto cimport Job, put_job
+from ext.packet cimport (
+    BATCH_MAX, NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet,
+)
 from ext.policy cimport (
     Addresses, Lpm, lpm_find, lpm_open, lpm_prefetch, policy_of, read_addresses, selector_matches,
 )
@@ -114,16 +116,38 @@ cdef void _judge_clear(Batch *batch, uint32_t index, const Tables *tables, const
         packet.verdict = DROP_CLEARTEXT
 
 
+cdef inline uint32_t _begin_runs(const Batch *batch, const Leaders *leaders, uint8_t *first) noexcept nogil:
+    """Indices of leaders, and of every packet that must find its SA by itself (see `_follows`); returns how many."""
+    cdef uint32_t count = 0
+    cdef uint32_t place
+    cdef uint32_t index
+    cdef uint32_t end
+    for place in range(leaders.count):
+        index = leaders.packets[place]
+        first[count] = <uint8_t>index
+        count += 1
+        if likely(batch.packets[index].protocol == PROTOCOL_ESP, 1):
+            continue
+        end = leaders.packets[place + 1] if place + 1 < leaders.count else batch.count
+        for index in range(index + 1, end):
+            if leaders.leader[index] != NO_LEADER:
+                first[count] = <uint8_t>index
+                count += 1
+    return count
+
+
 cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcept nogil:
     """SPI -> SA for leaders and for whatever came in UDP. Cold lines are asked for two passes ahead."""
+    cdef uint32_t at
     cdef uint32_t index
     cdef uint32_t spi
+    cdef uint8_t first[BATCH_MAX]
+    cdef uint32_t count = _begin_runs(batch, leaders, first)
     cdef Packet *packet
     cdef Sa *sa
-    for index in range(batch.count):
+    for at in range(count):
+        index = first[at]
         packet = &batch.packets[index]
-        if packet.verdict != PASS or _follows(packet, leaders, index):
-            continue
         packet.verdict = _find_esp(packet)
         if unlikely(packet.verdict != PASS, 0):
             # UDP with next to nothing in it is no ESP either, nor are fragments of other protocols.
@@ -133,9 +157,10 @@ cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcep
                 _judge_clear(batch, index, tables, leaders)
         if packet.verdict == PASS and leaders.count > FEW:
             spi_prefetch(tables, load32(packet.data + packet.transport))
-    for index in range(batch.count):
+    for at in range(count):
+        index = first[at]
         packet = &batch.packets[index]
-        if packet.verdict != PASS or _follows(packet, leaders, index):
+        if packet.verdict != PASS:
             continue
         spi = load32(packet.data + packet.transport)
         packet.sa = spi_find(tables, spi)
@@ -200,6 +225,7 @@ cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
     cdef uint32_t count = 0
     cdef uint32_t sa = NO_INDEX
     cdef uint8_t verdict = DROP_NO_SA
+    cdef uint8_t verdict_of_packet
     cdef Packet *packet
     cdef Lock lock
     memset(&lock, 0, sizeof(Lock))
@@ -218,14 +244,13 @@ cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
         if unlikely(verdict != PASS, 0):
             packet.verdict = verdict
             continue
-        packet.verdict = _prepare(packet, &lock, &scratch.jobs.jobs[count])
-        if likely(packet.verdict == PASS, 1):
-            scratch.jobs.jobs[count].packet = <uint8_t>index
-            count += 1
+        verdict_of_packet = _prepare(packet, index, &lock, &scratch.jobs.jobs[count])
+        packet.verdict = verdict_of_packet
+        count += verdict_of_packet == PASS
     scratch.jobs.count = count
 
 
-cdef inline uint8_t _prepare(Packet *packet, const Lock *lock, Job *job) noexcept nogil:
+cdef inline uint8_t _prepare(Packet *packet, uint32_t index, const Lock *lock, Job *job) noexcept nogil:
     """One packet's lengths and replay check, and its job."""
     cdef uint8_t *esp = packet.data + packet.transport
     cdef uint32_t rest = packet.length - packet.transport
@@ -239,9 +264,7 @@ cdef inline uint8_t _prepare(Packet *packet, const Lock *lock, Job *job) noexcep
         return DROP_ESP_MISALIGNED
     spi_and_number = raw64(esp)
     sequence = bswap32(<uint32_t>(spi_and_number >> 32))
-    job.text_length = text_length
     job.key = &lock.sa.key
-    job.suite = lock.suite
     if likely(lock.plain, 1):
         packet.sequence = sequence
         # Right of the window's top it is new for certain; accept() looks again in any case.
@@ -254,8 +277,11 @@ cdef inline uint8_t _prepare(Packet *packet, const Lock *lock, Job *job) noexcep
         put_raw32(job.nonce, lock.salt)
         put_raw64(job.nonce + 4, raw64(esp + ESP_HEADER))
         put_raw64(job.aad, spi_and_number)
-        job.aad_length = 8
+        put_job(job, text_length, index, lock.suite, 8)
         return PASS
+    job.text_length = text_length
+    job.suite = lock.suite
+    job.packet = <uint8_t>index
     if lock.sa.hot.flags & SA_ESN:
         sequence = extend_sequence(lock.sa.replay.top, lock.window, <uint32_t>sequence)
     packet.sequence = sequence

@@ -30,5 +30,5 @@ cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound 
 # The stages of `outbound`, in order, for the bench that times each (lookup_policies and engine.seal are the others).
 cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil
 cdef void number(Batch *batch, const Tables *tables, Outbound *scratch) noexcept nogil
-cdef void build(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil
+cdef void build(Batch *batch, const Tables *tables, Outbound *scratch) noexcept nogil
 cdef void account(Batch *batch, const Tables *tables, Outbound *scratch, uint64_t now) noexcept nogil

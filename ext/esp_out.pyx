@@ -20,12 +20,12 @@ from ext.counters cimport (
     DROP_CRYPTO, DROP_HEADROOM, DROP_NO_POLICY, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED, DROP_TOO_BIG,
     DROP_TTL, PASS, SaCounters,
 )
-from ext.crypto cimport Job
+from ext.crypto cimport Job, Key, put_job
 from ext.packet cimport NO_INDEX, NO_LEADER, Packet
 from ext.policy cimport lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
 from ext.wire cimport (
-    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, decrement_ttl, fold, likely, load16,
+    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, fold, likely, load16, one_hop_less,
     prefetch_write, put_raw16, put_raw32, put_raw64, raw32, raw64, store32, sum_bytes, unlikely,
 )
 
@@ -35,10 +35,14 @@ cdef extern from *:
     #define LOAD_RELAXED(address) __atomic_load_n((address), __ATOMIC_RELAXED)
     #define DONT_FRAGMENT ((uint64_t)0x40 << 48)
     static const unsigned char esp_padding[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
+    static const uint64_t ipip_trailers[4] = {0x0400, 0x040101, 0x04020201, 0x0403030201};
+    static const uint64_t ipv6_trailers[4] = {0x2900, 0x290101, 0x29020201, 0x2903030201};
     """
     uint64_t atomic_add "ATOMIC_ADD"(uint64_t *address, uint64_t value) noexcept nogil
     uint64_t load_relaxed "LOAD_RELAXED"(uint64_t *address) noexcept nogil
     const uint8_t esp_padding[16]
+    const uint64_t *ipip_trailers   # by bytes of padding: what ends the text, as it lies in memory
+    const uint64_t *ipv6_trailers
     const uint64_t DONT_FRAGMENT    # in the first word of an IPv4 header, memory order
 
 cdef enum:
@@ -62,7 +66,7 @@ cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound 
     lookup_policies(batch, tables, &scratch.leaders)
     admit(batch, tables, scratch, forwards)
     number(batch, tables, scratch)
-    build(batch, tables, scratch, forwards)
+    build(batch, tables, scratch)
     engine.seal(engine, &scratch.jobs)
     account(batch, tables, scratch, now)
 
@@ -92,9 +96,12 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
     cdef uint32_t sa = NO_INDEX
     cdef uint32_t run_index = 0
     cdef uint32_t mtu = 0
+    cdef uint32_t hops = 0
     cdef uint8_t clamp = 0
     cdef Packet *packet
     cdef Run *run = NULL
+    cdef uint32_t packets = 0
+    cdef uint64_t bytes_ = 0
     scratch.run_count = 0
     for index in range(batch.count):
         packet = &batch.packets[index]
@@ -103,6 +110,11 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
         if scratch.leaders.leader[index] == index:
             verdict = packet.verdict
             if verdict == PASS:
+                if run != NULL:
+                    run.count += packets
+                    run.bytes += bytes_
+                packets = 0
+                bytes_ = 0
                 sa = packet.sa
                 run_index = _find_run(scratch, sa)
                 run = &scratch.runs[run_index]
@@ -113,9 +125,11 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
             continue
         packet.sa = sa
         # RFC 4301 5.1.2.1: the TTL is decremented when forwarding; a TUN's packets were forwarded by the kernel.
-        if forwards and unlikely((packet.data[8] if packet.family == 4 else packet.data[7]) <= 1, 0):
-            packet.verdict = DROP_TTL
-            continue
+        if forwards:
+            hops = raw32(packet.data + 8) if likely(packet.family == 4, 1) else packet.data[7]
+            if unlikely((hops & 0xFF) <= 1, 0):
+                packet.verdict = DROP_TTL
+                continue
         if unlikely(packet.length > mtu, 0):
             packet.verdict = DROP_TOO_BIG
             continue
@@ -124,12 +138,20 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
             continue
         if unlikely(clamp and packet.protocol == PROTOCOL_TCP, 0):
             clamp_mss(packet, mtu)
+        if forwards:
+            if likely(packet.family == 4, 1):
+                put_raw32(packet.data + 8, one_hop_less(hops))
+            else:
+                packet.data[7] = <uint8_t>(hops - 1)
         packet.inner_bytes = packet.length
-        run.count += 1
-        run.bytes += packet.length
+        packets += 1
+        bytes_ += packet.length
         scratch.admitted[count] = <uint8_t>index
         scratch.run_of[count] = <uint8_t>run_index
         count += 1
+    if run != NULL:
+        run.count += packets
+        run.bytes += bytes_
     scratch.admitted_count = count
 
 
@@ -209,7 +231,7 @@ cdef inline uint64_t _copied_outward(const Packet *packet, const Stamp *stamp) n
     return (<uint64_t>packet.tos << 8 | DONT_FRAGMENT) & stamp.copied
 
 
-cdef void build(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil:
+cdef void build(Batch *batch, const Tables *tables, Outbound *scratch) noexcept nogil:
     """Write everything but ciphertext around each admitted packet, and the engine's job for it."""
     cdef uint32_t first = 0
     cdef uint32_t end
@@ -228,8 +250,6 @@ cdef void build(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
         _stamp(sa, &stamp)
         if unlikely(run.next + (end - first) > run.end, 0):
             end = _cut_short(batch, scratch, run, sa, first, end)
-        if forwards:
-            _decrement_ttls(batch, scratch, first, end)
         if likely(stamp.plain, 1):
             _build_plain(batch, scratch, run.next, sa, &stamp, first, end)
         else:
@@ -253,12 +273,6 @@ cdef uint32_t _cut_short(Batch *batch, Outbound *scratch, Run *run, const Sa *sa
         run.bytes -= packet.length
         run.count -= 1
     return enough
-
-
-cdef void _decrement_ttls(Batch *batch, const Outbound *scratch, uint32_t first, uint32_t end) noexcept nogil:
-    cdef uint32_t at
-    for at in range(first, end):
-        decrement_ttl(&batch.packets[scratch.admitted[at]])
 
 
 cdef inline Job *_begin_job(Outbound *scratch, uint32_t at, const Sa *sa) noexcept nogil:
@@ -287,37 +301,37 @@ cdef void _build_plain(Batch *batch, Outbound *scratch, uint64_t sequence, const
     Fields are put together in registers and stored whole: reading back what was just stored in pieces stalls.
     """
     cdef uint32_t at
+    cdef uint32_t index
     cdef uint32_t length
     cdef uint32_t padding
+    cdef uint32_t suite = stamp.suite
+    cdef const Key *key = &sa.key
     cdef Packet *packet
     cdef Job *job = &scratch.jobs.jobs[scratch.jobs.count]
     cdef uint8_t *inner
     cdef uint64_t varying
     cdef uint64_t spi_and_number
     cdef uint64_t iv
-    cdef uint32_t next_header
+    cdef const uint64_t *trailers
     scratch.jobs.count += end - first
     for at in range(first, end):
-        packet = &batch.packets[scratch.admitted[at]]
+        index = scratch.admitted[at]
+        packet = &batch.packets[index]
         # Read once into locals: for all the compiler knows, every byte stored below might change these.
         inner = packet.data
         length = packet.length
-        next_header = 0x0400
+        trailers = ipip_trailers
         varying = raw64(inner)
         if unlikely(packet.family != 4, 0):
-            next_header = 0x2900
+            trailers = ipv6_trailers
             varying = <uint64_t>packet.tos << 8 | DONT_FRAGMENT
         padding = (0 - (length + 2)) & 3
-        memcpy(inner + length, esp_padding, 4)
-        put_raw16(inner + length + padding, <uint16_t>(padding | next_header))
+        put_raw64(inner + length, trailers[padding])
         length += padding + 2
         job.text = inner
         job.icv = inner + length
-        job.key = &sa.key
-        job.text_length = length
-        job.packet = scratch.admitted[at]
-        job.suite = stamp.suite
-        job.aad_length = 8
+        job.key = key
+        put_job(job, length, index, suite, 8)
         length += PLAIN_OVERHEAD
         varying = varying & stamp.copied | <uint64_t>bswap16(<uint16_t>length) << 16 | (sequence & 0xFFFF) << 32
         spi_and_number = stamp.spi | <uint64_t>bswap32(<uint32_t>sequence) << 32

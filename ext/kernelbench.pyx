@@ -244,7 +244,7 @@ cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches
         at = _lap(&stages[2], at)
         esp_out.number(batch, tables, &bench.out)
         at = _lap(&stages[3], at)
-        esp_out.build(batch, tables, &bench.out, True)
+        esp_out.build(batch, tables, &bench.out)
         at = _lap(&stages[4], at)
         engine.seal(engine, &bench.out.jobs)
         at = _lap(&stages[5], at)

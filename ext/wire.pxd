@@ -110,15 +110,20 @@ cdef void complete_checksum(Packet *packet) noexcept nogil
 cdef void restamp_ipv4(uint8_t *header) noexcept nogil
 cdef void clamp_mss(Packet *packet, uint32_t inner_mtu) noexcept nogil
 
+cdef inline uint32_t one_hop_less(uint32_t word) noexcept nogil:
+    """The word of TTL, protocol and checksum in an IPv4 header, memory order, one hop further on.
+
+    The TTL is the high byte of its 16 bits: their sum falls by 0x0100, so the stored complement rises by it. Lying in
+    memory, that is a one in the checksum's first byte, whose carry goes into the second, as the end-around carry wants.
+    0xFFFF is written as 0, as a sum made anew would be.
+    """
+    word += 0x0000FFFF
+    return word if likely(word < <uint32_t>0xFFFF0000, 1) else word & 0xFFFF
+
 cdef inline void decrement_ttl(Packet *packet) noexcept nogil:
     """One hop less; the IPv4 checksum is mended by RFC 1624."""
-    cdef uint32_t checksum
     if packet.family == 4:
-        packet.data[8] -= 1
-        # The TTL is the high byte of its word: the sum falls by 0x0100, so the stored complement rises by it.
-        # 0xFFFF is written as 0, as a sum made anew would be.
-        checksum = <uint32_t>load16(packet.data + 10) + 0x0100
-        store16(packet.data + 10, <uint16_t>(checksum + (checksum >= 0xFFFF)))
+        put_raw32(packet.data + 8, one_hop_less(raw32(packet.data + 8)))
     else:
         packet.data[7] -= 1
 

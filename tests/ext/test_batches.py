@@ -222,6 +222,17 @@ class Sum:
             self.passed[name] = (before[0] + packets, before[1] + size)
 
 
+def settled(verdicts: Counter[str]) -> Counter[str]:
+    """Forged numbers under one name: that a packet of the same batch has used one shows in the window too late.
+
+    Then the ICV gives the forgery away; alone, with the window moved, it is a replay before the cipher runs.
+    """
+    forged = ("replay", "replay_old", "integrity")
+    rest = Counter({name: count for name, count in verdicts.items() if name not in forged})
+    rest["forged"] = sum(verdicts[name] for name in forged)
+    return rest
+
+
 def compare(
     engine: str, link: int, outward: bool, packets: list[bytes], sizes: list[int], hub: bool = False
 ) -> Counter[str]:
@@ -237,8 +248,10 @@ def compare(
             at += size
         for packet in packets:
             parts.add(singly.send([packet]) if outward else singly.receive([packet]))
-        assert whole.verdicts == parts.verdicts
-        assert whole.drops == parts.drops
+        assert settled(whole.verdicts) == settled(parts.verdicts)
+        assert {name: settled(counts) for name, counts in whole.drops.items()} == {
+            name: settled(counts) for name, counts in parts.drops.items()
+        }
         assert whole.passed == parts.passed
         assert whole.packets == parts.packets
         assert whole.kernel == parts.kernel
