@@ -55,15 +55,27 @@ HOT = np.dtype(
     ]
 )
 
+PLAIN_SELECTOR = np.dtype(
+    [
+        ("source_high", "<u8"),
+        ("source_low", "<u8"),
+        ("destination_high", "<u8"),
+        ("destination_low", "<u8"),
+        ("source_prefix", "u1"),
+        ("destination_prefix", "u1"),
+        ("protocol", "u1"),
+        ("family", "u1"),
+        ("spare", "V4"),
+    ]
+)
+
 INBOUND = np.dtype(
     [
         ("local_high", "<u8"),
         ("local_low", "<u8"),
-        ("remote_high", "<u8"),
-        ("remote_low", "<u8"),
         ("first_selector", "<u4"),
         ("selector_count", "<u4"),
-        ("spare", "V24"),
+        ("plain", PLAIN_SELECTOR),
     ]
 )
 
@@ -118,7 +130,16 @@ SELECTOR = np.dtype(
     ]
 )
 
-POLICY = np.dtype([("selector", SELECTOR), ("sa", "<u4"), ("action", "u1"), ("spare", "V27")])
+POLICY = np.dtype(
+    [
+        ("selector", SELECTOR),
+        ("sa", "<u4"),
+        ("slot", "<u4"),
+        ("action", "u1"),
+        ("half", "u1"),
+        ("spare", "V22"),
+    ]
+)
 
 ADJACENCY = np.dtype(
     [
@@ -132,7 +153,22 @@ ADJACENCY = np.dtype(
 )
 
 LPM_SLOT = np.dtype(
-    [("high", "<u8"), ("low", "<u8"), ("value", "<u4"), ("prefix", "u1"), ("family", "u1"), ("spare", "V10")]
+    [
+        ("high", "<u8"),
+        ("low", "<u8"),
+        ("value", "<u4"),
+        ("prefix", "u1"),
+        ("family", "u1"),
+        ("plain", "u1"),
+        ("action", "u1"),
+        ("source_high", "<u8"),
+        ("source_low", "<u8"),
+        ("source_prefix", "u1"),
+        ("protocol", "u1"),
+        ("spare", "V14"),
+        ("sa", "<u4"),
+        ("next", "<u4"),
+    ]
 )
 
 LPM_HALF = np.dtype(
@@ -247,6 +283,7 @@ DTYPES: dict[str, np.dtype[np.void]] = {
     "Key": KEY,
     "Replay": REPLAY,
     "Sa": SA,
+    "PlainSelector": PLAIN_SELECTOR,
     "Selector": SELECTOR,
     "Policy": POLICY,
     "Adjacency": ADJACENCY,

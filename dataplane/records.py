@@ -42,6 +42,8 @@ ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
 HARD_LIMIT = 2**32
 HARD_LIMIT_ESN = 2**64 - 2**32
 
+ANY_PORTS = (0, 65535)
+
 _LOW = 2**64 - 1
 _KEY_BITS = {
     Cipher.NULL: (0,),
@@ -146,7 +148,8 @@ def selector_row(selector: SelectorSpec, inbound: bool) -> tuple[int | bytes, ..
 
 def policy_row(policy: PolicySpec, sa: int) -> tuple[object, ...]:
     """A Policy; `sa` is the outbound SA's index or NO_INDEX."""
-    return (selector_row(policy.selector, inbound=False), sa, int(policy.action), b"")
+    # Which LPM slots repeat it is for ext.policy.lpm_publish to say.
+    return (selector_row(policy.selector, inbound=False), sa, 0, int(policy.action), 0, b"")
 
 
 def adjacency_row(
@@ -231,11 +234,33 @@ def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | by
     )
 
 
-def inbound_row(spec: SaSpec, first_selector: int) -> tuple[int | bytes, ...]:
+def plain_row(selector: SelectorSpec) -> tuple[int | bytes, ...] | None:
+    """A PlainSelector of decrypted packets, or None for a selector that is not plain."""
+    source = _prefix(selector.remote_first, selector.remote_last)
+    destination = _prefix(selector.local_first, selector.local_last)
+    if source is None or destination is None or {selector.local_ports, selector.remote_ports} != {ANY_PORTS}:
+        return None
+    first = (*split_address(selector.remote_first), *split_address(selector.local_first))
+    return (*first, source, destination, selector.protocol, selector.local_first.version, b"")
+
+
+def _prefix(first: Address, last: Address) -> int | None:
+    """How many of 128 bits all addresses of a range share, or None for a range that is no prefix."""
+    size = int(last) - int(first) + 1
+    if size & (size - 1) or int(first) & (size - 1):
+        return None
+    return 129 - size.bit_length()
+
+
+_NOT_PLAIN = (0, 0, 0, 0, 0, 0, 0, 0, b"")
+
+
+def inbound_row(spec: SaSpec, first_selector: int) -> tuple[object, ...]:
     """A SaInbound; all zero for outbound SAs."""
     if spec.direction is Direction.OUT:
-        return 0, 0, 0, 0, 0, 0, b""
-    return (*split_address(spec.local), *split_address(spec.remote), first_selector, len(spec.selectors), b"")
+        return 0, 0, 0, 0, _NOT_PLAIN
+    plain = plain_row(spec.selectors[0]) or _NOT_PLAIN
+    return (*split_address(spec.local), first_selector, len(spec.selectors), plain)
 
 
 def key_row(spec: SaSpec, index: int, key_id: int) -> tuple[int | bytes, ...]:

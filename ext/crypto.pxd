@@ -88,17 +88,17 @@ cdef struct Engine:
 
 cdef extern from *:
     """
-    static inline void esplanade_prefetch_lines(const void *base, uint32_t lines)
+    static inline void esplanade_touch_lines(const void *base, uint32_t lines)
     {
         for (; lines; lines &= lines - 1)
-            __builtin_prefetch((const char *)base + 64 * __builtin_ctz(lines));
+            (void)*((const volatile char *)base + 64 * __builtin_ctz(lines));
     }
     """
-    void prefetch_lines "esplanade_prefetch_lines"(const void *base, uint32_t lines) noexcept nogil
+    void touch_lines "esplanade_touch_lines"(const void *base, uint32_t lines) noexcept nogil
 
-cdef inline void key_prefetch(const Engine *engine, const Key *key, uint8_t cipher, bint opening) noexcept nogil:
-    """Ask the cache for what seal or open will read of this key: about seven lines, so once per run of one SA."""
-    prefetch_lines(key, engine.key_lines[opening][cipher & 3])
+cdef inline void touch_key(const Engine *engine, const Key *key, uint8_t suite, bint opening) noexcept nogil:
+    """Fetch what seal or open will read of this key: about seven lines, so once per run of one SA."""
+    touch_lines(key, engine.key_lines[opening][suite & SUITE_CIPHER])
 
 cdef inline uint8_t icv_length_of(uint32_t integrity) noexcept nogil:
     """Bytes of ICV by Integrity, RFC 4868 2.1.1 (none for INTEGRITY_NONE)."""

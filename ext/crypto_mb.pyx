@@ -24,7 +24,7 @@ from ext.clock cimport now_ns
 from ext.crypto cimport (
     CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT,
     EXPANDED_IPAD, EXPANDED_OPAD, SUITE_CIPHER, SUITE_ODD_ICV, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384,
-    INTEGRITY_NONE, KEY_EXPANDED, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_prefetch, key_valid,
+    INTEGRITY_NONE, KEY_EXPANDED, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_valid,
     text_fits,
 )
 from ext.libipsec_mb cimport *
@@ -39,28 +39,11 @@ cdef extern from *:
     int posix_memalign(void **area, size_t alignment, size_t size) noexcept nogil
 
 cdef enum:
-    AHEAD = 4                   # jobs between asking for a key and its use
     GROUP_CHACHA = 16           # below it: Integrity + 4 * (0 NULL, 1 CBC-128, 2 CBC-192, 3 CBC-256)
     GROUP_OPEN = 32             # added to `laid_out` for the direction
     NO_GROUP = 0xFFFFFFFF
 
 cdef const uint8_t *ZERO_IV = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
-
-
-# Keys on their way.
-
-cdef inline void _look_ahead(const Engine *engine, const JobList *list, uint32_t first, uint32_t end,
-                             bint opening) noexcept nogil:
-    """Ask for the keys of jobs first .. end-1, a while before the cipher needs them; a repeated key is here already.
-
-    Six lines or more per key: asked for all at once they would wait for one another, between cipher calls they come in
-    the cipher's time.
-    """
-    cdef uint32_t index
-    for index in range(first, end if end < list.count else list.count):
-        if index and list.jobs[index].key == list.jobs[index - 1].key:
-            continue
-        key_prefetch(engine, list.jobs[index].key, list.jobs[index].suite & SUITE_CIPHER, opening)
 
 
 # The list, seal.
@@ -73,11 +56,9 @@ cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
     cdef Job *job
     cdef const Key *key
     state.others = 0
-    _look_ahead(engine, list, 0, AHEAD, False)
     for index in range(list.count):
         job = &list.jobs[index]
         key = job.key
-        _look_ahead(engine, list, index + AHEAD, index + AHEAD + 1, False)
         if job.suite & SUITE_CIPHER == CIPHER_AES_GCM:
             state.gcm_seal[job.suite >> 2 & 7](
                 <const gcm_key_data *>key.expanded, &state.context, job.text, job.text, job.text_length,
@@ -206,11 +187,9 @@ cdef void _open(Engine *engine, JobList *list) noexcept nogil:
     cdef Job *job
     cdef const Key *key
     state.others = 0
-    _look_ahead(engine, list, 0, AHEAD, True)
     for index in range(list.count):
         job = &list.jobs[index]
         key = job.key
-        _look_ahead(engine, list, index + AHEAD, index + AHEAD + 1, True)
         if job.suite & SUITE_CIPHER == CIPHER_AES_GCM:
             state.gcm_open[job.suite >> 2 & 7](
                 <const gcm_key_data *>key.expanded, &state.context, job.text, job.text, job.text_length,

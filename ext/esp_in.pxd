@@ -13,7 +13,7 @@ cdef struct Inbound:            # scratch of the inbound walk, one per worker
 cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch, uint64_t now) noexcept nogil
 
 # The stages of `inbound`, in order, for the bench that times each (engine.open is the other).
-cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcept nogil
+cdef void find_sas(Batch *batch, Tables *tables, const Engine *engine, const Leaders *leaders) noexcept nogil
 cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil
 cdef void accept(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil
 cdef void strip(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil

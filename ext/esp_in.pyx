@@ -19,22 +19,22 @@ from ext.counters cimport (
     DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE, DROP_NEXT_HEADER, DROP_NO_SA,
     DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
-from ext.crypto cimport Job, put_job
+from ext.crypto cimport Job, put_job, touch_key
 from ext.packet cimport (
     BATCH_MAX, NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet,
 )
 from ext.policy cimport (
-    Addresses, Lpm, lpm_find, lpm_open, lpm_prefetch, policy_of, read_addresses, selector_matches,
+    FEW, Addresses, Lpm, lpm_find, lpm_open, lpm_touch, plain_matches, policy_of, read_addresses, selector_matches,
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
     ACTION_BYPASS, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Policy, Replay, Sa, spi_find,
-    spi_prefetch,
+    spi_touch,
 )
 from ext.wire cimport (
     PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, clamp_mss,
-    decrement_ttl, fold, likely, load16, load32, load64, parse_next, prefetch, prefetch_write, put_raw16, put_raw32,
-    put_raw64, raw16, raw32, raw64, store32, store64, unlikely,
+    decrement_ttl, fold, likely, load16, load32, load64, parse_next, put_raw16, put_raw32, put_raw64,
+    raw16, raw32, raw64, store32, store64, touch, unlikely,
 )
 
 cdef extern from *:
@@ -50,7 +50,6 @@ cdef extern from *:
     const uint8_t esp_pad_bytes[256]
 
 cdef enum:
-    FEW = 4                     # up to so many flows in a batch, asking ahead costs more than it saves
     ESP_HEADER = 8
     ESP_TRAILER = 2
     UDP_HEADER = 8
@@ -66,7 +65,7 @@ cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch
     Afterwards a packet that PASSes has `data` at its inner IP header and an adjacency; one that is TO_KERNEL
     is as complete, and the kernel has to find its way.
     """
-    find_sas(batch, tables, &scratch.leaders)
+    find_sas(batch, tables, engine, &scratch.leaders)
     admit(batch, tables, scratch)
     engine.open(engine, &scratch.jobs)
     accept(batch, tables, scratch, now)
@@ -136,15 +135,14 @@ cdef inline uint32_t _begin_runs(const Batch *batch, const Leaders *leaders, uin
     return count
 
 
-cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcept nogil:
-    """SPI -> SA for leaders and for whatever came in UDP. Cold lines are asked for two passes ahead."""
+cdef void find_sas(Batch *batch, Tables *tables, const Engine *engine, const Leaders *leaders) noexcept nogil:
+    """SPI -> SA for leaders and for whatever came in UDP; with many flows, their SAs' lines are fetched."""
     cdef uint32_t at
     cdef uint32_t index
     cdef uint32_t spi
     cdef uint8_t first[BATCH_MAX]
     cdef uint32_t count = _begin_runs(batch, leaders, first)
     cdef Packet *packet
-    cdef Sa *sa
     for at in range(count):
         index = first[at]
         packet = &batch.packets[index]
@@ -156,7 +154,7 @@ cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcep
                     and (packet.verdict == DROP_ESP_TRUNCATED or packet.verdict == DROP_FRAGMENT)):
                 _judge_clear(batch, index, tables, leaders)
         if packet.verdict == PASS and leaders.count > FEW:
-            spi_prefetch(tables, load32(packet.data + packet.transport))
+            spi_touch(tables, load32(packet.data + packet.transport))
     for at in range(count):
         index = first[at]
         packet = &batch.packets[index]
@@ -168,13 +166,30 @@ cdef void find_sas(Batch *batch, Tables *tables, const Leaders *leaders) noexcep
             packet.verdict = DROP_NO_SA
             if packet.flags & PACKET_UDP_ENCAP:
                 _judge_clear(batch, index, tables, leaders)
-        elif leaders.count > FEW:
+    if leaders.count > FEW:
+        _touch_sas(batch, tables, engine, first, count)
+
+
+cdef void _touch_sas(const Batch *batch, const Tables *tables, const Engine *engine, const uint8_t *first,
+                     uint32_t count) noexcept nogil:
+    """Fetch all that the walk will need of the SAs of these packets, while nothing waits for it."""
+    cdef uint32_t at
+    cdef const Packet *packet
+    cdef const Sa *sa
+    for at in range(count):
+        packet = &batch.packets[first[at]]
+        if packet.sa != NO_INDEX:
             sa = &tables.sas[packet.sa]
-            prefetch(&sa.hot)
-            prefetch(&sa.inbound)
-            prefetch_write(&sa.replay, 1)
-            prefetch_write(&sa.replay.blocks[(load32(packet.data + packet.transport + 4) >> 6)
-                                             & (REPLAY_BLOCKS - 1)], 1)
+            touch(&sa.hot)
+            touch(&sa.inbound)
+            touch(&sa.replay)
+            touch(&sa.replay.blocks[(load32(packet.data + packet.transport + 4) >> 6) & (REPLAY_BLOCKS - 1)])
+            touch(&tables.sa_counters[packet.sa])
+    for at in range(count):
+        packet = &batch.packets[first[at]]
+        if packet.sa != NO_INDEX:
+            sa = &tables.sas[packet.sa]
+            touch_key(engine, &sa.key, sa.hot.suite, True)
 
 
 cdef inline bint _addresses_match(const Packet *packet, const Sa *sa) noexcept nogil:
@@ -239,7 +254,6 @@ cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
             if verdict == PASS:
                 verdict = _suits(packet, &tables.sas[sa])
                 _take(&tables.sas[sa], &lock)
-                prefetch_write(&tables.sa_counters[sa], 1)
         packet.sa = sa
         if unlikely(verdict != PASS, 0):
             packet.verdict = verdict
@@ -425,6 +439,10 @@ cdef inline bint _selected(const Tables *tables, const Sa *sa, const Packet *pac
                            const Addresses *addresses) noexcept nogil:
     """RFC 4301 5.2 step 4: some selector of the SA takes the decrypted packet."""
     cdef uint32_t index
+    if plain_matches(&sa.inbound.plain, packet, addresses):
+        return True
+    if sa.inbound.selector_count == 1 and sa.inbound.plain.family:
+        return False
     for index in range(sa.inbound.selector_count):
         if selector_matches(&tables.selectors[sa.inbound.first_selector + index], packet, addresses):
             return True
@@ -445,7 +463,7 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
     cdef Packet *packet
     lpm_open(&routes, tables, &tables.header.routes)
     if scratch.leaders.count > FEW:
-        _prefetch_leaders(batch, tables, scratch, &routes)
+        _touch_routes(batch, tables, scratch, &routes)
     for at in range(scratch.jobs.count):
         index = scratch.jobs.jobs[at].packet
         packet = &batch.packets[index]
@@ -479,13 +497,14 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
         tables.sa_counters[sa].bytes += packet.length
 
 
-cdef void _prefetch_leaders(Batch *batch, Tables *tables, Inbound *scratch, const Lpm *routes) noexcept nogil:
-    """Routes and selectors of many flows, asked for ahead."""
+cdef void _touch_routes(Batch *batch, Tables *tables, Inbound *scratch, const Lpm *routes) noexcept nogil:
+    """Routes and selectors (those that the SA does not repeat) of many flows, fetched ahead."""
     cdef uint32_t index
     cdef Packet *packet
     cdef Addresses addresses
     for index in range(scratch.leaders.count):
         packet = &batch.packets[scratch.leaders.packets[index]]
         read_addresses(packet, &addresses)
-        lpm_prefetch(routes, packet.family, addresses.destination_high, addresses.destination_low)
-        prefetch(&tables.selectors[tables.sas[packet.sa].inbound.first_selector])
+        lpm_touch(routes, packet.family, addresses.destination_high, addresses.destination_low)
+        if tables.sas[packet.sa].inbound.plain.family == 0:
+            touch(&tables.selectors[tables.sas[packet.sa].inbound.first_selector])

@@ -1,6 +1,7 @@
 """Outbound ESP, tunnel mode: 1 look up 2 admit 3 number 4 build 5 seal 6 account.
 
     lookup_policies   (policy.pyx) policy -> SA
+    touch_sas         with many flows: their SAs' lines are fetched before anybody waits for them
     admit             TTL, size against the tunnel's MTU, room in the frame; leaders' SAs
                       handed to their followers
     number            one atomic add per SA and batch; a number is never given out twice (RFC 4303 3.3.3)
@@ -20,13 +21,13 @@ from ext.counters cimport (
     DROP_CRYPTO, DROP_HEADROOM, DROP_NO_POLICY, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED, DROP_TOO_BIG,
     DROP_TTL, PASS, SaCounters,
 )
-from ext.crypto cimport Job, Key, put_job
+from ext.crypto cimport Job, Key, put_job, touch_key
 from ext.packet cimport NO_INDEX, NO_LEADER, Packet
-from ext.policy cimport lookup_policies
+from ext.policy cimport FEW, lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
 from ext.wire cimport (
     PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, fold, likely, load16, one_hop_less,
-    prefetch_write, put_raw16, put_raw32, put_raw64, raw32, raw64, store32, sum_bytes, unlikely,
+    put_raw16, put_raw32, put_raw64, raw32, raw64, store32, sum_bytes, touch, unlikely,
 )
 
 cdef extern from *:
@@ -64,11 +65,30 @@ cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound 
     has to find the way). Its room, flags and transport still speak of the inner packet.
     """
     lookup_policies(batch, tables, &scratch.leaders)
+    if scratch.leaders.count > FEW:
+        touch_sas(batch, tables, engine, &scratch.leaders)
     admit(batch, tables, scratch, forwards)
     number(batch, tables, scratch)
     build(batch, tables, scratch)
     engine.seal(engine, &scratch.jobs)
     account(batch, tables, scratch, now)
+
+
+cdef void touch_sas(const Batch *batch, const Tables *tables, const Engine *engine,
+                    const Leaders *leaders) noexcept nogil:
+    """Fetch all that the walk will need of the leaders' SAs, while nothing waits for it."""
+    cdef uint32_t place
+    cdef uint32_t sa
+    for place in range(leaders.count):
+        sa = batch.packets[leaders.packets[place]].sa
+        if sa != NO_INDEX:
+            touch(&tables.sas[sa].hot)
+            touch(&tables.sas[sa].sequence)
+            touch(&tables.sa_counters[sa])
+    for place in range(leaders.count):
+        sa = batch.packets[leaders.packets[place]].sa
+        if sa != NO_INDEX:
+            touch_key(engine, &tables.sas[sa].key, tables.sas[sa].hot.suite, False)
 
 
 cdef inline uint32_t _find_run(Outbound *scratch, uint32_t sa) noexcept nogil:
@@ -164,7 +184,6 @@ cdef void number(Batch *batch, const Tables *tables, Outbound *scratch) noexcept
     for index in range(scratch.run_count):
         run = &scratch.runs[index]
         sequence = &tables.sas[run.sa].sequence
-        prefetch_write(&tables.sa_counters[run.sa], 1)
         limit = load_relaxed(&sequence.limit)
         # Looked at first, so that a stopped SA's counter does not run on; the add alone decides.
         if unlikely(load_relaxed(&sequence.next) >= limit, 0):

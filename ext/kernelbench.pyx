@@ -26,7 +26,7 @@ from ext.crypto cimport Engine, EngineHandle
 from ext.esp_in cimport Inbound, inbound
 from ext.esp_out cimport Outbound, outbound
 from ext.packet cimport BATCH_MAX, LINK_ETHERNET, NO_INDEX, ROLE_PROTECTED, ROLE_UNPROTECTED, Batch, Packet, Port
-from ext.policy cimport lookup_policies
+from ext.policy cimport FEW, lookup_policies
 from ext.sa cimport Tables, TablesView, tables_enter, tables_leave
 from ext.wire cimport ETHERNET_HEADER, parse_batch, restamp_ipv4, store16, store32
 
@@ -239,6 +239,8 @@ cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches
         parse_batch(batch, &bench.protected, &bench.out.leaders)
         at = _lap(&stages[0], at)
         lookup_policies(batch, tables, &bench.out.leaders)
+        if bench.out.leaders.count > FEW:
+            esp_out.touch_sas(batch, tables, engine, &bench.out.leaders)
         at = _lap(&stages[1], at)
         esp_out.admit(batch, tables, &bench.out, True)
         at = _lap(&stages[2], at)
@@ -258,7 +260,7 @@ cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches
         at = now_ns()
         parse_batch(batch, &bench.unprotected, &bench.into.leaders)
         at = _lap(&stages[7], at)
-        esp_in.find_sas(batch, tables, &bench.into.leaders)
+        esp_in.find_sas(batch, tables, engine, &bench.into.leaders)
         at = _lap(&stages[8], at)
         esp_in.admit(batch, tables, &bench.into)
         at = _lap(&stages[9], at)

@@ -9,7 +9,7 @@ from libc.stddef cimport size_t
 from ext.counters cimport PortCounters, SaCounters, WorkerCounters
 from ext.crypto cimport Key
 from ext.sa cimport (
-    Adjacency, LpmHalf, LpmSlot, LpmTable, Policy, Replay, Sa, SaHot, SaInbound, SaSequence, Selector,
+    Adjacency, LpmHalf, LpmSlot, LpmTable, PlainSelector, Policy, Replay, Sa, SaHot, SaInbound, SaSequence, Selector,
     TablesHeader,
 )
 
@@ -65,16 +65,29 @@ cdef tuple sa_hot_layout():
     }
 
 
+cdef tuple plain_selector_layout():
+    cdef PlainSelector x
+    return sizeof(x), {
+        "source_high": at(&x, &x.source_high, sizeof(x.source_high), "u8"),
+        "source_low": at(&x, &x.source_low, sizeof(x.source_low), "u8"),
+        "destination_high": at(&x, &x.destination_high, sizeof(x.destination_high), "u8"),
+        "destination_low": at(&x, &x.destination_low, sizeof(x.destination_low), "u8"),
+        "source_prefix": at(&x, &x.source_prefix, sizeof(x.source_prefix), "u1"),
+        "destination_prefix": at(&x, &x.destination_prefix, sizeof(x.destination_prefix), "u1"),
+        "protocol": at(&x, &x.protocol, sizeof(x.protocol), "u1"),
+        "family": at(&x, &x.family, sizeof(x.family), "u1"),
+        "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
+    }
+
+
 cdef tuple sa_inbound_layout():
     cdef SaInbound x
     return sizeof(x), {
         "local_high": at(&x, &x.local_high, sizeof(x.local_high), "u8"),
         "local_low": at(&x, &x.local_low, sizeof(x.local_low), "u8"),
-        "remote_high": at(&x, &x.remote_high, sizeof(x.remote_high), "u8"),
-        "remote_low": at(&x, &x.remote_low, sizeof(x.remote_low), "u8"),
         "first_selector": at(&x, &x.first_selector, sizeof(x.first_selector), "u4"),
         "selector_count": at(&x, &x.selector_count, sizeof(x.selector_count), "u4"),
-        "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
+        "plain": at(&x, &x.plain, sizeof(x.plain), "PlainSelector"),
     }
 
 
@@ -127,7 +140,9 @@ cdef tuple policy_layout():
     return sizeof(x), {
         "selector": at(&x, &x.selector, sizeof(x.selector), "Selector"),
         "sa": at(&x, &x.sa, sizeof(x.sa), "u4"),
+        "slot": at(&x, &x.slot, sizeof(x.slot), "u4"),
         "action": at(&x, &x.action, sizeof(x.action), "u1"),
+        "half": at(&x, &x.half, sizeof(x.half), "u1"),
         "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
     }
 
@@ -152,7 +167,15 @@ cdef tuple lpm_slot_layout():
         "value": at(&x, &x.value, sizeof(x.value), "u4"),
         "prefix": at(&x, &x.prefix, sizeof(x.prefix), "u1"),
         "family": at(&x, &x.family, sizeof(x.family), "u1"),
+        "plain": at(&x, &x.plain, sizeof(x.plain), "u1"),
+        "action": at(&x, &x.action, sizeof(x.action), "u1"),
+        "source_high": at(&x, &x.source_high, sizeof(x.source_high), "u8"),
+        "source_low": at(&x, &x.source_low, sizeof(x.source_low), "u8"),
+        "source_prefix": at(&x, &x.source_prefix, sizeof(x.source_prefix), "u1"),
+        "protocol": at(&x, &x.protocol, sizeof(x.protocol), "u1"),
         "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
+        "sa": at(&x, &x.sa, sizeof(x.sa), "u4"),
+        "next": at(&x, &x.next, sizeof(x.next), "u4"),
     }
 
 
@@ -262,6 +285,7 @@ def layout():
         "Replay": replay_layout(),
         "Sa": sa_layout(),
         "Selector": selector_layout(),
+        "PlainSelector": plain_selector_layout(),
         "Policy": policy_layout(),
         "Adjacency": adjacency_layout(),
         "LpmSlot": lpm_slot_layout(),

@@ -3,8 +3,11 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.packet cimport BATCH_MAX, NO_INDEX, PACKET_NO_PORTS, Batch, Leaders, Packet
-from ext.sa cimport LpmHalf, LpmSlot, LpmTable, Policy, Sa, Selector, Tables
-from ext.wire cimport load32, load64, prefetch, prefetch_write
+from ext.sa cimport LpmHalf, LpmSlot, LpmTable, PlainSelector, Policy, Sa, Selector, Tables
+from ext.wire cimport load32, load64
+
+cdef enum:
+    FEW = 4                     # up to so many flows in a batch, touching ahead costs more than it saves
 
 cdef struct Lpm:                # one half resolved to pointers, taken once per batch
     const LpmHalf *half
@@ -63,6 +66,20 @@ cdef inline void read_addresses(const Packet *packet, Addresses *addresses) noex
         addresses.destination_high = load64(header + 24)
         addresses.destination_low = load64(header + 32)
 
+cdef inline bint in_prefix(uint64_t high, uint64_t low, uint64_t first_high, uint64_t first_low,
+                           uint8_t length) noexcept nogil:
+    """128-bit (high, low) has the first `length` bits of (first_high, first_low)."""
+    return (high ^ first_high) & mask_high(length) == 0 and (low ^ first_low) & mask_low(length) == 0
+
+cdef inline bint plain_matches(const PlainSelector *plain, const Packet *packet,
+                               const Addresses *addresses) noexcept nogil:
+    """As `selector_matches`, for a selector of two prefixes and ANY port."""
+    return (plain.family == packet.family and (plain.protocol == 0 or plain.protocol == packet.protocol)
+            and in_prefix(addresses.destination_high, addresses.destination_low,
+                          plain.destination_high, plain.destination_low, plain.destination_prefix)
+            and in_prefix(addresses.source_high, addresses.source_low,
+                          plain.source_high, plain.source_low, plain.source_prefix))
+
 cdef inline bint selector_matches(const Selector *selector, const Packet *packet,
                                   const Addresses *addresses) noexcept nogil:
     """RFC 4301 4.4.1.1: ranges of addresses and ports, protocol; OPAQUE ports match only ANY."""
@@ -100,13 +117,8 @@ cdef inline bint not_below(uint64_t high, uint64_t low, uint64_t floor_high, uin
     return high > floor_high or (high == floor_high and low >= floor_low)
 
 cdef uint32_t lpm_find(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
-cdef void lpm_prefetch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
+cdef void lpm_touch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil
 cdef void lookup_policies(Batch *batch, const Tables *tables, const Leaders *leaders) noexcept nogil
-
-cdef inline void prefetch_sa(const Tables *tables, uint32_t index) noexcept nogil:
-    """Ask for what the next pass reads of an outbound SA: its number and its header. Counters and keys come later."""
-    prefetch(&tables.sas[index].hot)
-    prefetch_write(&tables.sas[index].sequence, 1)
 
 cdef const Policy *policy_of(const Packet *packet, const Packet *leader, const Tables *tables,
                              bint reversed) noexcept nogil

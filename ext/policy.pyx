@@ -4,8 +4,8 @@ Outbound, per batch:
 
     (wire.parse_next) a packet with the addresses, protocol and ports of the one before it follows that one;
                       only leaders are looked up (a burst of one flow costs one lookup)
-    lookup_policies   1 prefetch home slots  2 longest prefix -> candidates, prefetch policies
-                      3 first candidate whose selector matches -> verdict and SA, prefetch the SA's hot lines
+    lookup_policies   1 touch home slots  2 longest prefix -> the policy itself, where the slot repeats it, else
+                      candidates, touch policies  3 first candidate whose selector matches -> verdict and SA
 
 RFC 4301's SPD is ordered. The builder gives every prefix the list of *all* policies that overlap it, in SPD
 order, so the longest prefix's list alone decides and the answer equals a scan of the whole SPD.
@@ -16,17 +16,23 @@ A table has two halves. Control fills the idle one and flips `active`; a batch r
 from libc.string cimport memset
 
 from ext.counters cimport DROP_NO_POLICY, DROP_POLICY_DISCARD, DROP_POLICY_NO_SA, BYPASSED, PASS
-from ext.sa cimport ACTION_BYPASS, ACTION_PROTECT, Policy, TablesView, VALUE_DIRECT
-from ext.wire cimport prefetch
+from ext.sa cimport ACTION_BYPASS, ACTION_PROTECT, Policy, Selector, TablesView, VALUE_DIRECT
+from ext.wire cimport touch, unlikely
 
 import secrets
 
-cdef enum:
-    FEW = 4                     # up to so many flows in a batch, asking ahead costs more than it saves
+cdef extern from *:
+    int popcount "__builtin_popcountll"(uint64_t value) noexcept nogil
 
 
 cdef uint32_t lpm_find(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil:
     """Value of the longest prefix that holds the address; NO_INDEX when none does."""
+    cdef const LpmSlot *slot = _find_slot(lpm, family, high, low)
+    return <uint32_t>NO_INDEX if slot == NULL else slot.value
+
+
+cdef const LpmSlot *_find_slot(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil:
+    """Slot of the longest prefix that holds the address; NULL when none does."""
     cdef const LpmHalf *half = lpm.half
     cdef const LpmSlot *slot
     cdef uint32_t index
@@ -51,24 +57,24 @@ cdef uint32_t lpm_find(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t l
                 break
             if (slot.low == masked_low and slot.high == masked_high and slot.prefix == prefix
                     and slot.family == family):
-                return slot.value
+                return slot
             at = (at + 1) & lpm.mask
-    return NO_INDEX
+    return NULL
 
 
-cdef void lpm_prefetch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil:
-    """Ask for the slot that lpm_find will look at first."""
+cdef void lpm_touch(const Lpm *lpm, uint8_t family, uint64_t high, uint64_t low) noexcept nogil:
+    """Fetch the slot that lpm_find will look at first."""
     cdef uint8_t prefix
     if family == 4:
         if lpm.half.ipv4_count == 0:
             return
         prefix = lpm.half.ipv4_prefixes[0]
-        prefetch(&lpm.slots[lpm_home(lpm, 0, low & mask_ipv4(prefix), prefix)])
+        touch(&lpm.slots[lpm_home(lpm, 0, low & mask_ipv4(prefix), prefix)])
     else:
         if lpm.half.ipv6_count == 0:
             return
         prefix = lpm.half.ipv6_prefixes[0]
-        prefetch(&lpm.slots[lpm_home(lpm, high & mask_high(prefix), low & mask_low(prefix), prefix)])
+        touch(&lpm.slots[lpm_home(lpm, high & mask_high(prefix), low & mask_low(prefix), prefix)])
 
 
 cdef inline const Policy *_match(const Packet *packet, const Tables *tables, const Lpm *spd, uint32_t value,
@@ -93,20 +99,25 @@ cdef inline const Policy *_match(const Packet *packet, const Tables *tables, con
     return NULL
 
 
-cdef inline void _judge(Packet *packet, const Tables *tables, const Lpm *spd, uint32_t value,
-                        const Addresses *addresses) noexcept nogil:
-    """Verdict and SA of a leader by its policy."""
-    cdef const Policy *policy = _match(packet, tables, spd, value, addresses)
-    if policy == NULL:
-        packet.verdict = DROP_NO_POLICY
-    elif policy.action == ACTION_PROTECT:
-        packet.sa = policy.sa
-        if packet.sa == NO_INDEX:
+cdef inline void _judge(Packet *packet, uint8_t action, uint32_t sa) noexcept nogil:
+    """Verdict and SA of a leader whose policy is found."""
+    if action == ACTION_PROTECT:
+        packet.sa = sa
+        if unlikely(sa == NO_INDEX, 0):
             packet.verdict = DROP_POLICY_NO_SA
-    elif policy.action == ACTION_BYPASS:
+    elif action == ACTION_BYPASS:
         packet.verdict = BYPASSED
     else:
         packet.verdict = DROP_POLICY_DISCARD
+
+
+cdef inline void _judge_plain(Packet *packet, const LpmSlot *slot, const Addresses *addresses) noexcept nogil:
+    """The prefix has one policy, which the slot repeats."""
+    if (slot.protocol and slot.protocol != packet.protocol) or not in_prefix(
+            addresses.source_high, addresses.source_low, slot.source_high, slot.source_low, slot.source_prefix):
+        packet.verdict = DROP_NO_POLICY
+    else:
+        _judge(packet, slot.action, slot.sa)
 
 
 cdef const Policy *policy_of(const Packet *packet, const Packet *leader, const Tables *tables,
@@ -141,31 +152,76 @@ cdef void lookup_policies(Batch *batch, const Tables *tables, const Leaders *lea
     cdef Lpm spd
     cdef Addresses addresses[BATCH_MAX]
     cdef uint32_t values[BATCH_MAX]
+    cdef uint8_t waiting[BATCH_MAX]         # leaders, by their place, whose policies have to be fetched
+    cdef uint32_t waiting_count = 0
+    cdef uint32_t place
     cdef uint32_t index
     cdef uint32_t count = leaders.count
+    cdef bint ahead = count > FEW
+    cdef const LpmSlot *slot
+    cdef const Policy *policy
     cdef Packet *packet
     lpm_open(&spd, tables, &tables.header.spd)
     for index in range(count):
         packet = &batch.packets[leaders.packets[index]]
         read_addresses(packet, &addresses[index])
-        if count > FEW:
-            lpm_prefetch(&spd, packet.family, addresses[index].destination_high, addresses[index].destination_low)
+        if ahead:
+            lpm_touch(&spd, packet.family, addresses[index].destination_high, addresses[index].destination_low)
     for index in range(count):
         packet = &batch.packets[leaders.packets[index]]
-        values[index] = lpm_find(&spd, packet.family, addresses[index].destination_high,
-                                 addresses[index].destination_low)
-        if count > FEW and values[index] != NO_INDEX:
-            if values[index] & VALUE_DIRECT:
-                prefetch(&tables.policies[values[index] & ~<uint32_t>VALUE_DIRECT])
-                prefetch(&tables.policies[values[index] & ~<uint32_t>VALUE_DIRECT].sa)
-            else:
-                prefetch(&spd.candidates[values[index]])
-    for index in range(count):
+        if packet.verdict != PASS:
+            continue
+        slot = _find_slot(&spd, packet.family, addresses[index].destination_high, addresses[index].destination_low)
+        if slot == NULL:
+            packet.verdict = DROP_NO_POLICY
+        elif slot.plain:
+            _judge_plain(packet, slot, &addresses[index])
+        else:
+            values[waiting_count] = slot.value
+            waiting[waiting_count] = <uint8_t>index
+            waiting_count += 1
+            if ahead:
+                _touch_policy(tables, &spd, slot.value)
+    for place in range(waiting_count):
+        index = waiting[place]
         packet = &batch.packets[leaders.packets[index]]
-        if packet.verdict == PASS:
-            _judge(packet, tables, &spd, values[index], &addresses[index])
-            if count > FEW and packet.verdict == PASS:
-                prefetch_sa(tables, packet.sa)
+        policy = _match(packet, tables, &spd, values[place], &addresses[index])
+        if policy == NULL:
+            packet.verdict = DROP_NO_POLICY
+        else:
+            _judge(packet, policy.action, policy.sa)
+
+
+cdef inline void _touch_policy(const Tables *tables, const Lpm *spd, uint32_t value) noexcept nogil:
+    """Fetch the first candidate, or the list of them."""
+    if value & VALUE_DIRECT:
+        touch(&tables.policies[value & ~<uint32_t>VALUE_DIRECT])
+        touch(&tables.policies[value & ~<uint32_t>VALUE_DIRECT].sa)
+    else:
+        touch(&spd.candidates[value])
+
+
+cdef bint _repeat(LpmSlot *slot, const Policy *policy) noexcept nogil:
+    """Write a policy into its slot, where its selector is plain but for the destination; False where it is not."""
+    cdef const Selector *selector = &policy.selector
+    cdef uint64_t high = selector.source_first_high ^ selector.source_last_high
+    cdef uint64_t low = selector.source_first_low ^ selector.source_last_low
+    # The bits that differ between the ends of a prefix are all ones, from the right, and the first end has zeros there.
+    if not ((high == 0 and low & (low + 1) == 0) or (low == ~<uint64_t>0 and high & (high + 1) == 0)):
+        return False
+    if high & selector.source_first_high or low & selector.source_first_low:
+        return False
+    if (selector.source_port_last - selector.source_port_first != 65535
+            or selector.destination_port_last - selector.destination_port_first != 65535):
+        return False
+    slot.source_high = selector.source_first_high
+    slot.source_low = selector.source_first_low
+    slot.source_prefix = <uint8_t>(128 - popcount(high) - popcount(low))
+    slot.protocol = selector.protocol
+    slot.action = policy.action
+    slot.sa = policy.sa
+    slot.plain = 1
+    return True
 
 
 def lpm_publish(TablesView view, str which, list entries, list candidates) -> None:
@@ -180,6 +236,8 @@ def lpm_publish(TablesView view, str which, list entries, list candidates) -> No
     cdef LpmHalf *half
     cdef Lpm lpm
     cdef LpmSlot *slots
+    cdef Policy *policy
+    cdef uint8_t idle
     cdef uint32_t *flat
     cdef uint32_t at
     cdef uint32_t size
@@ -192,7 +250,8 @@ def lpm_publish(TablesView view, str which, list entries, list candidates) -> No
     if which not in ("spd", "routes"):
         raise ValueError(f"table {which!r}; expected 'spd' or 'routes'")
     table = &view.c.header.spd if spd else &view.c.header.routes
-    half = &table.halves[1 - (table.active & 1)]
+    idle = <uint8_t>(1 - (table.active & 1))
+    half = &table.halves[idle]
     size = 16
     while size < 2 * len(entries):
         size *= 2
@@ -207,6 +266,10 @@ def lpm_publish(TablesView view, str which, list entries, list candidates) -> No
     memset(slots, 0, size * sizeof(LpmSlot))
     for at in range(<uint32_t>len(candidates)):
         flat[at] = candidates[at]
+        if flat[at] < view.c.header.max_policies:
+            view.c.policies[flat[at]].slot = 0
+        elif flat[at] != <uint32_t>NO_INDEX:
+            raise ValueError(f"{which}: policy {flat[at]}; the table holds {view.c.header.max_policies}")
     lpm.seed = half.seed
     lpm.mask = half.mask
     lengths = {4: set(), 6: set()}
@@ -228,6 +291,12 @@ def lpm_publish(TablesView view, str which, list entries, list candidates) -> No
         slots[at].prefix = prefix
         slots[at].family = family
         slots[at].value = value
+        if spd and value & VALUE_DIRECT:
+            policy = &view.c.policies[value & ~<uint32_t>VALUE_DIRECT]
+            if _repeat(&slots[at], policy):
+                slots[at].next = policy.slot
+                policy.slot = at + 1
+                policy.half = idle
     half.ipv4_count = <uint8_t>len(lengths[4])
     half.ipv6_count = <uint8_t>len(lengths[6])
     for at, prefix in enumerate(sorted(lengths[4], reverse=True)):

@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ext.counters cimport SaCounters, WorkerCounters
 from ext.crypto cimport Key
 from ext.packet cimport NO_INDEX
+from ext.wire cimport touch
 
 cdef extern from *:
     """
@@ -23,7 +24,6 @@ cdef extern from *:
     #define store64(at, value) __atomic_store_n((at), (value), __ATOMIC_RELEASE)
     #define store64_fenced(at, value) __atomic_store_n((at), (value), __ATOMIC_SEQ_CST)
     #define add64(at, value) __atomic_add_fetch((at), (value), __ATOMIC_SEQ_CST)
-    #define prefetch(at) __builtin_prefetch((at))
     #endif
     """
     const uint64_t QUIESCENT    # WorkerCounters.seen_generation of a worker that holds no reference at all
@@ -33,7 +33,6 @@ cdef extern from *:
     void store64(uint64_t *at, uint64_t value) noexcept nogil
     void store64_fenced(uint64_t *at, uint64_t value) noexcept nogil
     uint64_t add64(uint64_t *at, uint64_t value) noexcept nogil     # returns the sum
-    void prefetch(const void *at) noexcept nogil
 
 cdef enum:
     TABLES_MAGIC = 0x45535031   # "ESP1"
@@ -74,12 +73,20 @@ cdef struct SaHot:              # 64 bytes: read per packet; while live only `ad
     uint8_t  icv_length
     uint8_t  align              # of payload + trailer: 4 or 16
 
+cdef struct PlainSelector:      # 40 bytes: two prefixes, a protocol and ANY port, as most selectors are
+    uint64_t source_high, source_low    # host order; IPv4 in the low 32 bits of the low half
+    uint64_t destination_high, destination_low
+    uint8_t  source_prefix      # bits of the 128 that count (IPv4: 96 and more)
+    uint8_t  destination_prefix
+    uint8_t  protocol           # 0 is ANY
+    uint8_t  family             # 4 or 6; 0: there is no plain selector, look into the array
+    uint8_t  spare[4]
+
 cdef struct SaInbound:          # 64 bytes: inbound only, read per packet
     uint64_t local_high, local_low      # host order; IPv4 in the low 32 bits of local_low
-    uint64_t remote_high, remote_low
     uint32_t first_selector     # index in the selector array
     uint32_t selector_count
-    uint8_t  spare[24]
+    PlainSelector plain         # the first selector again, where it is plain: saves fetching it from the array
 
 cdef struct Replay:             # 64 + 1024 bytes
     uint64_t top                # host order; highest sequence number accepted, 0 at first
@@ -115,8 +122,10 @@ cdef enum Action:
 cdef struct Policy:             # 128 bytes: an outbound SPD entry
     Selector selector           # source is local, destination is remote
     uint32_t sa                 # outbound SA, swapped by one store at rekey; NO_INDEX: none yet
+    uint32_t slot               # first of the LPM slots that repeat `sa`, + 1; 0: none does
     uint8_t  action             # Action
-    uint8_t  spare[27]
+    uint8_t  half               # of the LPM table that has those slots
+    uint8_t  spare[22]
 
 cdef struct Adjacency:          # 32 bytes; never changed once published: a new one is made and swapped in
     uint8_t  link_header[14]    # destination MAC, source MAC, ethertype
@@ -126,13 +135,21 @@ cdef struct Adjacency:          # 32 bytes; never changed once published: a new 
     uint16_t mtu
     uint8_t  spare[12]
 
-cdef struct LpmSlot:            # 32 bytes: one prefix in an open-addressing hash
+cdef struct LpmSlot:            # 64 bytes: one prefix in an open-addressing hash
     uint64_t high, low          # host order, masked
     uint32_t value              # SPD: first index in the candidates array, or VALUE_DIRECT | policy index where
                                 # there is just one; routes: adjacency index, ROUTE_KERNEL or NO_INDEX
     uint8_t  prefix             # length in bits (IPv4: 0-32)
     uint8_t  family             # 4, 6; 0: free slot
-    uint8_t  spare[10]
+    # SPD, where the one policy is plain (see PlainSelector; its destination is this prefix or wider): the whole of it.
+    uint8_t  plain              # 1: what follows holds
+    uint8_t  action             # Action
+    uint64_t source_high, source_low
+    uint8_t  source_prefix      # bits of 128
+    uint8_t  protocol
+    uint8_t  spare[14]
+    uint32_t sa                 # Policy.sa; both are swapped by TablesView.set_policy_sa
+    uint32_t next               # the next slot that repeats the same policy, + 1; 0: none
 
 cdef struct LpmHalf:
     uint64_t slots_offset       # of LpmSlot[mask + 1], from the segment's start
@@ -184,9 +201,9 @@ cdef inline uint32_t spi_slot(const Tables *t, uint32_t spi) noexcept nogil:
     """Where the search for `spi` (host order) begins: Fibonacci hashing. We choose SPIs: nobody can aim."""
     return <uint32_t>((spi * <uint64_t>0x9E3779B97F4A7C15) >> 32) & t.header.spi_mask
 
-cdef inline void spi_prefetch(const Tables *t, uint32_t spi) noexcept nogil:
-    """Begin to fetch the line in which `spi_find` will look first."""
-    prefetch(&t.spis[spi_slot(t, spi)])
+cdef inline void spi_touch(const Tables *t, uint32_t spi) noexcept nogil:
+    """Fetch the line in which `spi_find` will look first."""
+    touch(&t.spis[spi_slot(t, spi)])
 
 cdef inline uint32_t spi_find(const Tables *t, uint32_t spi) noexcept nogil:
     """Index of the inbound SA with this SPI (host order), or NO_INDEX.

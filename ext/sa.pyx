@@ -70,7 +70,7 @@ cdef void _assert_sizes() noexcept nogil:
     assert_size(sizeof(Selector), 96)
     assert_size(sizeof(Policy), 128)
     assert_size(sizeof(Adjacency), 32)
-    assert_size(sizeof(LpmSlot), 32)
+    assert_size(sizeof(LpmSlot), 64)
     assert_size(sizeof(SaCounters), 256)
     assert_size(sizeof(PortCounters), 64)
     assert_size(sizeof(WorkerCounters), 2048)
@@ -279,7 +279,14 @@ cdef class TablesView:
             raise IndexError(f"policy {policy}; the table holds {self.c.header.max_policies}")
         if sa != <uint32_t>NO_INDEX:
             self._sa(sa)
-        store32(&self.c.policies[policy].sa, sa)
+        cdef Policy *entry = &self.c.policies[policy]
+        cdef LpmSlot *slots = <LpmSlot *>(
+            <uint8_t *>self.c.header + self.c.header.spd.halves[entry.half & 1].slots_offset)
+        cdef uint32_t slot = entry.slot
+        store32(&entry.sa, sa)
+        while slot:
+            store32(&slots[slot - 1].sa, sa)
+            slot = slots[slot - 1].next
 
     def set_limit(self, uint32_t sa, uint64_t limit):
         """Outbound SA `sa` may use numbers below `limit`; the mark must be on disk already. It only grows."""

@@ -10,13 +10,17 @@ from ext.packet cimport (
 )
 
 cdef extern from *:
+    """
+    #define ESPLANADE_TOUCH(address) ((void)*(const volatile char *)(address))
+    """
     uint16_t bswap16 "__builtin_bswap16"(uint16_t value) noexcept nogil
     uint32_t bswap32 "__builtin_bswap32"(uint32_t value) noexcept nogil
     uint64_t bswap64 "__builtin_bswap64"(uint64_t value) noexcept nogil
     bint unlikely "__builtin_expect"(bint condition, bint expected) noexcept nogil
     bint likely "__builtin_expect"(bint condition, bint expected) noexcept nogil
-    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
-    void prefetch_write "__builtin_prefetch"(const void *address, int write) noexcept nogil
+    # Fetch a line that is needed later. A load, because the CPU drops prefetches while its page walkers are busy, and
+    # with many SAs they always are; nobody waits for its value. In loops of its own, so that many are on their way.
+    void touch "ESPLANADE_TOUCH"(const void *address) noexcept nogil
 
 cdef enum:
     PROTOCOL_ICMP = 1
