@@ -28,7 +28,8 @@ cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound 
                    uint64_t now) noexcept nogil
 
 # The stages of `outbound`, in order, for the bench that times each (lookup_policies and engine.seal are the others).
-cdef void touch_sas(const Batch *batch, const Tables *tables, const Engine *engine, const Leaders *leaders) noexcept nogil
+cdef void touch_sas(const Batch *batch, const Tables *tables, const Engine *engine,
+                    const Leaders *leaders) noexcept nogil
 cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil
 cdef void number(Batch *batch, const Tables *tables, Outbound *scratch) noexcept nogil
 cdef void build(Batch *batch, const Tables *tables, Outbound *scratch) noexcept nogil

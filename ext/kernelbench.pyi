@@ -32,3 +32,6 @@ def profile(
     base: int = 0,
     seed: int = 1,
 ) -> dict[str, float]: ...
+def fetch(
+    view: TablesView, engine: EngineHandle, packets: int, sas: int, opening: bool, seed: int = 1
+) -> float: ...

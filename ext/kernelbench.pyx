@@ -9,7 +9,8 @@
 
 So inbound sees true sequence numbers and ICVs, and every verdict is checked. The tables must hold an outbound SA per
 flow and the inbound SA that opens what it sends. The clock is read three times per batch and direction: about 1 ns
-per packet, and it counts against us. `profile` times each stage of the two walks. Receive and transmit
+per packet, and it counts against us. `profile` times each stage of the two walks, `fetch` what
+the memory alone costs when SAs are cold. Receive and transmit
 are the ports' business (ext.portbench); the bare cipher call is timed by the engines (`EngineHandle.bare`).
 """
 
@@ -22,13 +23,13 @@ from libc.string cimport memcpy, memset
 from ext.clock cimport now_ns
 from ext.counters cimport PASS
 from ext cimport esp_in, esp_out
-from ext.crypto cimport Engine, EngineHandle
+from ext.crypto cimport CIPHER_AES_GCM, Engine, EngineHandle, touch_key
 from ext.esp_in cimport Inbound, inbound
 from ext.esp_out cimport Outbound, outbound
 from ext.packet cimport BATCH_MAX, LINK_ETHERNET, NO_INDEX, ROLE_PROTECTED, ROLE_UNPROTECTED, Batch, Packet, Port
-from ext.policy cimport FEW, lookup_policies
-from ext.sa cimport Tables, TablesView, tables_enter, tables_leave
-from ext.wire cimport ETHERNET_HEADER, parse_batch, restamp_ipv4, store16, store32
+from ext.policy cimport FEW, Lpm, lookup_policies, lpm_open
+from ext.sa cimport Sa, Tables, TablesView, tables_enter, tables_leave
+from ext.wire cimport ETHERNET_HEADER, parse_batch, restamp_ipv4, store16, store32, touch
 
 cdef extern from *:
     """
@@ -296,3 +297,49 @@ def profile(TablesView view, EngineHandle engine, bytes packet, uint32_t batches
     free(bench)
     _check(bad)
     return {name: stages[index] / (<double>batches * BATCH_MAX) for index, name in enumerate(STAGES)}
+
+
+# What memory alone costs.
+
+cdef inline uint64_t _draw_below(uint64_t *random, uint64_t end) noexcept nogil:
+    random[0] ^= random[0] >> 12
+    random[0] ^= random[0] << 25
+    random[0] ^= random[0] >> 27
+    return ((random[0] * <uint64_t>0x2545F4914F6CDD1DULL) >> 32) % end
+
+
+cdef void _fetch(const Tables *tables, const Engine *engine, uint64_t packets, uint64_t sas, bint opening,
+                 uint64_t seed) noexcept nogil:
+    """Touch every line that a packet of a random SA needs, and do nothing with them."""
+    cdef uint64_t random = seed | 1
+    cdef uint64_t _packet
+    cdef const Sa *sa
+    cdef Lpm spd
+    lpm_open(&spd, tables, &tables.header.spd)
+    for _packet in range(packets):
+        sa = &tables.sas[_draw_below(&random, sas)]
+        touch_key(engine, &sa.key, CIPHER_AES_GCM, opening)
+        touch(&sa.hot)
+        touch(&tables.sa_counters[_draw_below(&random, sas)])
+        if opening:
+            touch(&tables.spis[_draw_below(&random, <uint64_t>tables.header.spi_mask + 1)])
+            touch(&sa.inbound)
+            touch(&sa.replay)
+            touch(&sa.replay.blocks)
+        else:
+            touch(&spd.slots[_draw_below(&random, <uint64_t>spd.mask + 1)])
+            touch(&sa.sequence)
+
+
+def fetch(TablesView view, EngineHandle engine, uint64_t packets, uint64_t sas, bint opening, uint64_t seed=1) -> float:
+    """Nanoseconds per packet to fetch the lines that AES-GCM packets of random SAs need, as fast as memory gives them.
+
+    `sas` is how many records of the SAD to pick from, 1 or more; `seed` begins the choice.
+    """
+    cdef uint64_t begun
+    if not 1 <= sas <= view.c.header.max_sas or packets == 0:
+        raise ValueError(f"{packets} packets of {sas} SAs; wanted some of 1 to {view.c.header.max_sas}")
+    begun = now_ns()
+    with nogil:
+        _fetch(&view.c, &engine.c, packets, sas, opening, seed)
+    return (now_ns() - begun) / <double>packets
