@@ -28,6 +28,7 @@ MODULES = {  # module of ext: libraries it links
     "sa": [],
     "layout": [],
     "policy": [],
+    "acquire": [],
     "replay": [],
     "wire": [],
     "crypto": [],

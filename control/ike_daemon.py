@@ -52,17 +52,15 @@ from control.sa.spd import Spd
 from control.sa.starts import Starts
 from control.sa.traps import remote_address, traps
 from dataplane.api import DataPlane, DataPlaneError, SaTraffic
-from dataplane.model import Address
+from dataplane.model import Acquire, Address
 
 log = logging.getLogger("esplanade.ike")
 
 T = TypeVar("T")
 
 TRAFFIC_INTERVAL = 1.0  # seconds between two looks at the counters
-TRAP_INTERVAL = 0.1  # seconds between two looks for packets that want a tunnel
-TRAP_PATIENCE = (
-    5.0  # seconds that a child has to come up before traffic asks for it again; doubled each time,
-)
+TRAP_INTERVAL = 0.05  # seconds between two looks at what traffic waits for
+TRAP_PATIENCE = 5.0  # seconds that a child has to come up before traffic asks for it again; doubled each time,
 TRAP_PATIENCE_MOST = 300.0  # up to this
 FLUSH_PAUSE, LONGEST_PAUSE = 5.0, 1.0  # after new policies: times what they took, and seconds
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
@@ -257,37 +255,27 @@ class IkeDaemon:
         self._pump_soon()
 
     async def _watch_traps(self) -> None:
-        """Packets that met a policy without SA want a tunnel. Which it was is not known: all idle traps are meant."""
-        seen = self._untunnelled()
+        """Bring about the children whose traps met packets."""
         while True:
             await asyncio.sleep(TRAP_INTERVAL)
             with self._guarded("traps"):
-                met = self._untunnelled()
-                if met != seen:
-                    seen = met
-                    self._acquire_idle()
+                for report in self._dataplane.take_acquires():
+                    self._acquire(report)
 
-    def _untunnelled(self) -> int:
-        """Packets so far for which a policy had no SA."""
-        return self._dataplane.count("policy_no_sa")
-
-    def _acquire_idle(self) -> None:
-        """Bring about every trap's child that is neither there nor on its way."""
+    def _acquire(self, report: Acquire) -> None:
+        """A packet met a policy that has no SA: bring about the child whose trap it is, if that is not under way."""
+        trap = self.spd.trap_of(report.policy)
         now = self.now()
-        there = {(each.sa.connection, each.sa.settings.name) for each in self.children.installed.values()}
-        idle = [
-            trap
-            for trap in self.spd.traps()
-            if trap not in there and self._acquired.get(trap, _NEVER).until <= now
-        ]
-        connecting = {each.connection for each in self.snapshot() if not each.established} if idle else set()
-        for trap in idle:
-            pause = min(2 * self._acquired.get(trap, _NEVER).pause, TRAP_PATIENCE_MOST) or TRAP_PATIENCE
-            self._acquired[trap] = _Patience(until=now + pause, pause=pause)
-            if trap[0] not in connecting:
-                self._starts.want(trap)
-        if idle:
-            self._start_what_can()
+        before = self._acquired.get(trap, _NEVER) if trap is not None else _NEVER
+        if trap is None or before.until > now:
+            return
+        pause = min(2 * before.pause, TRAP_PATIENCE_MOST) or TRAP_PATIENCE
+        self._acquired[trap] = _Patience(until=now + pause, pause=pause)
+        try:
+            self.endpoint.acquire(*trap, now, report.packet)
+        except ValueError as error:
+            log.warning("%s: traffic wants child %s: %s", *trap, error)
+        self._pump_soon()
 
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Iterator[None]:

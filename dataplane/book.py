@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from types import TracebackType
 
+from dataplane.acquire import take
 from dataplane.layout import NO_INDEX
 from dataplane.model import (
+    Acquire,
     Action,
     Address,
     AdjacencySpec,
@@ -402,6 +404,10 @@ class Book:
         if new is not None:
             new.policies.add(policy)
         self._policies[policy] = index, replace(spec, sa=sa)
+
+    def take_acquires(self) -> list[Acquire]:
+        """Flows that met a policy without SA since the last call: each policy once a second and worker at most."""
+        return take(self.tables.view, {index: name for name, (index, _) in self._policies.items()})
 
     async def set_routes(self, routes: Sequence[RouteSpec]) -> None:
         """Replace the whole table by which decrypted packets leave."""

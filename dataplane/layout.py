@@ -20,6 +20,7 @@ SA_VERDICTS = 28
 VERDICTS = 64
 PORTS_MAX = 8
 CACHE_LINE = 64
+ACQUIRE_RING = 128 + 64 * 64  # bytes of an ext.sa.AcquireRing, which ext.acquire alone looks into
 
 # ext.sa.SaFlag
 SA_ESN = 1
@@ -228,6 +229,7 @@ HEADER = np.dtype(
         ("adjacencies_offset", "<u8"),
         ("workers_offset", "<u8"),
         ("sa_counters_offset", "<u8"),
+        ("acquires_offset", "<u8"),
         ("boot_id", "<u8"),
         ("spi_moves", "<u8"),
         ("spd", LPM_TABLE),

@@ -209,6 +209,14 @@ class PolicySpec:
     sa: str | None = None  # name of the outbound SA when action is PROTECT
 
 
+@dataclass(frozen=True, kw_only=True)
+class Acquire:
+    """Traffic waits for the SA of a PROTECT policy: the policy, and the packet as a selector of just its flow."""
+
+    policy: str
+    packet: SelectorSpec
+
+
 class Role(enum.Enum):
     """Which side of the gateway a port is on (RFC 4301 section 3.1)."""
 

@@ -340,6 +340,7 @@ def _plan(limits: Limits, workers: int, engine: int) -> tuple[Records, int]:
     row["adjacencies_offset"] = place(limits.max_adjacencies * layout.ADJACENCY.itemsize)
     row["workers_offset"] = place(workers * layout.WORKER_COUNTERS.itemsize)
     row["sa_counters_offset"] = place(workers * limits.max_sas * layout.SA_COUNTERS.itemsize)
+    row["acquires_offset"] = place(workers * layout.ACQUIRE_RING)
     for name, prefixes, candidates in (
         ("spd", limits.max_prefixes, limits.max_candidates),
         ("routes", limits.max_routes, 0),

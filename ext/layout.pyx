@@ -228,6 +228,7 @@ cdef tuple tables_header_layout():
         "adjacencies_offset": at(&x, &x.adjacencies_offset, sizeof(x.adjacencies_offset), "u8"),
         "workers_offset": at(&x, &x.workers_offset, sizeof(x.workers_offset), "u8"),
         "sa_counters_offset": at(&x, &x.sa_counters_offset, sizeof(x.sa_counters_offset), "u8"),
+        "acquires_offset": at(&x, &x.acquires_offset, sizeof(x.acquires_offset), "u8"),
         "boot_id": at(&x, &x.boot_id, sizeof(x.boot_id), "u8"),
         "spi_moves": at(&x, &x.spi_moves, sizeof(x.spi_moves), "u8"),
         "spd": at(&x, &x.spd, sizeof(x.spd), "LpmTable"),

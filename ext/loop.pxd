@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from ext.acquire cimport AcquireLimit
 from ext.counters cimport PORTS_MAX
 from ext.crypto cimport Engine, EngineHandle
 from ext.esp_in cimport Inbound
@@ -24,6 +25,7 @@ cdef struct Worker:
     Outbound out
     Inbound into
     IcmpLimit limit
+    AcquireLimit acquires
     Packet *queues[PORTS_MAX + 1][BATCH_MAX]
     uint32_t queued[PORTS_MAX + 1]
 

@@ -1,6 +1,7 @@
 """One worker's life in one nogil loop: receive, walk, dispatch, flush; sleep when nothing comes.
 
     step      for each port: receive a batch -> parse_batch -> outbound (protected) or inbound (unprotected)
+    report    flows that wait for an SA, so that control brings it about
     turn back what came out of a tunnel and is not for the protected side is the SPD's before it is the kernel's
     answer    TTL and size verdicts become ICMP errors, back to the sender or back through the tunnel
     dispatch  by adjacency to a port's queue, to the kernel, or back to the frame pool; every verdict counted
@@ -15,6 +16,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
+from ext.acquire cimport report_acquires
 from ext.clock cimport now_ns
 from ext.counters cimport (
     BYPASSED, DROP_ICMP_LIMIT, DROP_KERNEL, DROP_NO_ROUTE, DROP_POLICY_DISCARD, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL,
@@ -66,6 +68,7 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
         if port.role == ROLE_PROTECTED:
             parse_batch(batch, port, &worker.out.leaders)
             outbound(batch, worker.tables, worker.engine, &worker.out, port.link == LINK_ETHERNET, now)
+            report_acquires(batch, &worker.out.leaders, worker.tables, &worker.acquires, now)
         else:
             parse_batch(batch, port, &worker.into.leaders)
             inbound(batch, worker.tables, worker.engine, &worker.into, now)
@@ -133,6 +136,7 @@ cdef void _send_own(Worker *worker, Batch *batch, uint64_t now) noexcept nogil:
         leaders.packets[index] = <uint8_t>index
         leaders.leader[index] = <uint8_t>index
     outbound(batch, worker.tables, worker.engine, &worker.out, False, now)
+    report_acquires(batch, leaders, worker.tables, &worker.acquires, now)
 
 
 cdef const Port *_first_protected(const Worker *worker, uint8_t family) noexcept nogil:

@@ -40,6 +40,7 @@ cdef enum:
     REPLAY_BLOCKS = 128         # 64-bit blocks: the power of two above 4096 / 64 + 1
     VALUE_DIRECT = 0x40000000
     ROUTE_KERNEL = 0xFFFFFFFE   # a route's value: the kernel's, whatever the SPD says (NO_INDEX: ask the SPD first)
+    ACQUIRES = 64               # entries of an AcquireRing, a power of two
     SA_LINES = 39               # odd, so that hot lines of neighbours fall into different cache sets
 
 cdef enum SaFlag:
@@ -151,6 +152,23 @@ cdef struct LpmSlot:            # 64 bytes: one prefix in an open-addressing has
     uint32_t sa                 # Policy.sa; both are swapped by TablesView.set_policy_sa
     uint32_t next               # the next slot that repeats the same policy, + 1; 0: none
 
+cdef struct Acquire:            # 64 bytes: a packet met a PROTECT policy that has no SA
+    uint64_t source_high, source_low    # host order; IPv4 in the low 32 bits
+    uint64_t destination_high, destination_low
+    uint32_t policy             # index
+    uint16_t source_port, destination_port      # host order, as in Packet
+    uint8_t  family             # 4 or 6
+    uint8_t  protocol
+    uint8_t  has_ports
+    uint8_t  spare[21]
+
+cdef struct AcquireRing:        # the worker writes entries and then `head`, control reads them and then moves `taken`
+    uint64_t head               # entries ever written
+    uint64_t spare_head[7]
+    uint64_t taken              # entries ever read
+    uint64_t spare_taken[7]
+    Acquire entries[ACQUIRES]
+
 cdef struct LpmHalf:
     uint64_t slots_offset       # of LpmSlot[mask + 1], from the segment's start
     uint64_t candidates_offset  # of uint32_t[]: policy indices in SPD order, each run ended by NO_INDEX
@@ -180,6 +198,7 @@ cdef struct TablesHeader:
     uint64_t sas_offset, spis_offset, policies_offset, selectors_offset, adjacencies_offset
     uint64_t workers_offset     # WorkerCounters[workers]
     uint64_t sa_counters_offset # SaCounters[workers][max_sas]
+    uint64_t acquires_offset    # AcquireRing[workers]
     uint64_t boot_id            # random, tells one run from the next
     uint64_t spi_moves          # bumped between the copy and the end of an SPI entry that moves
     LpmTable spd
@@ -194,6 +213,7 @@ cdef struct Tables:             # one process's view: plain pointers into the se
     Adjacency *adjacencies
     WorkerCounters *worker      # this worker's (NULL in control)
     SaCounters *sa_counters     # this worker's
+    AcquireRing *acquires       # this worker's (control: the first of all)
     uint32_t worker_index
 
 

@@ -74,6 +74,8 @@ cdef void _assert_sizes() noexcept nogil:
     assert_size(sizeof(SaCounters), 256)
     assert_size(sizeof(PortCounters), 64)
     assert_size(sizeof(WorkerCounters), 2048)
+    assert_size(sizeof(Acquire), 64)
+    assert_size(sizeof(AcquireRing), 128 + 64 * ACQUIRES)
 
 
 _assert_sizes()
@@ -127,6 +129,7 @@ cdef class TablesView:
         self._check_area("workers", header.workers_offset, header.workers, sizeof(WorkerCounters))
         self._check_area("sa_counters", header.sa_counters_offset,
                          <uint64_t>header.workers * header.max_sas, sizeof(SaCounters))
+        self._check_area("acquires", header.acquires_offset, header.workers, sizeof(AcquireRing))
 
     cdef _check_area(self, str name, uint64_t offset, uint64_t count, size_t size):
         """Every array lies inside the segment, on a cache line (counts are below 2**40)."""
@@ -143,6 +146,7 @@ cdef class TablesView:
         self.c.policies = <Policy *>(base + header.policies_offset)
         self.c.selectors = <Selector *>(base + header.selectors_offset)
         self.c.adjacencies = <Adjacency *>(base + header.adjacencies_offset)
+        self.c.acquires = <AcquireRing *>(base + header.acquires_offset)
         self.c.worker = NULL
         self.c.sa_counters = NULL
         if worker_index is None:
@@ -153,6 +157,7 @@ cdef class TablesView:
         self.c.worker = <WorkerCounters *>(base + header.workers_offset) + self.c.worker_index
         self.c.sa_counters = (<SaCounters *>(base + header.sa_counters_offset)
                               + <uint64_t>self.c.worker_index * header.max_sas)
+        self.c.acquires += self.c.worker_index
 
     def __dealloc__(self):
         if self.c.header != NULL:

@@ -138,7 +138,7 @@ class Gateway:
 
     def set_policies(self, policies: Sequence[PolicySpec]) -> None:
         """Replace the SPD."""
-        self.tables.set_policies(
+        self.policies = self.tables.set_policies(
             policies, [NO_INDEX if policy.sa is None else self.indices[policy.sa] for policy in policies]
         )
         self.settle()
