@@ -60,7 +60,9 @@ T = TypeVar("T")
 
 TRAFFIC_INTERVAL = 1.0  # seconds between two looks at the counters
 TRAP_INTERVAL = 0.05  # seconds between two looks at what traffic waits for
-TRAP_PATIENCE = 5.0  # seconds that a child has to come up before traffic asks for it again; doubled each time,
+TRAP_PATIENCE = (
+    5.0  # seconds that a child has to come up before traffic asks for it again; doubled each time,
+)
 TRAP_PATIENCE_MOST = 300.0  # up to this
 FLUSH_PAUSE, LONGEST_PAUSE = 5.0, 1.0  # after new policies: times what they took, and seconds
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes

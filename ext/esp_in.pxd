@@ -15,6 +15,5 @@ cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch
 # The stages of `inbound`, in order, for the bench that times each (engine.open is the other).
 cdef void find_sas(Batch *batch, Tables *tables, const Engine *engine, const Leaders *leaders) noexcept nogil
 cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil
-cdef void accept(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil
-cdef void strip(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil
+cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil
 cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil

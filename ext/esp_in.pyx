@@ -1,10 +1,10 @@
-"""Inbound ESP, tunnel mode: 1 find SA 2 admit 3 open 4 accept 5 strip 6 check selectors and route.
+"""Inbound ESP, tunnel mode: 1 find SA 2 admit 3 open 4 finish 5 check selectors and route.
 
     find SA    outer header -> ESP header (through UDP where there is one) -> SPI -> SA
     admit      addresses, encapsulation, lengths, replay check; the engine's job
     open       the engine checks and deciphers the whole batch in place
-    accept     replay window moved, only now that the ICV has passed (RFC 4303 3.4.3)
-    strip      padding and next header checked; `data` moved to the inner packet; ECN (RFC 6040)
+    finish     replay window moved, only now that the ICV has passed (RFC 4303 3.4.3); padding and next header
+               checked; `data` moved to the inner packet, which is parsed; ECN (RFC 6040)
     selectors  the inner packet must be what the SA is for (RFC 4301 5.2), then it is routed
 
 Fragments, ESP behind extension headers other than those `wire` walks, and transport mode end in named drops.
@@ -68,8 +68,7 @@ cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch
     find_sas(batch, tables, engine, &scratch.leaders)
     admit(batch, tables, scratch)
     engine.open(engine, &scratch.jobs)
-    accept(batch, tables, scratch, now)
-    strip(batch, tables, scratch)
+    finish(batch, tables, scratch, now)
     select_and_route(batch, tables, scratch)
 
 
@@ -281,7 +280,7 @@ cdef inline uint8_t _prepare(Packet *packet, uint32_t index, const Lock *lock, J
     job.key = &lock.sa.key
     if likely(lock.plain, 1):
         packet.sequence = sequence
-        # Right of the window's top it is new for certain; accept() looks again in any case.
+        # Right of the window's top it is new for certain; finish() looks again in any case.
         if unlikely(sequence <= lock.top, 0):
             verdict = replay_check(&lock.sa.replay, sequence)
             if verdict != PASS:
@@ -319,31 +318,6 @@ cdef inline uint8_t _prepare(Packet *packet, uint32_t index, const Lock *lock, J
         store32(job.aad, <uint32_t>(sequence >> 32))
         job.aad_length = 4
     return PASS
-
-
-cdef void accept(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil:
-    """Move the replay windows: runs of one SA share one hold of its lock."""
-    cdef uint32_t index
-    cdef uint32_t sa = NO_INDEX
-    cdef Job *job
-    cdef Packet *packet
-    cdef Replay *replay = NULL
-    for index in range(scratch.jobs.count):
-        job = &scratch.jobs.jobs[index]
-        packet = &batch.packets[job.packet]
-        if unlikely(not job.ok, 0):
-            packet.verdict = DROP_INTEGRITY
-            continue
-        if packet.sa != sa:
-            if replay != NULL:
-                replay_unlock(replay)
-            sa = packet.sa
-            replay = &tables.sas[sa].replay
-            replay_lock(replay, tables.worker_index + 1)
-            tables.sa_counters[sa].last_used = now
-        packet.verdict = replay_accept(replay, packet.sequence)
-    if replay != NULL:
-        replay_unlock(replay)
 
 
 cdef inline uint8_t _merge_ecn(Packet *packet, uint8_t outer_tos) noexcept nogil:
@@ -396,43 +370,61 @@ cdef inline uint8_t _strip_one(Packet *packet, const Job *job, uint32_t iv_block
     return PASS if text[0] >> 4 == (4 if next_header == PROTOCOL_IPIP else 6) else DROP_INNER_MALFORMED
 
 
-cdef void strip(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
-    """Strip and parse every packet that was accepted; leaders are now those of inner flows, within one SA."""
+cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil:
+    """Move the replay windows, strip and parse what is new; leaders are now those of inner flows, within one SA.
+
+    Runs of one SA share one hold of its window's lock.
+    """
     cdef uint32_t at
     cdef uint32_t index
+    cdef uint32_t count = scratch.jobs.count
     cdef uint32_t sa = NO_INDEX
     cdef uint32_t iv_block = 0
     cdef uint32_t clamp = 0
     cdef uint8_t tos
+    cdef uint8_t verdict
+    cdef const Job *job
     cdef Packet *packet
+    cdef Replay *replay = NULL
     cdef Flow flow
     flow.first = 0
     flow.second = 0
     flow.leader = NO_INDEX
     scratch.leaders.count = 0
-    for at in range(scratch.jobs.count):
-        index = scratch.jobs.jobs[at].packet
+    for at in range(count):
+        job = &scratch.jobs.jobs[at]
+        index = job.packet
         packet = &batch.packets[index]
-        if unlikely(packet.verdict != PASS, 0):
+        if unlikely(not job.ok, 0):
+            packet.verdict = DROP_INTEGRITY
             continue
         if packet.sa != sa:
+            if replay != NULL:
+                replay_unlock(replay)
             sa = packet.sa
+            replay = &tables.sas[sa].replay
+            replay_lock(replay, tables.worker_index + 1)
+            tables.sa_counters[sa].last_used = now
             iv_block = 16 if tables.sas[sa].hot.iv_length == 16 else 0
             clamp = tables.sas[sa].hot.flags & SA_MSS_CLAMP
             flow.first = 0
             flow.leader = NO_INDEX
-        tos = packet.tos
-        packet.verdict = _strip_one(packet, &scratch.jobs.jobs[at], iv_block)
-        if unlikely(packet.verdict != PASS, 0):
-            continue
-        if unlikely(parse_next(batch, index, &scratch.leaders, &flow) != PASS, 0):
-            packet.verdict = DROP_INNER_MALFORMED
-            continue
-        packet.inner_bytes = packet.length
-        if unlikely(tos & ECN_MASK, 0):
-            packet.verdict = _merge_ecn(packet, tos)
-        if unlikely(clamp and packet.protocol == PROTOCOL_TCP, 0):
-            clamp_mss(packet, tables.sas[sa].hot.inner_mtu)
+        verdict = replay_accept(replay, packet.sequence)
+        if likely(verdict == PASS, 1):
+            tos = packet.tos
+            verdict = _strip_one(packet, job, iv_block)
+            if likely(verdict == PASS, 1):
+                if unlikely(parse_next(batch, index, &scratch.leaders, &flow) != PASS, 0):
+                    packet.verdict = DROP_INNER_MALFORMED
+                    continue
+                packet.inner_bytes = packet.length
+                if unlikely(tos & ECN_MASK, 0):
+                    verdict = _merge_ecn(packet, tos)
+                if unlikely(clamp and packet.protocol == PROTOCOL_TCP, 0):
+                    clamp_mss(packet, tables.sas[sa].hot.inner_mtu)
+        packet.verdict = verdict
+    if replay != NULL:
+        replay_unlock(replay)
 
 
 cdef inline bint _selected(const Tables *tables, const Sa *sa, const Packet *packet,
@@ -460,6 +452,8 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
     cdef uint32_t leader = NO_LEADER
     cdef uint8_t verdict = DROP_INNER_SELECTORS
     cdef bint forwards = False
+    cdef uint64_t packets = 0
+    cdef uint64_t bytes_ = 0
     cdef Packet *packet
     lpm_open(&routes, tables, &tables.header.routes)
     if scratch.leaders.count > FEW:
@@ -472,6 +466,11 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
             continue
         if scratch.leaders.leader[index] != leader:
             leader = scratch.leaders.leader[index]
+            if packets:
+                tables.sa_counters[sa].packets += packets
+                tables.sa_counters[sa].bytes += bytes_
+                packets = 0
+                bytes_ = 0
             # ... and has its ports from it: the parser read none but the leader's.
             packet.source_port = batch.packets[leader].source_port
             packet.destination_port = batch.packets[leader].destination_port
@@ -493,8 +492,11 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
                 packet.verdict = DROP_TTL
                 continue
             decrement_ttl(packet)
-        tables.sa_counters[sa].packets += 1
-        tables.sa_counters[sa].bytes += packet.length
+        packets += 1
+        bytes_ += packet.length
+    if packets:
+        tables.sa_counters[sa].packets += packets
+        tables.sa_counters[sa].bytes += bytes_
 
 
 cdef void _touch_routes(Batch *batch, Tables *tables, Inbound *scratch, const Lpm *routes) noexcept nogil:

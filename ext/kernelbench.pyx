@@ -217,7 +217,7 @@ def measure(TablesView view, EngineHandle engine, bytes packet, uint32_t batches
 # The same, stage by stage.
 
 OUTBOUND_STAGES = ("parse", "look up", "admit", "number", "build", "seal", "account")
-INBOUND_STAGES = ("parse", "find SA", "admit", "open", "accept", "strip", "select and route")
+INBOUND_STAGES = ("parse", "find SA", "admit", "open", "finish", "select and route")
 STAGES = tuple(f"out: {name}" for name in OUTBOUND_STAGES) + tuple(f"in: {name}" for name in INBOUND_STAGES)
 
 
@@ -229,7 +229,7 @@ cdef inline uint64_t _lap(uint64_t *stage, uint64_t begun) noexcept nogil:
 
 
 cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches, uint64_t *stages) noexcept nogil:
-    """As `_measure`; stages[0:7] and [7:14] are those of `profile`."""
+    """As `_measure`; stages[0:7] and [7:13] are those of `profile`."""
     cdef uint64_t at
     cdef uint32_t _batch, index
     cdef int bad
@@ -267,12 +267,10 @@ cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches
         at = _lap(&stages[9], at)
         engine.open(engine, &bench.into.jobs)
         at = _lap(&stages[10], at)
-        esp_in.accept(batch, tables, &bench.into, at)
+        esp_in.finish(batch, tables, &bench.into, at)
         at = _lap(&stages[11], at)
-        esp_in.strip(batch, tables, &bench.into)
-        at = _lap(&stages[12], at)
         esp_in.select_and_route(batch, tables, &bench.into)
-        _lap(&stages[13], at)
+        _lap(&stages[12], at)
         bad = _first_bad(bench)
         if bad >= 0:
             return bad + 256
@@ -286,7 +284,7 @@ def profile(TablesView view, EngineHandle engine, bytes packet, uint32_t batches
     The clock adds about half a nanosecond to each stage.
     """
     cdef Bench *bench = _make(packet, flows, base, seed)
-    cdef uint64_t stages[14]
+    cdef uint64_t stages[13]
     cdef int bad
     memset(stages, 0, sizeof(stages))
     with nogil:
