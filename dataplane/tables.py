@@ -194,7 +194,6 @@ class Tables:
         """The outer addresses and encapsulation of `spec` for a live inbound SA; each store is whole by itself."""
         inbound, hot = self._inbounds[index], self._hots[index]
         inbound["local_high"], inbound["local_low"] = split_address(spec.local)
-        inbound["remote_high"], inbound["remote_low"] = split_address(spec.remote)
         hot["header_length"] = len(outer_header(spec))
         hot["flags"] = sa_flags(spec)
 
