@@ -30,7 +30,6 @@ from dataplane.ports.drivers import DRIVERS, PreparedPort, prepare
 from dataplane.reserve import Reserve, ReserveError
 from dataplane.sequence import SequenceKeeper
 from dataplane.stats import (
-    VERDICT_NUMBERS,
     DataPlaneStats,
     PortStats,
     SaStats,
@@ -242,10 +241,6 @@ class DataPlane(Book):
         for port in self._prepared:
             with named(f"port {port.spec.name!r}"):
                 port.set_remotes(networks)
-
-    def count(self, verdict: str) -> int:
-        """How many packets got this verdict so far, by its name in `stats`: for whoever looks often."""
-        return int(self.tables.workers["verdicts"][:, VERDICT_NUMBERS[verdict]].sum())
 
     # --- what it did -----------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ from ext.counters import DROP_NAMES, VERDICT_NAMES
 
 _SA_DROPS = [(number, name) for number, name in sorted(DROP_NAMES.items()) if number < layout.SA_VERDICTS]
 _DROPS = sorted(DROP_NAMES.items())
-VERDICT_NUMBERS = {name: number for number, name in VERDICT_NAMES.items()}
 _OTHERS = [(number, name) for number, name in sorted(VERDICT_NAMES.items()) if number not in DROP_NAMES]
 
 

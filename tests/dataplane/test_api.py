@@ -67,7 +67,7 @@ def test_packets_follow_every_change(plane: DataPlane) -> None:
         assert gateway.drops() == {"no_policy": 1}
         await plane.set_policies([POLICY])
         assert gateway.out(packet) == []
-        assert gateway.drops()["policy_no_sa"] == 1 == plane.count("policy_no_sa")
+        assert gateway.drops()["policy_no_sa"] == 1
         tunnel(plane)
         await plane.set_routes([RouteSpec(prefix=THERE, adjacency=LAN)])
         plane.set_policy_sa("to-branch", "out")
