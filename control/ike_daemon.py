@@ -510,6 +510,11 @@ class IkeDaemon:
     # ---- what commands ask
 
     @property
+    def config(self) -> IkeConfig:
+        """What is in effect."""
+        return self._config
+
+    @property
     def settings(self) -> EndpointSettings:
         """As configured now."""
         return self._config.settings
