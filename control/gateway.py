@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from control.admin import logs
 from control.admin.commands import IkeCommands
@@ -267,7 +268,8 @@ class Gateway:
         # Without a change in the file, those that it names may have changed: a certificate was renewed.
         failures = await self._change(config, changes) if changes or self.ike is not None else 0
         logs.set_up(level=config.gateway.log_level, as_json=self._log_json or config.gateway.log_json)
-        self.config = config
+        # What IKE did not take is still to be done when the file is read again.
+        self.config = config if self.ike is None else replace(config, ike=self.ike.config)
         self.reloads += 1
         log.info(
             "%s reloaded: %s%s",

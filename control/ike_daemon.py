@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from control.admin.feed import EventFeed
@@ -29,7 +28,6 @@ from control.ike.events import (
     ChildSa,
     Event,
     IkeClosed,
-    IkeEstablished,
     IkeFailed,
     IkeRekeyed,
     PathChanged,
@@ -37,8 +35,9 @@ from control.ike.events import (
     VirtualAddressesAssigned,
 )
 from control.ike.pools import Pools
-from control.ike.settings import Connection, EndpointSettings, StartAction
+from control.ike.settings import Connection, EndpointSettings
 from control.ike.snapshot import IkeSnapshot
+from control.ike_watch import Watch
 from control.net.addresses import HostAddresses
 from control.net.limiter import RateLimiter
 from control.net.udp import UdpError, UdpSockets, source_address
@@ -47,23 +46,15 @@ from control.pki.load import CredentialFileError, load_credentials
 from control.pki.store import Credentials
 from control.reload import IkeChanges
 from control.sa.children import Children, Ways, without_keys
-from control.sa.lifetimes import Spent, spent
 from control.sa.spd import Spd
-from control.sa.starts import Starts
 from control.sa.traps import remote_address, traps
-from dataplane.api import DataPlane, DataPlaneError, SaTraffic
-from dataplane.model import Acquire, Address
+from dataplane.api import DataPlane, DataPlaneError
+from dataplane.model import Address
 
 log = logging.getLogger("esplanade.ike")
 
 T = TypeVar("T")
 
-TRAFFIC_INTERVAL = 1.0  # seconds between two looks at the counters
-TRAP_INTERVAL = 0.05  # seconds between two looks at what traffic waits for
-TRAP_PATIENCE = (
-    5.0  # seconds that a child has to come up before traffic asks for it again; doubled each time,
-)
-TRAP_PATIENCE_MOST = 300.0  # up to this
 FLUSH_PAUSE, LONGEST_PAUSE = 5.0, 1.0  # after new policies: times what they took, and seconds
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
 
@@ -82,17 +73,6 @@ class VirtualAddresses(Protocol):
 
     async def remove(self, addresses: Sequence[Address]) -> None:
         """They are not ours any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Patience:
-    """How long traffic's wish for a child waits for an answer."""
-
-    until: float
-    pause: float  # seconds it was given
-
-
-_NEVER = _Patience(until=0.0, pause=0.0)
 
 
 class IkeDaemon:
@@ -139,12 +119,17 @@ class IkeDaemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._addressing = asyncio.Lock()
         self._flush_wanted = asyncio.Event()
-        self._seen: dict[int, int] = {}  # inbound packets of each child at the last look
-        self._asked: set[int] = set()  # children that a rekey was asked for, for what they have carried
-        self._starts = Starts()
-        self._room = False  # for another one to start
-        self._acquired: dict[tuple[str, str], _Patience] = {}  # by trap: when traffic may ask for it again
         self._gone = asyncio.Event()  # an IKE SA has gone
+        self._watch = Watch(
+            self.endpoint,
+            self.children,
+            spd,
+            acquires=dataplane.take_acquires,
+            now=self.now,
+            pump=self._pump_soon,
+            guarded=self._guarded,
+        )
+        self._watch.connections = self._connections
 
     @classmethod
     def create(
@@ -168,34 +153,11 @@ class IkeDaemon:
         self.spd.set_traps(traps(self._config.connections, source_address))
         await self.spd.flush()
         self._run(self._flush_when_wanted(), "policies")
-        self._run(self._watch_traffic(), "child counters")
-        self._run(self._watch_traps(), "traps")
+        self._run(self._watch.watch_traffic(), "child counters")
+        self._run(self._watch.watch_traps(), "traps")
         self._run(self._fetcher.run(), "revocation lists")
         for connection in self._config.connections:
-            self._start_children(connection)
-        self._pump_soon()
-
-    def _start_children(self, connection: Connection, only: Sequence[str] | None = None) -> None:
-        for child in connection.children:
-            if child.start_action is StartAction.START and (only is None or child.name in only):
-                self._starts.want((connection.name, child.name))
-        self._start_what_can()
-
-    def _start_what_can(self) -> None:
-        """Begin what is wanted and can be: a few at a time, and not without an address to begin from."""
-        for wanted in self._starts.waiting():
-            name, child = wanted
-            connection = self._connections.get(name)
-            peer = remote_address(connection) if connection is not None else None
-            if connection is None or peer is None:
-                self._starts.forget(name)  # it has gone, or nobody knows where to
-            elif self._starts.may_begin(peer):
-                with self._guarded("start"):
-                    try:
-                        self._starts.begun(wanted, self.endpoint.initiate(name, child, self.now()), peer)
-                    except ValueError as error:
-                        if self._starts.cannot(wanted, str(error)):
-                            log.warning("%s: child %s cannot start yet: %s", name, child, error)
+            self._watch.start(connection)
         self._pump_soon()
 
     async def stop(self) -> None:
@@ -256,29 +218,6 @@ class IkeDaemon:
             self.endpoint.path_error(path, text, self.now())
         self._pump_soon()
 
-    async def _watch_traps(self) -> None:
-        """Bring about the children whose traps met packets."""
-        while True:
-            await asyncio.sleep(TRAP_INTERVAL)
-            with self._guarded("traps"):
-                for report in self._dataplane.take_acquires():
-                    self._acquire(report)
-
-    def _acquire(self, report: Acquire) -> None:
-        """A packet met a policy that has no SA: bring about the child whose trap it is, if that is not under way."""
-        trap = self.spd.trap_of(report.policy)
-        now = self.now()
-        before = self._acquired.get(trap, _NEVER) if trap is not None else _NEVER
-        if trap is None or before.until > now:
-            return
-        pause = min(2 * before.pause, TRAP_PATIENCE_MOST) or TRAP_PATIENCE
-        self._acquired[trap] = _Patience(until=now + pause, pause=pause)
-        try:
-            self.endpoint.acquire(*trap, now, report.packet)
-        except ValueError as error:
-            log.warning("%s: traffic wants child %s: %s", *trap, error)
-        self._pump_soon()
-
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
         """A bug in there is logged; the daemon goes on."""
@@ -301,9 +240,6 @@ class IkeDaemon:
         for event in events:
             with self._guarded(type(event).__name__):
                 self._handle(event)
-        if self._room and self._starts:
-            self._start_what_can()
-        self._room = False
         with self._guarded("sending"):
             for datagram in self.endpoint.datagrams_to_send():
                 self.sockets.send(datagram)
@@ -316,7 +252,6 @@ class IkeDaemon:
     def _handle(self, event: Event) -> None:
         """Into the dataplane, then into the log: keys are not in the latter."""
         if isinstance(event, ChildEstablished):
-            self._acquired.pop((event.connection, event.child.settings.name), None)
             self.children.established(event)
             event = ChildEstablished(
                 ike=event.ike,
@@ -329,8 +264,6 @@ class IkeDaemon:
             self.children.outbound_ready(event.child)
         elif isinstance(event, ChildClosed):
             self.children.closed(event.child, replaced=event.replaced_by is not None)
-            self._seen.pop(event.child, None)
-            self._asked.discard(event.child)
         elif isinstance(event, PathChanged):
             self.children.path_changed(event.ike, event.path, event.encapsulated)
         elif isinstance(event, IkeRekeyed):
@@ -339,11 +272,10 @@ class IkeDaemon:
                 self._lent[event.new] = self._lent.pop(event.ike)
         elif isinstance(event, IkeClosed | IkeFailed):
             self._give_back(event.ike)
-        if isinstance(event, IkeEstablished | IkeClosed | IkeFailed):
-            self._room |= self._starts.done(event.ike)
         elif isinstance(event, VirtualAddressesAssigned):
             self._lent[event.ike] = event.addresses
             self._run(self._set_addresses(), "virtual addresses")
+        self._watch.happened(event)
         self.feed.publish([event])
 
     def _give_back(self, ike: int) -> None:
@@ -389,7 +321,7 @@ class IkeDaemon:
             if self.spd.stale:
                 self._flush_wanted.set()
 
-    # ---- 4 timers, and what the counters say
+    # ---- 4 timers
 
     def _arm(self) -> None:
         at = self.endpoint.next_timer()
@@ -405,43 +337,6 @@ class IkeDaemon:
         with self._guarded("timers"):
             self.endpoint.handle_timers(self.now())
         self._pump()
-
-    async def _watch_traffic(self) -> None:
-        while True:
-            await asyncio.sleep(TRAFFIC_INTERVAL)
-            with self._guarded("counters"):
-                self._look_at_traffic()
-                self._look_at_starts()
-
-    def _look_at_traffic(self) -> None:
-        """Peers whose children receive are alive; children that have carried enough are replaced."""
-        now = self.now()
-        alive: set[int] = set()
-        for child, (inbound, outbound) in self.children.traffic().items():
-            installed = self.children.installed[child]
-            if inbound.packets != self._seen.get(child, 0):
-                self._seen[child] = inbound.packets
-                alive.add(installed.ike)
-            self._check_volume(child, installed.sa, (inbound, outbound), now)
-        for ike in alive:
-            self.endpoint.traffic_seen(ike, now)
-        self._pump_soon()
-
-    def _look_at_starts(self) -> None:
-        """What could not start may now: a route or an address has come."""
-        if self._starts:
-            self._starts.keep(each.id for each in self.snapshot() if not each.established)
-            self._start_what_can()
-
-    def _check_volume(
-        self, child: int, sa: ChildSa, traffic: tuple[SaTraffic, SaTraffic], now: float
-    ) -> None:
-        found = spent(sa.settings.lifetime, esn=sa.suite.esn, traffic=traffic)
-        if found is Spent.HARD:
-            self.endpoint.child_expired(child, True, now)
-        elif found is Spent.SOFT and child not in self._asked:
-            self._asked.add(child)
-            self.endpoint.child_expired(child, False, now)
 
     # ---- reload, and the host's addresses
 
@@ -473,10 +368,11 @@ class IkeDaemon:
         self._connections = {connection.name: connection for connection in config.connections}
         self.spd.set_traps(traps(config.connections, source_address))
         await self.spd.flush()
+        self._watch.connections = self._connections
         for connection in (*changes.added, *changes.changed):
-            self._start_children(connection)
+            self._watch.start(connection)
         for adjusted in changes.adjusted:
-            self._start_children(adjusted.connection, adjusted.begun)
+            self._watch.start(adjusted.connection, adjusted.begun)
         self._pump_soon()
 
     def peers(self) -> list[Address]:
@@ -498,6 +394,11 @@ class IkeDaemon:
             self._pump_soon()
 
     # ---- what commands ask
+
+    @property
+    def config(self) -> IkeConfig:
+        """What is in effect."""
+        return self._config
 
     @property
     def settings(self) -> EndpointSettings:

@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -132,6 +133,11 @@ class SelectorSpec:
     protocol: int = 0  # 0 is ANY
     local_ports: tuple[int, int] = (0, 65535)
     remote_ports: tuple[int, int] = (0, 65535)
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What is worked out of this selector again and again, for it never changes; each user has a key of its own."""
+        return {}
 
     @classmethod
     def from_networks(cls, local: Network, remote: Network, **rest: object) -> SelectorSpec:

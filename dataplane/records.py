@@ -136,6 +136,14 @@ def split_address(address: Address) -> tuple[int, int]:
 
 def selector_row(selector: SelectorSpec, inbound: bool) -> tuple[int | bytes, ...]:
     """A Selector as packets see it: inbound, the remote side is the source."""
+    key = "row in" if inbound else "row out"
+    known: tuple[int | bytes, ...] | None = selector.memo.get(key)
+    if known is None:
+        known = selector.memo[key] = _selector_row(selector, inbound)
+    return known
+
+
+def _selector_row(selector: SelectorSpec, inbound: bool) -> tuple[int | bytes, ...]:
     family = selector_family(selector)
     local = (*split_address(selector.local_first), *split_address(selector.local_last))
     remote = (*split_address(selector.remote_first), *split_address(selector.remote_last))

@@ -36,6 +36,13 @@ def cover(first: int, last: int, bits: int) -> Iterable[tuple[int, int]]:
 
 def selector_family(selector: SelectorSpec) -> int:
     """4 or 6; ValueError when the four ends are not of one family or a range is upside down."""
+    known = selector.memo.get("family")
+    if known is None:
+        known = selector.memo["family"] = _check_family(selector)
+    return int(known)
+
+
+def _check_family(selector: SelectorSpec) -> int:
     return selector.family
 
 
@@ -61,12 +68,17 @@ def policy_entries(
     final: set[int] = set()
     for index, policy in enumerate(policies):
         selector = policy.selector
-        family = selector_family(selector)
-        bits = 32 if family == 4 else 128
-        if takes_all(selector, bits):
+        known = selector.memo.get("prefixes")
+        if known is None:
+            family = selector_family(selector)
+            bits = 32 if family == 4 else 128
+            remote = cover(int(selector.remote_first), int(selector.remote_last), bits)
+            prefixes = [(family, first, length) for first, length in remote]
+            known = selector.memo["prefixes"] = takes_all(selector, bits), prefixes
+        if known[0]:
             final.add(index)
-        for first, length in cover(int(selector.remote_first), int(selector.remote_last), bits):
-            own.setdefault((family, first, length), []).append(index)
+        for prefix in known[1]:
+            own.setdefault(prefix, []).append(index)
 
     entries: list[Entry] = []
     flat: list[int] = []

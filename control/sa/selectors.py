@@ -69,6 +69,13 @@ def _ports(selector: TrafficSelector) -> tuple[int, int]:
 
 def width(selector: SelectorSpec) -> tuple[int, int, bool, int, int]:
     """Sorts narrow selectors before wide ones."""
+    known: tuple[int, int, bool, int, int] | None = selector.memo.get("width")
+    if known is None:
+        known = selector.memo["width"] = _width(selector)
+    return known
+
+
+def _width(selector: SelectorSpec) -> tuple[int, int, bool, int, int]:
     return (
         int(selector.remote_last) - int(selector.remote_first),
         int(selector.local_last) - int(selector.local_first),

@@ -50,6 +50,16 @@ class _Entry:
     selector: SelectorSpec
     users: dict[int, str] = field(default_factory=dict)  # child id -> outbound SA, the newest last
     trap: tuple[str, str] | None = None  # connection and child
+    _policy: PolicySpec | None = None
+
+    @property
+    def policy(self) -> PolicySpec:
+        """As it should be now."""
+        if self._policy is None or self._policy.sa != self.sa:
+            self._policy = PolicySpec(
+                name=self.name, action=Action.PROTECT, selector=self.selector, sa=self.sa
+            )
+        return self._policy
 
     @property
     def sa(self) -> str | None:
@@ -151,8 +161,7 @@ class Spd:
         first = [policy for policy in self._configured if not takes_everything(policy.selector)]
         last = [policy for policy in self._configured if takes_everything(policy.selector)]
         ours = [
-            PolicySpec(name=entry.name, action=Action.PROTECT, selector=entry.selector, sa=entry.sa)
-            for entry in sorted(self._entries.values(), key=lambda entry: width(entry.selector))
+            entry.policy for entry in sorted(self._entries.values(), key=lambda entry: width(entry.selector))
         ]
         return [*first, *ours, *last]
 

@@ -205,7 +205,7 @@ def test_traffic_brings_a_trapped_child_about(tmp_path: Path) -> None:
 
 def test_what_a_child_carries_ends_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After so many packets it is rekeyed, and packets pass all the while."""
-    monkeypatch.setattr("control.ike_daemon.TRAFFIC_INTERVAL", 0.02)
+    monkeypatch.setattr("control.ike_watch.TRAFFIC_INTERVAL", 0.02)
 
     async def scenario() -> None:
         limits = {"lifetime": Lifetime(rekey=0, rekey_packets=10)}

@@ -209,8 +209,10 @@ def _check_reload(lab: Lab, a: Gateway) -> None:
     certificate.write_bytes(b"no certificate")
     reload(a)
     assert "gwa.pem holds no certificate" in a.log(20)
+    assert [each["name"] for each in a.status()["ike"]["connections"]] == ["sites", "other"]
     certificate.write_bytes(good)
     reload(a)
+    assert "1 connection removed" in a.log(1)
     assert [each["name"] for each in a.status()["ike"]["connections"]] == ["sites"]
     assert child(a)["spi_in"] == before
     assert ping(lab.client, address("server", "eth0"), count=5).lost == 0
