@@ -35,7 +35,7 @@ def settle(sa: IkeSa, *, initial_contact: bool, now: float) -> None:
     """The new IKE SA is there: let go of older ones, as the policy has it."""
     assert sa.local_id is not None and sa.peer is not None
     unique = sa.connection.unique
-    if unique is Unique.NEVER:
+    if unique is Unique.NEVER or not (initial_contact or unique is Unique.REPLACE):
         return
     for other in sa.host.others(sa.local_id, sa.peer, sa):
         if _made_at_once(sa, other, now):
