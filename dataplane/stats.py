@@ -85,6 +85,7 @@ class SaTraffic:
     packets: int
     bytes: int  # of inner packets
     last_used: int  # CLOCK_MONOTONIC nanoseconds of the last batch; 0: never
+    number: int = 0  # outbound: the next sequence number; inbound: the highest accepted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +198,12 @@ def sa_traffic(tables: Tables, indices: Sequence[int]) -> list[SaTraffic]:
     packets = counters["packets"][:, at].sum(axis=0).tolist()
     octets = counters["bytes"][:, at].sum(axis=0).tolist()
     last_used = counters["last_used"][:, at].max(axis=0).tolist()
+    # Of the two, the one that is not of an SA's direction is zero.
+    numbers = np.maximum(tables.sas["sequence"]["next"][at], tables.sas["replay"]["top"][at]).tolist()
     return [
-        SaTraffic(packets=packets[place], bytes=octets[place], last_used=last_used[place])
+        SaTraffic(
+            packets=packets[place], bytes=octets[place], last_used=last_used[place], number=numbers[place]
+        )
         for place in range(len(indices))
     ]
 

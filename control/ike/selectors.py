@@ -72,7 +72,7 @@ def resolve(configured: Iterable[TrafficSelector], dynamic: Sequence[Address]) -
             WireSelector(first=first, last=last, protocol=selector.protocol, ports=selector.ports)
             for first, last in ends
         ]
-    return tuple(dict.fromkeys(ranges))[:255]
+    return tuple(ranges) if len(ranges) == 1 else tuple(dict.fromkeys(ranges))[:255]
 
 
 def with_packet(selectors: Sequence[WireSelector], packet: WireSelector | None) -> tuple[WireSelector, ...]:

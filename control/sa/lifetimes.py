@@ -27,12 +27,15 @@ class Spent(enum.Enum):
 
 def spent(lifetime: Lifetime, *, esn: bool, traffic: Iterable[SaTraffic]) -> Spent | None:
     """Whether a limit of packets or bytes has been reached by any of a child's SAs; 0 is no limit."""
-    soft_packets = lifetime.rekey_packets or (0 if esn else SOFT_NUMBERS)
     found: Spent | None = None
     for each in traffic:
         if _reached(each.packets, lifetime.life_packets) or _reached(each.bytes, lifetime.life_bytes):
             return Spent.HARD
-        if _reached(each.packets, soft_packets) or _reached(each.bytes, lifetime.rekey_bytes):
+        if (
+            _reached(each.packets, lifetime.rekey_packets)
+            or _reached(each.bytes, lifetime.rekey_bytes)
+            or (not esn and each.number >= SOFT_NUMBERS)
+        ):
             found = Spent.SOFT
     return found
 

@@ -100,7 +100,7 @@ def test_traffic(version: int) -> None:
 
 def test_rekeys_lose_nothing() -> None:
     """A ping every 2 ms while either gives child and IKE SA new keys, and both at once."""
-    count = 4000
+    count = 2000
     with wires.direct() as wire, pair(Site(esp="aes128gcm16-x25519"), wire, whole=True) as (ours, theirs):
         ours.initiate(child="net")
         assert_connected(wire)

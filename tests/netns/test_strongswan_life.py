@@ -131,6 +131,7 @@ def test_both_rekey_at_once(what: str) -> None:
             assert_connected(wire)
 
 
+@pytest.mark.full
 def test_rekeys_lose_nothing() -> None:
     """A ping every 2 ms through rekeys of both kinds by both sides."""
     count = 2500

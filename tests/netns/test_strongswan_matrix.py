@@ -1,6 +1,7 @@
 """Our endpoint and strongSwan, every pair of algorithms: up, ping both ways, rekeyed and deleted by either side.
 
-By default one combination per value of each axis, as initiator and as responder; all of them with --full.
+By default three combinations, each as initiator and as responder; all of them with --full. The whole gateway has its
+own matrix (test_strongswan_gateway.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CIPHERS = {  # ESP -> IKE in front of the group
 GROUPS = ("x25519", "ecp256", "ecp384", "modp2048", "modp3072")
 SHORT = list(zip(AUTHS, itertools.cycle(CIPHERS), GROUPS, strict=False))
 ALL = [
-    pytest.param(*each, id="-".join(each), marks=() if each in SHORT else pytest.mark.full)
+    pytest.param(*each, id="-".join(each), marks=() if each in SHORT[:3] else pytest.mark.full)
     for each in itertools.product(AUTHS, CIPHERS, GROUPS)
 ]
 

@@ -312,7 +312,12 @@ class Node(Peer):
         """Delete; see Peer."""
         lines = len(self._lines)
         if ike is not None:
-            found = [one.id for one in self._ask(lambda: self.endpoint.snapshot()) if one.connection == ike]
+            # One that was replaced may linger: charon forgets it before it knows that we got its last answer.
+            found = [
+                one.id
+                for one in self._ask(lambda: self.endpoint.snapshot())
+                if one.connection == ike and one.state == "established"
+            ]
             act, gone = self.endpoint.terminate_ike, lambda: {one.id for one in self.endpoint.snapshot()}
         else:
             found = [

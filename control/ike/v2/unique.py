@@ -13,7 +13,7 @@ from control.ike.v2.sa import IkeSa
 from control.ike.v2.tasks import renew
 
 GRACE = 10.0  # seconds that a replaced IKE SA stays
-_AT_ONCE = 5.0  # seconds within which two sides that initiated at once are told from a new attempt
+_AT_ONCE = 30.0  # seconds within which two sides that initiated at once are told from a new attempt
 
 
 def check(sa: IkeSa, *, initial_contact: bool) -> None:
@@ -35,20 +35,27 @@ def settle(sa: IkeSa, *, initial_contact: bool, now: float) -> None:
     """The new IKE SA is there: let go of older ones, as the policy has it."""
     assert sa.local_id is not None and sa.peer is not None
     unique = sa.connection.unique
-    if unique is Unique.NEVER:
+    if unique is Unique.NEVER or not (initial_contact or unique is Unique.REPLACE):
         return
     for other in sa.host.others(sa.local_id, sa.peer, sa):
+        if _made_at_once(sa, other, now):
+            continue
         if initial_contact:
             failure = Failure(
                 code="initial_contact",
                 text=f"'{sa.peer}' says that IKE SA {sa.id} is its first: it has restarted",
             )
             other.close(Closed.PEER, now, failure=failure)
-        elif unique is Unique.REPLACE and not _made_at_once(sa, other, now):
+        elif unique is Unique.REPLACE:
             renew.close_ike(other, now, delay=GRACE)
             sa.host.schedule(other)
 
 
 def _made_at_once(sa: IkeSa, other: IkeSa, now: float) -> bool:
-    """Both sides initiated: each would close the other's, and nothing would be left."""
+    """Both sides initiated: each would close the other's, and nothing would be left.
+
+    INITIAL_CONTACT means nothing then: when the peer said it, it had not yet heard that ours was established. Closing
+    ours without a word would leave the peer sending into it. Should the peer have restarted in that moment after all,
+    traffic goes through the newer one, and the older one is found to be dead.
+    """
     return other.initiator != sa.initiator and now - other.established_at < _AT_ONCE

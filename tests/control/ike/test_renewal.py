@@ -204,7 +204,7 @@ def test_a_peer_makes_no_children_without_end(monkeypatch: pytest.MonkeyPatch) -
         pair.run()
     pair.check_children(2)
     assert pair.a.of(ChildFailed)[0].failure.code == "no_additional_sas"
-    assert any("at most 2 are wanted" in note for note in pair.b.notes)
+    assert any("want 2 or fewer" in note for note in pair.b.notes)
 
 
 # Closing

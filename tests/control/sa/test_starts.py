@@ -52,8 +52,8 @@ def test_few_start_at_once_to_all() -> None:
     ("lifetime", "esn", "packets", "octets", "want"),
     [
         (Lifetime(), True, 2**40, 2**50, None),
-        (Lifetime(), False, SOFT_NUMBERS - 1, 0, None),
-        (Lifetime(), False, SOFT_NUMBERS, 0, Spent.SOFT),
+        (Lifetime(), False, SOFT_NUMBERS - 1001, 0, None),
+        (Lifetime(), False, SOFT_NUMBERS - 1000, 0, Spent.SOFT),
         (Lifetime(rekey_packets=10, life_packets=20), True, 9, 0, None),
         (Lifetime(rekey_packets=10, life_packets=20), True, 10, 0, Spent.SOFT),
         (Lifetime(rekey_packets=10, life_packets=20), True, 20, 0, Spent.HARD),
@@ -65,9 +65,9 @@ def test_limits_of_what_a_child_carries(
     lifetime: Lifetime, esn: bool, packets: int, octets: int, want: Spent | None
 ) -> None:
     """Either SA decides; numbers of 32 bits are a limit of their own."""
-    quiet, loud = (
-        SaTraffic(packets=each[0], bytes=each[1], last_used=0) for each in ((0, 0), (packets, octets))
-    )
+    quiet = SaTraffic(packets=0, bytes=0, last_used=0, number=1)
+    # It has moved: some numbers were never used.
+    loud = SaTraffic(packets=packets, bytes=octets, last_used=0, number=packets + 1000)
     for traffic in ((quiet, loud), (loud, quiet)):
         assert spent(lifetime, esn=esn, traffic=traffic) is want
 

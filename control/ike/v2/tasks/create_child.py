@@ -26,6 +26,7 @@ from control.ike.wire.payloads import KePayload, NoncePayload, NotifyPayload, Pa
 
 NONCE_LENGTH = 32  # bytes: half the key of every PRF, and more than 128 bits (RFC 7296 section 2.10)
 LINK_LENGTH = 8
+MAX_CHILDREN = 256  # of one IKE SA; rekeyed ones that the peer has not deleted yet may be as many again
 MAX_FOLLOWUPS = 2  # acts of one peer that may be half done: of a child and of the IKE SA
 LONGEST_WAIT = 300.0  # seconds of TEMPORARY_FAILURE after which the two sides are out of step (section 2.25)
 
@@ -326,6 +327,13 @@ class CreateChild(KeyedTask):
     def agree(self, sa: IkeSa, message: Incoming, ke_group: int, now: float) -> tuple[int, tuple[int, ...]]:
         """The child of the connection that fits best."""
         old = self.replaced()
+        limit = MAX_CHILDREN if old is None else 2 * MAX_CHILDREN
+        if len(sa.children) >= limit:
+            raise PeerError(
+                NotifyType.NO_ADDITIONAL_SAS,  # RFC 7296 section 1.3
+                f"child {len(sa.children) + 1} of one IKE SA was asked for; want {limit} or fewer",
+                advice="let the peer close what it does not use",
+            )
         candidates = (old.spec.settings,) if old is not None else sa.connection.children
         try:
             self.agreed = negotiate.answer(

@@ -20,6 +20,7 @@ from control.ike.v2.window import Pending
 from control.ike.wire.selector import WireSelector
 from dataplane.model import Address
 
+RETIRE_DELAY = 1.0  # seconds between an IKE SA that authenticated anew and the end of the old one
 EXPIRY_GRACE = 10.0  # seconds that the delete of something expired may take before it is simply dropped
 
 
@@ -69,7 +70,9 @@ class Retire(Task):
             new = {child.spec.settings.name: child.spec.id for child in sa.children.values()}
             for child in self.old.children.values():
                 child.replaced_by = new.get(child.spec.settings.name)
-            self.old.queue(DeleteIke(Closed.REPLACED), now, first=True)
+            # Not at once: the peer drops the old children with it, and packets through them may be on their way.
+            self.old.queue(DeleteIke(Closed.REPLACED), now, delay=RETIRE_DELAY, first=True)
+            self.old.timers[Timer.EXPIRE] = now + RETIRE_DELAY + EXPIRY_GRACE
             sa.host.schedule(self.old)
         return DONE
 
