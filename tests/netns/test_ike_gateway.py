@@ -97,6 +97,26 @@ def test_ipv6_between_the_gateways(driver: str) -> None:
         assert ping(lab.client, SERVER, count=5).lost == 0
 
 
+def test_ike_outlives_the_workers_that_share_its_port() -> None:
+    """They die and return, one after the other and all at once; IKE still finds control's socket, and ESP theirs."""
+    with make_lab("tun") as lab, Gateways(lab, "tun", IkeTunnel.make(lab.directory)) as gateways:
+        up(gateways.a, gateways.b)
+        for indices in ((0,), (1,), (0, 1)):
+            pids = [worker["pid"] for worker in gateways.a.status()["workers"]]
+            for index in indices:
+                os.kill(pids[index], signal.SIGKILL)
+            wait_until(
+                lambda pids=pids, indices=indices: all(
+                    worker["state"] == "ready" and (worker["pid"] != pids[index] or index not in indices)
+                    for index, worker in enumerate(gateways.a.status()["workers"])
+                ),
+                timeout=20,
+                what="the workers are back",
+            )
+            gateways.b.follow("rekey", {"name": "sites"})
+            assert ping(lab.client, SERVER, count=5).lost == 0
+
+
 def test_an_interface_that_returns_brings_the_tunnel_back(lab: Lab) -> None:
     """The gateway starts again when its port's interface is back, and so does IKE."""
     with Gateways(lab, "xdp", IkeTunnel.make(lab.directory, more='dpd_delay = "2s"')) as gateways:
