@@ -73,6 +73,7 @@ class NetlinkMirror:
         self._overrun = False
         self._later: asyncio.TimerHandle | None = None  # when our own routes are looked at
         self._ask = False  # the peers' routes may have changed
+        self._unknown: set[str] = set()  # SAs whose peer has not been asked for yet
         self._changed = True  # there may be news for the sink
         self._task: asyncio.Task[None] | None = None
         self._unreachable: set[str] = set()
@@ -151,7 +152,7 @@ class NetlinkMirror:
         pair = (spec.local, spec.remote)
         if pair not in self._pairs:
             self._answers.pop(name, None)
-            self._ask = True
+            self._unknown.add(name)
             self._wake.set()
             return Way()
         answer = self._answers[name] = self._pairs[pair]
@@ -163,6 +164,7 @@ class NetlinkMirror:
         """The SA is gone."""
         self._sas.pop(name, None)
         self._answers.pop(name, None)
+        self._unknown.discard(name)
         self._told.pop(f"sa {name}", None)
         self._unreachable.discard(name)
 
@@ -253,6 +255,9 @@ class NetlinkMirror:
             self._ask = False
             self._changed = True
             await self._ask_peers()
+        elif self._unknown:
+            self._changed = True
+            await self._ask_unknown()
         if self._changed:
             self._changed = False
             await self._tell()
@@ -304,18 +309,38 @@ class NetlinkMirror:
 
     async def _ask_peers(self) -> None:
         """The kernel's route for each SA's peer, from the SA's own address."""
+        self._unknown.clear()
         asked: dict[tuple[Address, Address], PeerRoute | None] = {}
         answers: dict[str, PeerRoute | None] = {}
         for name, sa in list(self._sas.items()):
             pair = (sa.local, sa.remote)
             if pair not in asked:
                 asked[pair] = await self._ask_route(*pair)
-            answers[name] = asked[pair]
-            if name in self._sas:
+            if self._sas.get(name) is sa:
+                answers[name] = asked[pair]
                 self._report_reachability(sa, answers[name])
-        # SAs came and went meanwhile: those that came are asked for next.
-        self._answers = {name: answers.get(name, self._answers.get(name)) for name in self._sas}
+        # SAs came, went and moved meanwhile: the new ones are asked for next.
+        known = self._answers
+        self._answers = {
+            name: answers[name] if name in answers else known[name]
+            for name in self._sas
+            if name in answers or name in known
+        }
         self._pairs = asked
+
+    async def _ask_unknown(self) -> None:
+        """The same for SAs that have just come: a thousand that come one by one are not asked for a thousand times."""
+        names, self._unknown = self._unknown, set()
+        for name in names:
+            sa = self._sas.get(name)
+            if sa is None:
+                continue
+            pair = (sa.local, sa.remote)
+            if pair not in self._pairs:
+                self._pairs[pair] = await self._ask_route(*pair)
+            if self._sas.get(name) is sa:
+                self._answers[name] = self._pairs[pair]
+                self._report_reachability(sa, self._answers[name])
 
     async def _ask_route(self, local: Address, remote: Address) -> PeerRoute | None:
         assert self._requests is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from control.lab.space import PREFIX, Space, free_tag, make_spaces
-from control.net.mirror import Link, MirrorPort
+from control.net.mirror import Link, MirrorPort, PeerRoute, Way
 from control.net.netlink import NetlinkMirror
 from dataplane.model import (
     Address,
@@ -354,3 +354,42 @@ def test_socket_ports_need_no_neighbour(spaces: tuple[Space, Space]) -> None:
         ports,
         [sa("e", "203.0.113.1", encap=True), sa("p", "192.0.2.2"), sa("l", "192.0.2.2", local="192.0.2.99")],
     )
+
+
+def test_sas_that_come_move_and_go_are_followed(spaces: tuple[Space, Space]) -> None:
+    """Each pair of outer addresses is asked for once, however many SAs come; what is known is answered at once."""
+    gateway, _ = spaces
+
+    async def scenario(mirror: NetlinkMirror, recorder: Recorder) -> None:
+        asked: list[Address] = []
+        ask = mirror._ask_route
+
+        async def counted(local: Address, remote: Address) -> PeerRoute | None:
+            asked.append(remote)
+            return await ask(local, remote)
+
+        mirror._ask_route = counted  # type: ignore[method-assign]
+        for number in range(50):
+            assert mirror.follow_sa(sa(f"new{number}", f"203.0.113.{number % 2}")) == Way()
+        await until(lambda: len(recorder.adjacencies) == 50, "way of each SA")
+        assert sorted(map(str, asked)) == ["203.0.113.0", "203.0.113.1"]
+        await until(lambda: recorder.adjacencies["new0"][0] is not None, "neighbour of the next hop")
+        adjacency, mtu = recorder.adjacencies["new0"]
+        assert adjacency is not None and adjacency.port == "wan" and mtu == 1450
+
+        # One more to the same peer, and one that moves to where another is: the answer is there.
+        way = Way(adjacency=adjacency, mtu=mtu)
+        assert mirror.follow_sa(sa("rekeyed", "203.0.113.0")) == way
+        assert mirror.follow_sa(sa("new1", "203.0.113.0")) == way
+        assert len(asked) == 2 and mirror.path_mtu("rekeyed") == 1450
+        assert mirror.follow_sa(sa("new2", "192.0.2.2")) == Way()
+        await until(lambda: str(asked[-1]) == "192.0.2.2", "question for the peer that moved")
+        for number in range(50):
+            mirror.forget_sa(f"new{number}")
+        assert mirror.path_mtu("new0") is None
+        recorder.adjacencies.clear()
+        gateway.ip("link set wan0 mtu 1400")
+        await until(lambda: bool(recorder.adjacencies), "news")
+        assert {name: told[1] for name, told in recorder.adjacencies.items()} == {"rekeyed": 1400}
+
+    mirrored(gateway, scenario)
