@@ -123,19 +123,8 @@ class Identity:
     @classmethod
     def from_wire(cls, kind: int, data: bytes) -> Identity:
         """ID type and Identification Data of a payload; PeerError where the data cannot be of this type."""
-        want = _ADDRESSES.get(kind)  # type: ignore[call-overload]
-        if want is not None and len(data) != want:
-            raise syntax_error(f"{_NAMES[IdKind(kind)]} of {len(data)} bytes, want {want}")
-        if kind in _RANGES or kind == IdKind.ANY:
-            raise syntax_error(f"ID type {kind}, which is no identity in IKEv2")
-        if not data and kind != IdKind.NULL:  # RFC 7619 section 2.2: NULL is empty
-            raise syntax_error(f"an empty identity of type {kind}")
-        if kind == IdKind.DER_ASN1_DN:
-            try:
-                dn.decode_name(data)
-            except ValueError as error:
-                raise syntax_error(f"ID payload: {error}") from None
-        return cls(IdKind(kind) if kind in _NAMES else kind, data)
+        # The same peers come again and again; what is long is not remembered.
+        return (_known_from_wire if len(data) <= _REMEMBERED else _from_wire)(kind, data)
 
     def to_wire(self) -> tuple[int, bytes]:
         """ID type and Identification Data; ValueError for what is only a pattern."""
@@ -186,8 +175,33 @@ class Identity:
 
     def __str__(self) -> str:
         """Text that `parse` reads back, if the identity came from text; cut where it is longer than a log line."""
-        text = _format(self)
-        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+        return (_known_text if len(self.value) <= _REMEMBERED else _text)(self.kind, self.value)
+
+
+def _from_wire(kind: int, data: bytes) -> Identity:
+    want = _ADDRESSES.get(kind)  # type: ignore[call-overload]
+    if want is not None and len(data) != want:
+        raise syntax_error(f"{_NAMES[IdKind(kind)]} of {len(data)} bytes, want {want}")
+    if kind in _RANGES or kind == IdKind.ANY:
+        raise syntax_error(f"ID type {kind}, which is no identity in IKEv2")
+    if not data and kind != IdKind.NULL:  # RFC 7619 section 2.2: NULL is empty
+        raise syntax_error(f"an empty identity of type {kind}")
+    if kind == IdKind.DER_ASN1_DN:
+        try:
+            dn.decode_name(data)
+        except ValueError as error:
+            raise syntax_error(f"ID payload: {error}") from None
+    return Identity(IdKind(kind) if kind in _NAMES else kind, data)
+
+
+def _text(kind: int, value: bytes) -> str:
+    text = _format(Identity(kind, value))
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+_REMEMBERED = 256  # bytes
+_known_text = functools.lru_cache(maxsize=1024)(_text)
+_known_from_wire = functools.lru_cache(maxsize=1024)(_from_wire)
 
 
 def _comparable(kind: int, value: bytes) -> object:

@@ -22,12 +22,12 @@ from __future__ import annotations
 import abc
 import enum
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from control.ike.events import PeerPath
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.wire.header import Header
-from control.ike.wire.message import AnyPayload, all_of, find_error, first_of, need
+from control.ike.wire.message import AnyPayload, find_error, first_of, need
 from control.ike.wire.payloads import NotifyPayload, Payload
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Ignored(Exception):
 class Incoming:
     """A message of the peer, opened and parsed. `data` is the datagram as it came (of a fragmented one, the last)."""
 
-    __slots__ = ("_notifies", "data", "header", "opened", "path", "payloads")
+    __slots__ = ("_by_class", "_notifies", "data", "header", "opened", "path", "payloads")
 
     def __init__(
         self, header: Header, payloads: Sequence[Payload], *, path: PeerPath, data: bytes, opened: Opened
@@ -65,21 +65,23 @@ class Incoming:
         self.data = data
         self.opened = opened  # the payloads' bytes: what RFC 9242 authenticates
         self._notifies: dict[int, list[NotifyPayload]] = {}
+        self._by_class: dict[type, list[Any]] = {}
         for payload in payloads:
+            self._by_class.setdefault(type(payload), []).append(payload)
             if isinstance(payload, NotifyPayload):
                 self._notifies.setdefault(payload.type, []).append(payload)
 
     def all(self, kind: type[AnyPayload]) -> tuple[AnyPayload, ...]:
         """Payloads of one class, in their order."""
-        return all_of(self.payloads, kind)
+        return tuple(self._by_class.get(kind, ()))
 
     def get(self, kind: type[AnyPayload], *, initiator: bool | None = None) -> AnyPayload | None:
         """The payload of a class, if there is one; `initiator` tells IDi and TSi from IDr and TSr."""
-        return first_of(self.payloads, kind, initiator=initiator)
+        return first_of(self._by_class.get(kind, ()), kind, initiator=initiator)
 
     def need(self, kind: type[AnyPayload], *, initiator: bool | None = None) -> AnyPayload:
         """The payload of a class that must be there exactly once; PeerError (INVALID_SYNTAX) else."""
-        return need(self.payloads, kind, initiator=initiator)
+        return need(self._by_class.get(kind, ()), kind, initiator=initiator)
 
     def notify(self, kind: NotifyType) -> NotifyPayload | None:
         """The first notification of a type."""
