@@ -66,6 +66,16 @@ CHARTS: dict[str, Sequence[Chart]] = {
             unit="million packets per second",
         ),
     ),
+    "ike": (
+        Chart(
+            name="ike",
+            title="IKE handshakes with one child SA, responder",
+            x=lambda row: str(row["auth"]),
+            series=lambda row: str(row["responder"]),
+            value="handshakes_per_cpu_second",
+            unit="handshakes per CPU second",
+        ),
+    ),
     "chain": (
         Chart(
             name="chain",
@@ -94,12 +104,14 @@ def draw(name: str, rows: Sequence[Row], directory: Path = RESULTS) -> list[Path
 
     mpl.use("Agg")
     directory.mkdir(parents=True, exist_ok=True)
-    return [path for chart in CHARTS[name] for path in _draw(chart, rows, directory)]
+    charts = [chart for chart in CHARTS[name] if any(chart.value in row for row in rows)]
+    return [path for chart in charts for path in _draw(chart, rows, directory)]
 
 
 def _draw(chart: Chart, rows: Sequence[Row], directory: Path) -> list[Path]:
     from matplotlib import pyplot
 
+    rows = [row for row in rows if chart.value in row]
     groups = list(dict.fromkeys(chart.x(row) for row in rows))
     series = list(dict.fromkeys(chart.series(row) for row in rows))
     width = 0.8 / max(len(series), 1)

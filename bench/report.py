@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 Row = Mapping[str, object]
@@ -11,9 +12,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The rows under the names of their columns; numbers to the right."""
+    """The rows under the names of their columns; numbers to the right. Rows of other columns are another table."""
     if not rows:
         return "(nothing measured)"
+    return "\n\n".join(_table(list(group)) for _, group in groupby(rows, list))
+
+
+def _table(rows: Sequence[Row]) -> str:
     names = list(rows[0])
     cells = [names, *([_show(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(names))]

@@ -21,6 +21,12 @@ def test_table_lines_up() -> None:
     ]
 
 
+def test_rows_of_other_columns_are_a_table_of_their_own() -> None:
+    """Two kinds of results of one benchmark."""
+    text = format_table([*ROWS, {"tunnels": 1000, "pings_lost": 0}])
+    assert text.splitlines()[3:] == ["", "tunnels  pings_lost", "   1000           0"]
+
+
 def test_json_holds_machine_and_rows(tmp_path: Path) -> None:
     """The file is {"machine", "results"} and names what the figures depend on."""
     path = tmp_path / "deep" / "result.json"
