@@ -23,7 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from control.net.mirror import Link, Mirror, MirrorPort, NeighbourKey, PeerRoute, Way, peer_route
-from control.net.routes import is_our_blackhole, is_ours
+from control.net.routes import is_our_blackhole, is_ours, read_own
 from dataplane.model import Address, AdjacencySpec, Direction, RouteSpec, SaSpec
 
 log = logging.getLogger("esplanade.netlink")
@@ -266,10 +266,11 @@ class NetlinkMirror:
     def _enter_held(self) -> None:
         held, self._held = self._held, []
         for data in held:
-            for message in self._parser.parse(data):
+            ours = is_ours(data)
+            for message in [read_own(data)] if ours else self._parser.parse(data):
                 changed = self.mirror.apply(message)
                 self._changed = self._changed or bool(changed)
-                if changed in ("route", "address", "link") and not is_ours(data):
+                if changed in ("route", "address", "link") and not ours:
                     self._ask = True
 
     # 2 -- dumps

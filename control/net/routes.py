@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dataplane.model import Address, Network
 
@@ -84,6 +85,34 @@ def is_our_blackhole(message: bytes) -> bool:
     return is_ours(message) and message[23] == _BLACKHOLE
 
 
+def read_own(message: bytes) -> dict[str, Any]:
+    """An event of one of our routes as the mirror takes it: what pyroute2 would make of it, at a tenth of its price."""
+    length, kind, flags, _, _ = _HEADER.unpack_from(message)
+    family, bits, _, tos, table, _, _, route, route_flags = _ROUTE.unpack_from(message, _HEADER.size)
+    found: dict[str, Any] = {
+        "event": "RTM_NEWROUTE" if kind == _NEW else "RTM_DELROUTE",
+        "header": {"flags": flags},
+        "family": family,
+        "dst_len": bits,
+        "tos": tos,
+        "table": table,
+        "type": route,
+        "flags": route_flags,
+    }
+    at = _HEADER.size + _ROUTE.size
+    while at + 4 <= length:
+        size, attribute = struct.unpack_from("=HH", message, at)
+        if size < 4:
+            break
+        if attribute == _DESTINATION:
+            found["dst"] = socket.inet_ntop(family, message[at + 4 : at + size])
+        elif attribute in _NUMBERS:
+            (found[_NUMBERS[attribute]],) = struct.unpack_from("=I", message, at + 4)
+        at += (size + 3) & ~3
+    return found
+
+
+_NUMBERS = {_INTERFACE: "oif", _METRIC: "priority"}
 _EVENTS = (struct.pack("=H", _NEW), struct.pack("=H", _DELETE))
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from control.lab.space import Space, free_tag, make_spaces
-from control.net.routes import PROTOCOL, RouteChange, RouteSocket, is_our_blackhole, is_ours
+from control.net.mirror import Mirror, _route
+from control.net.routes import PROTOCOL, RouteChange, RouteSocket, is_our_blackhole, is_ours, read_own
 
 pytestmark = pytest.mark.root
 
@@ -108,6 +110,14 @@ def test_events_tell_ours_from_others(space: Space, version: int) -> None:
         routes.change([RouteChange(verb=verb, network=network, interface=7)])
         message = heard()
         assert is_ours(message)
+        (parsed,) = MarshalRtnl().parse(message)
+        ours, mirror = read_own(message), Mirror(())
+        for each in (ours, parsed):
+            key, route = _route(each)
+            assert (key[0], route.hops[0].interface, route.unicast) == (network, 7, True)
+            assert mirror.apply(each) in ("", "route")
+        assert _route(ours) == _route(parsed)
+        assert ours["event"] == parsed["event"]
         assert not is_our_blackhole(message)
         routes.change([RouteChange(verb=verb, network=network)])
         assert is_our_blackhole(heard())
