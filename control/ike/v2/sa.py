@@ -184,7 +184,9 @@ class IkeSa:
         self.followups: dict[
             bytes, KeyedTask
         ] = {}  # the peer's acts that IKE_FOLLOWUP_KE goes on with, by link
-        self.predecessor: IkeSa | None = None  # the IKE SA whose rekeying made this one
+        self.predecessor: IkeSa | None = (
+            None  # whose rekeying made this one, while it is not known to be the one
+        )
         self.successor: IkeSa | None = None  # the one that has our children now
         self.handshake: Handshake | None = None
         self.reassembly: dict[bool, codec.Reassembly] = {}  # by: is it a response
@@ -470,10 +472,14 @@ class IkeSa:
 
     def _due_task(self, now: float) -> Task | None:
         for index, (due, task) in enumerate(self.queued):
-            if due <= now:
+            if due <= now and self._may(task):
                 del self.queued[index]
                 return task
         return None
+
+    def _may(self, task: Task) -> bool:
+        """Of two successors made at once the one that is used is the one that stays: until it is known, neither is."""
+        return self.predecessor is None or task.ends
 
     def header(self, exchange: int, message_id: int, *, response: bool) -> Header:
         """The header of a message of ours."""
@@ -516,8 +522,8 @@ class IkeSa:
         times = [at for at in self.timers.values() if at]
         if self.window.pending is not None:
             times.append(self.window.pending.due)
-        elif self.queued:
-            times.append(min(due for due, _ in self.queued))
+        else:
+            times.extend(due for due, task in self.queued if self._may(task))
         for child in self.children.values():
             times.extend(at for at in (child.rekey_at, child.expires_at) if at)
         return min(times, default=None)

@@ -123,6 +123,7 @@ class Task(abc.ABC):
     __slots__ = ("initiator",)
     exchange: Exchange  # of the next request; a class attribute, or set by a task with several
     name = "act"  # for the log
+    ends = False  # it ends the IKE SA
 
     def __init__(self, *, initiator: bool) -> None:
         self.initiator = initiator

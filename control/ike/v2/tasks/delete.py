@@ -99,6 +99,7 @@ class DeleteIke(Task):
 
     exchange = Exchange.INFORMATIONAL
     name = "delete IKE SA"
+    ends = True
 
     def __init__(self, why: Closed, failure: Failure | None = None) -> None:
         super().__init__(initiator=True)

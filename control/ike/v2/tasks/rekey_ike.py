@@ -248,7 +248,6 @@ def retire(sa: IkeSa, successor: IkeSa | None, now: float) -> None:
     """`sa` has nothing left but to be deleted, by the peer or by us; in case nobody does, it is dropped in a while."""
     sa.state = advance(sa.state, Step.REPLACED)
     sa.successor = successor
-    sa.predecessor = None
     if successor is not None:
         successor.queued.extend(sa.queued)
         sa.queued.clear()
@@ -263,7 +262,6 @@ def settle(sa: IkeSa, now: float) -> None:
     old = sa.predecessor
     if old is None:
         return
-    sa.predecessor = None
     if isinstance(old.active, RekeyIke) and old.successor is None and old.state is State.ESTABLISHED:
         old.active.forget(old, now)
 

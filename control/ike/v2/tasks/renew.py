@@ -181,6 +181,8 @@ def add_child(
     sa: IkeSa, settings: ChildSettings, now: float, packet: tuple[WireSelector, WireSelector] | None
 ) -> None:
     """A child is wanted on an IKE SA that is there or under way; nothing to do where it has it, or is about to."""
+    if sa.predecessor is not None:  # it may not stay
+        sa = sa.predecessor.heir
     if any(_same(child.spec.settings, settings) for child in sa.children.values()):
         return
     tasks = [sa.active, *(task for _, task in sa.queued)]
@@ -190,6 +192,7 @@ def add_child(
     if sa.handshake is not None and sa.handshake.child is not None and _same(sa.handshake.child, settings):
         return
     sa.queue(CreateChild(settings, initiator=True, packet=packet), now)
+    sa.host.schedule(sa)
 
 
 def _same(one: ChildSettings, other: ChildSettings) -> bool:
@@ -201,7 +204,10 @@ def close_ike(sa: IkeSa, now: float, *, delay: float = 0.0) -> None:
     if sa.state.half_open:
         sa.close(Closed.LOCAL, now)
     else:
-        sa.queue(DeleteIke(Closed.LOCAL), now, delay=delay)  # or its successor, should it be replaced before
+        # Or its successor, should it be replaced before; one that may not stay is ended by way of what it came from.
+        main = sa if sa.predecessor is None else sa.predecessor.heir
+        main.queue(DeleteIke(Closed.LOCAL), now, delay=delay)
+        sa.host.schedule(main)
 
 
 def close_child(sa: IkeSa, child: Child, now: float) -> None:
