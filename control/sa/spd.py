@@ -192,10 +192,6 @@ class Spd:
             return wanted
         return None
 
-    def traps(self) -> list[tuple[str, str]]:
-        """Connection and child of every trap."""
-        return list(dict.fromkeys(entry.trap for entry in self._entries.values() if entry.trap is not None))
-
     def trap_of(self, policy: str) -> tuple[str, str] | None:
         """Connection and child that a policy is the trap of."""
         entry = self._by_name.get(policy)
