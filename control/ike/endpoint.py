@@ -182,9 +182,9 @@ class Endpoint:
 
     def _receive_init(self, data: bytes, path: PeerPath, now: float) -> None:
         contacts = self._contacts
-        key = (data[:8], str(path.remote), path.remote_port)
+        key = (data[:8], str(path.remote), path.remote_port, hash(data))
         known = contacts.get(key)
-        if known is not None and known.window.answered == hash(data):
+        if known is not None:
             # RFC 7296 section 2.1: the identical response, as long as it is the last one.
             if known.window.expected == 1:
                 self._datagrams.extend(Datagram(path=path, data=each) for each in known.window.response)
@@ -192,8 +192,8 @@ class Endpoint:
         if len(data) > MAX_INIT:
             self.counters["long"] += 1
             return
-        if contacts.under_load(self.settings, now):
-            answer = contacts.cookie(data, key[1:], now)
+        if contacts.under_load(self.settings, now) or contacts.crowded(key[1], self.settings):
+            answer = contacts.cookie(data, key[1:3], now)
             if answer is not None:
                 self._datagrams.append(Datagram(path=path, data=answer))
                 return

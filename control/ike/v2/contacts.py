@@ -23,7 +23,9 @@ RESPONSE, INITIATOR = 0x20, 0x08  # flags in the header's byte 19
 _FIRST_REQUEST = bytes((VERSION, Exchange.IKE_SA_INIT, INITIATOR))
 _NOTIFY = struct.Struct(">IBBHBBH")  # the message's length, then a Notify payload before its data
 
-InitKey = tuple[bytes, str, int]  # of a half-open IKE SA: the initiator's SPI, its address and port
+# Of a half-open IKE SA: the initiator's SPI, its address and port, and the hash of its request. Who says something else
+# under the same SPI has begun once more, and is counted once more.
+InitKey = tuple[bytes, str, int, int]
 
 
 class Quota:
@@ -63,8 +65,7 @@ class Contacts:
         return self._half_open.get(key)
 
     def add(self, key: InitKey, sa: IkeSa) -> None:
-        """A peer has begun; what it began before under the same SPI is forgotten here."""
-        self.remove(self._half_open.get(key))
+        """A peer has begun."""
         self._half_open[key] = sa
         self._of_address[key[1]] += 1
         sa.init_key = key
@@ -85,6 +86,13 @@ class Contacts:
         """Cookies are demanded: too many handshakes have begun, or too many were refused, which costs as much."""
         return len(self._half_open) >= settings.cookie_threshold or self.quota.empty(now)
 
+    def crowded(self, address: str, settings: EndpointSettings) -> bool:
+        """Cookies are demanded of one address, for half of what it may have is taken.
+
+        Whoever forges its address could have it blocked with a few datagrams else.
+        """
+        return 0 < settings.block_threshold and self._of_address[address] >= settings.block_threshold // 2
+
     def cookie(self, data: bytes, sender: Sender, now: float) -> bytes | None:
         """The whole answer to an IKE_SA_INIT request that has no good cookie; None where it has one."""
         cookie = self._cookies.check(data, sender, now)
@@ -100,7 +108,7 @@ class Contacts:
             or len(data) < HEADER_LENGTH
             or data[8:16] != NO_SPI
             or data[17:20] != _FIRST_REQUEST
-            or (data[:8], *sender) in self._half_open
+            or (data[:8], *sender, hash(data)) in self._half_open
         ):
             return None
         return self.cookie(data, sender, now)

@@ -197,7 +197,9 @@ class IkeSa:
         self.last_sent = 0.0
         self.last_error: Failure | None = None
         self.created = 0.0
-        self.init_key: tuple[bytes, str, int] | None = None  # the endpoint's, while a peer's is half open
+        self.init_key: tuple[bytes, str, int, int] | None = (
+            None  # the endpoint's, while a peer's is half open
+        )
         self.path_error = ""  # what ICMP said last about datagrams that did not arrive
 
     # What others ask about it

@@ -13,11 +13,11 @@ import pytest
 from control.ike.endpoint import Endpoint
 from control.ike.events import Datagram, PeerPath
 from control.ike.identity import Identity
-from control.ike.numbers import Exchange, NotifyType
+from control.ike.numbers import Exchange, NotifyType, PayloadType
 from control.ike.settings import Auth, AuthSettings, EndpointSettings
 from control.ike.v2.cookies import Cookies, scan
 from control.ike.wire.message import find_notify, parse_message
-from control.ike.wire.payloads import KePayload
+from control.ike.wire.payloads import KePayload, NotifyPayload
 from tests.control.ike.pair import (
     ADDRESS_A,
     ADDRESS_B,
@@ -185,6 +185,14 @@ def test_flood_costs_little() -> None:
     assert spent / count < 0.001, spent
 
 
+def with_cookie(data: bytes, answer: Datagram) -> bytes:
+    """An IKE_SA_INIT request with the cookie that it was answered by."""
+    [notify] = parse_message(answer.data).payloads
+    assert isinstance(notify, NotifyPayload)
+    body = b"\x21\x00" + (8 + len(notify.data)).to_bytes(2, "big") + b"\x00\x00\x40\x06" + notify.data
+    return data[:16] + b"\x29" + data[17:24] + (len(data) + len(body)).to_bytes(4, "big") + body + data[28:]
+
+
 def test_shed_and_receive_agree() -> None:
     """A cookie that the socket gave out is good on the long way, and the other way round."""
     endpoint = Endpoint(ALWAYS, [connection_b()], psk())
@@ -194,9 +202,7 @@ def test_shed_and_receive_agree() -> None:
     endpoint.receive_datagram(data, PATH, 0.0)
     [datagram] = endpoint.datagrams_to_send()
     assert endpoint.shed(data, ("192.0.2.1", 500), 0.0) == datagram.data
-    [notify] = parse_message(datagram.data).payloads
-    body = b"\x21\x00" + (8 + len(notify.data)).to_bytes(2, "big") + b"\x00\x00\x40\x06" + notify.data
-    retry = data[:16] + b"\x29" + data[17:24] + (len(data) + len(body)).to_bytes(4, "big") + body + data[28:]
+    retry = with_cookie(data, datagram)
     assert endpoint.shed(retry, ("192.0.2.1", 500), 0.0) is None
     endpoint.receive_datagram(retry, PATH, 0.0)
     assert len(endpoint.snapshot()) == 1
@@ -211,16 +217,49 @@ def test_half_open_limits() -> None:
     pair.initiate()
     data = pair.carried[0].data
     pair.flying.clear()
+    endpoint = pair.b.endpoint
     for number in range(10):
-        pair.b.endpoint.receive_datagram(bytes([9, number]) + data[2:], PATH, pair.now)
+        request = bytes([9, number]) + data[2:]
+        endpoint.receive_datagram(request, PATH, pair.now)
+        for answer in endpoint.datagrams_to_send():
+            if answer.data[16] == PayloadType.NOTIFY:
+                endpoint.receive_datagram(with_cookie(request, answer), PATH, pair.now)
     assert len(pair.b.ikes) == 3
-    assert pair.b.endpoint.counters["blocked"] == 7
+    assert endpoint.counters["blocked"] == 7
     pair.b.endpoint.datagrams_to_send()
     pair.run(60.0)
     assert [text.split(";")[0] for text in pair.b.failures[:3]] == 3 * [
         "192.0.2.1 began, but did not finish within 30 s"
     ]
     assert pair.a.established and pair.b.established
+
+
+def test_who_forges_an_address_does_not_block_it() -> None:
+    """A few requests in a peer's name must not keep the peer itself away: beyond some, a cookie shows who is there."""
+    pair = Pair()
+    pair.initiate()
+    data = pair.carried[0].data
+    for number in range(50):
+        pair.b.endpoint.receive_datagram(bytes([9, number]) + data[2:], PATH, pair.now)
+    pair.b.endpoint.datagrams_to_send()
+    assert len(pair.b.ikes) == 2 and not pair.b.endpoint.counters["blocked"]
+    pair.run()
+    assert pair.a.established and pair.b.established
+
+
+def test_other_requests_under_one_spi_are_counted() -> None:
+    """Each costs a key exchange and is kept for a while, whichever SPI it says it has."""
+    settings = EndpointSettings(block_threshold=0, half_open_limit=8)
+    pair = Pair(settings_b=settings)
+    pair.initiate()
+    data = pair.carried[0].data
+    nonce = scan(data)[1]
+    for number in range(40):
+        pair.b.endpoint.receive_datagram(data.replace(nonce, bytes([number]) + nonce[1:]), PATH, pair.now)
+    assert len(pair.b.ikes) == 8
+    assert pair.b.endpoint.counters["half_open_limit"] == 32
+    pair.run(60.0)
+    assert not pair.b.ikes or pair.b.established
 
 
 def test_repeated_init_gets_the_identical_response() -> None:
