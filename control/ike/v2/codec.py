@@ -44,12 +44,11 @@ class Reassembly:
     def add(self, number: int, payload: int, plain: bytes, datagram: bytes) -> bool:
         """Keep one; True when all are there."""
         if number not in self.parts:
+            size = self.size + len(plain)
+            if size > MAX_MESSAGE:
+                raise syntax_error(f"fragments of {size} bytes together, at most {MAX_MESSAGE} are taken")
             self.parts[number] = plain
-            self.size += len(plain)
-            if self.size > MAX_MESSAGE:
-                raise syntax_error(
-                    f"fragments of {self.size} bytes together, at most {MAX_MESSAGE} are taken"
-                )
+            self.size = size
             if number == 1:
                 self.first_payload, self.first_hash = payload, hash(datagram)
         return len(self.parts) == self.total

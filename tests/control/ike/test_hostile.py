@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
+from control.ike.errors import PeerError
 from control.ike.events import Failure, IkeFailed, Noted
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.proposal import NoProposalChosen, select
 from control.ike.settings import Auth, AuthSettings
+from control.ike.v2.codec import Reassembly
 from control.ike.v2.sa import Timer
 from control.ike.v2.tasks.create_child import MAX_CHILDREN
 from control.ike.wire import (
@@ -172,6 +175,15 @@ def test_what_strangers_make_us_keep() -> None:
     giant = NotifyPayload(type=NotifyType.SIGNATURE_HASH_ALGORITHMS, data=bytes(65000))
     endpoint.receive_datagram(build_message(request.header, [*others, giant]), path, 0.0)
     assert len(list(endpoint.registry)) == 1 and endpoint.counters["long"] == 1
+
+
+def test_fragments_that_are_too_much_are_not_kept() -> None:
+    """A stranger can seal fragments of IKE_AUTH: all that he sends is not more than one message may have."""
+    parts = Reassembly(1, 100)
+    for number in range(2, 100):
+        with contextlib.suppress(PeerError):
+            parts.add(number, 0, bytes(60_000), b"")
+    assert sum(map(len, parts.parts.values())) == parts.size == 60_000
 
 
 def test_a_long_cookie2_is_refused() -> None:
