@@ -196,10 +196,10 @@ class UdpSockets:
         self, bound: _Socket, data: bytes, ancillary: list[tuple[int, int, bytes]], name: tuple[str, int]
     ) -> None:
         """Send `data` back the way a datagram came; lost where that cannot be at once."""
-        local = _local(ancillary)
-        source = _source(local) if local is not None else []
         try:
-            bound.sock.sendmsg([NON_ESP_MARKER + data if bound.marker else data], source, 0, name)
+            bound.sock.sendmsg(
+                [NON_ESP_MARKER + data if bound.marker else data], _same_way(ancillary), 0, name
+            )
         except OSError:
             self.counters.send_errors += 1
         else:
@@ -341,6 +341,16 @@ def _local(ancillary: Sequence[tuple[int, int, bytes]]) -> Address | None:
         if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(content) >= 16:
             return IPv6Address(content[:16])
     return None
+
+
+def _same_way(ancillary: Sequence[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    """The control message that answers from the address that a datagram came to; no object is made of it."""
+    for level, kind, content in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(content) >= 12:
+            return [(level, kind, bytes(4) + content[8:12] + bytes(4))]
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(content) >= 16:
+            return [(level, kind, content[:16] + bytes(4))]
+    return []
 
 
 def _source(local: Address) -> list[tuple[int, int, bytes]]:
