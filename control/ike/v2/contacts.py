@@ -91,7 +91,7 @@ class Contacts:
 
         Whoever forges its address could have it blocked with a few datagrams else.
         """
-        return 0 < settings.block_threshold and self._of_address[address] >= settings.block_threshold // 2
+        return settings.block_threshold > 0 and self._of_address[address] >= settings.block_threshold // 2
 
     def cookie(self, data: bytes, sender: Sender, now: float) -> bytes | None:
         """The whole answer to an IKE_SA_INIT request that has no good cookie; None where it has one."""
