@@ -55,7 +55,7 @@ log = logging.getLogger("esplanade.ike")
 
 T = TypeVar("T")
 
-FLUSH_PAUSE, LONGEST_PAUSE = 5.0, 1.0  # after new policies: times what they took, and seconds
+FLUSH_PAUSE, LONGEST_PAUSE = 10.0, 1.0  # after new policies: times what they took, and seconds
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
 
 
