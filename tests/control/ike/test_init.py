@@ -340,6 +340,18 @@ def test_switch_by_the_identity_that_is_asked_for() -> None:
     assert Pair(b=(other, connection_b())).up().b.established[0].connection == "b-a"
 
 
+@pytest.mark.parametrize("offered", ["x25519", "x25519-ke1_mlkem768-ke1_none"])
+def test_a_demanded_additional_key_exchange_cannot_be_left_out(offered: str) -> None:
+    """Another connection of the same addresses may do without; the peer's own one is not got into that way."""
+    strict = connection_b(proposals=ike("aes128gcm16-prfsha256-x25519-ke1_mlkem768"))
+    other = AuthSettings(auth=Auth.PSK, identity=Identity.parse("other.example"))
+    lax = replace(connection_b(), name="lax", remote=other)
+    pair = Pair(a=connection_a(proposals=ike(f"aes128gcm16-prfsha256-{offered}")), b=(lax, strict))
+    pair.initiate()
+    pair.run()
+    assert not pair.b.established and not pair.a.established
+
+
 def test_switch_keeps_to_the_proposals() -> None:
     """A connection whose proposals do not have the suite that was chosen is not switched to."""
     a = connection_a()

@@ -21,7 +21,15 @@ from control.crypto.prf import prf
 from control.crypto.sk import Protection
 from control.ike.errors import PeerError, syntax_error
 from control.ike.events import Closed, Failure
-from control.ike.numbers import Exchange, Group, HashAlgorithm, NotifyType, TransformType, name_of
+from control.ike.numbers import (
+    ADDITIONAL_KEY_EXCHANGES,
+    Exchange,
+    Group,
+    HashAlgorithm,
+    NotifyType,
+    TransformType,
+    name_of,
+)
 from control.ike.proposal import NoProposalChosen, Proposal, Suite, select, suite_of
 from control.ike.settings import Choice, Connection
 from control.ike.v2 import nat
@@ -295,11 +303,22 @@ def _choose(
 
 
 def _accepts(connection: Connection, suite: Suite) -> bool:
-    """Whether the peer may still mean this connection, now that the suite is chosen."""
+    """Whether the peer may still mean this connection, now that the suite is chosen.
+
+    A key exchange that the connection demands must be in it, too: not to offer it, and to be let in by another
+    connection's proposal, would be a way around it.
+    """
     return any(
         all(transform.id == 0 or transform in proposal.transforms for transform in suite.transforms)
+        and all(_has_additional(proposal, suite, kind) for kind in ADDITIONAL_KEY_EXCHANGES)
         for proposal in connection.proposals
     )
+
+
+def _has_additional(proposal: Proposal, suite: Suite, kind: int) -> bool:
+    wanted = proposal.of(kind)
+    chosen = next((each.id for each in suite.transforms if each.type == kind), 0)
+    return any(each.id == chosen for each in wanted) if wanted else chosen == 0
 
 
 def _refused(kind: int, name: str, connection: Connection) -> PeerError:
