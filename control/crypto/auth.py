@@ -170,11 +170,17 @@ class _Scheme:
 
 
 def verify(
-    key: PublicKey, method: int, data: bytes, octets: bytes, allowed_hashes: Collection[int] = HASHES
+    key: PublicKey,
+    method: int,
+    data: bytes,
+    octets: bytes,
+    allowed_hashes: Collection[int] = HASHES,
+    *,
+    strict: bool = False,
 ) -> str:
     """The name of the scheme by which `data` proves `octets`; SignatureError if it does not, or is not allowed.
 
-    `allowed_hashes` is what our SIGNATURE_HASH_ALGORITHMS named; it binds method 14 only.
+    `allowed_hashes` is what our SIGNATURE_HASH_ALGORITHMS named; it binds method 14 only, unless it is `strict`.
     """
     if method == DIGITAL_SIGNATURE:
         return _verify_identified(key, data, octets, allowed_hashes)
@@ -183,13 +189,21 @@ def verify(
             raise SignatureError(f"an RSA signature (method 1); the certificate's key is {key_name(key)}")
         # RFC 7296 section 3.8: SHA-1, but others may be used; the hash is named inside the signature.
         for number, algorithm in {1: hashes.SHA1(), **_SHA2}.items():
+            if strict and number not in allowed_hashes:
+                continue
             try:
                 key.verify(data, octets, padding.PKCS1v15(), algorithm)
             except InvalidSignature:
                 continue
             return f"RSA with {_HASH_NAMES[number]}"
-        raise SignatureError("an RSA signature that this certificate's key did not make")
+        only = f" with {hash_names(allowed_hashes)}, which alone are allowed here" if strict else ""
+        raise SignatureError(f"an RSA signature (method 1) that this certificate's key did not make{only}")
     if method in _ECDSA_METHODS:
+        if strict and _ECDSA_METHODS[method][1] not in allowed_hashes:
+            name = _HASH_NAMES[_ECDSA_METHODS[method][1]]
+            raise SignatureError(
+                f"a signature by ECDSA with {name}; the hashes allowed here are {hash_names(allowed_hashes)}"
+            )
         return _verify_raw_ecdsa(key, method, data, octets)
     raise SignatureError(f"authentication method {method}; want a signature: 1, 9, 10, 11 or 14")
 

@@ -103,9 +103,8 @@ class Ours:
                 + ("wants a proof" if sa.connection.local.auth is Auth.NONE else "initiates"),
                 "set local.auth to psk or pubkey, or let this side initiate",
             )
-        hashes = sa.peer_hashes & allowed_hashes(sa.connection.local)
         try:
-            method, data = crypto.sign(self.private_key, covered, hashes)
+            method, data = crypto.sign(self.private_key, covered, hashes_for(sa))
         except UnsupportedError as error:
             raise AuthenticationFailed(
                 f"we cannot sign for this peer: {error}", "use another certificate for this connection"
@@ -132,7 +131,7 @@ def _our_certificate(
 ) -> Ours:
     handshake = sa.handshake
     assert handshake is not None
-    hashes = sa.peer_hashes & allowed_hashes(local)
+    hashes = hashes_for(sa)
     credentials = sa.host.credentials
 
     def usable(key: crypto.PrivateKey) -> bool:
@@ -171,6 +170,23 @@ def can_sign(key: crypto.PrivateKey, hashes: frozenset[int]) -> bool:
     if hashes:
         return any(number in hashes for number in (2, 3, 4))
     return not name.startswith("ECDSA") or name.split()[1] in ("secp256r1", "secp384r1", "secp521r1")
+
+
+def hashes_for(sa: IkeSa) -> frozenset[int]:
+    """Hashes that the peer can check and our side of the connection allows; AuthenticationFailed where it has none.
+
+    None at all, which is the older methods (RSA's with SHA-1), only where the settings leave that open.
+    """
+    local = sa.connection.local
+    hashes = sa.peer_hashes & allowed_hashes(local)
+    if local.signature_hashes and not hashes:
+        theirs = crypto.hash_names(sa.peer_hashes)
+        raise AuthenticationFailed(
+            f"the peer can check signatures with the hashes {theirs}; connection '{sa.connection.name}' has "
+            f"local.auth = 'pubkey-{'-'.join(local.signature_hashes)}'",
+            "allow one of the peer's hashes, or set local.auth to pubkey",
+        )
+    return hashes
 
 
 def allowed_hashes(auth: AuthSettings) -> frozenset[int]:
@@ -285,7 +301,13 @@ def check(
         sa.note("warning", note)
     try:
         scheme = crypto.verify(
-            verified.public_key, auth.method, auth.data, covered, allowed_hashes(connection.remote)
+            verified.public_key,
+            auth.method,
+            auth.data,
+            covered,
+            allowed_hashes(connection.remote),
+            # Where the hashes are said, the older methods, with SHA-1 in RSA's, are no way around them.
+            strict=bool(connection.remote.signature_hashes),
         )
     except SignatureError as error:
         raise AuthenticationFailed(

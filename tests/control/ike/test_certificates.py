@@ -107,6 +107,28 @@ def test_every_kind_of_key(a_key: str, b_key: str) -> None:
     came_up(attempt(credentials(made("a", a_key)), credentials(made("b", b_key))))
 
 
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_hashes_that_are_demanded_have_no_way_around(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither do we fall back to RSA with SHA-1 when the peer names no hash of ours, nor do we take that of it."""
+    demanding, lax = {"signature_hashes": ("sha512",)}, connection()
+    ours = connection(local=demanding) if side == "a" else lax
+    theirs = b_side(connection(local=demanding) if side == "b" else lax)
+    monkeypatch.setattr("control.ike.v2.tasks.init.HASHES", ())  # both sides are as old as RFC 5996
+    keys = credentials(made("a", "rsa2048")), credentials(made("b", "rsa2048"))
+    came_up(attempt(*keys))
+    pair = attempt(*keys, ours=ours, theirs=theirs)
+    assert not pair.b.established
+    refusing = pair.a if side == "a" else pair.b
+    text = (
+        "the peer can check signatures with the hashes none; connection 'a-b' has local.auth = 'pubkey-sha512'; "
+        "allow one of the peer's hashes, or set local.auth to pubkey"
+    )
+    if side == "a":
+        assert refusing.failures[0] == text
+    else:
+        assert "did not make with SHA2-512, which alone are allowed here" in refusing.failures[0]
+
+
 def test_intermediate_authorities_are_sent_along() -> None:
     middle = make_authority("Middle", parent=ROOT, now=NOW)
     lower = make_authority("Lower", parent=middle, now=NOW)
