@@ -256,6 +256,8 @@ class IkeSa:
             self._receive_request(header, data, path, now)
 
     def _receive_request(self, header: Header, data: bytes, path: PeerPath, now: float) -> None:
+        if self.keys is None:
+            return  # we have begun, and are still to be answered: nothing that comes in clear is asked of us
         arrival = self.window.arrival(header.message_id)
         if arrival is Arrival.REPEATED:
             # RFC 7296 section 2.1: a repeated request gets the identical response. Of a fragmented one the first

@@ -85,6 +85,33 @@ def test_cookie_and_other_group() -> None:
     assert groups == [31, 31, 19]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_other_group_is_asked_for_twice(seed: int) -> None:
+    """The first request, or its answer, comes twice: the second answer is no refusal of the group it asks for."""
+    pair = Pair(
+        a=connection_a(proposals=ike("aes128gcm16-prfsha256-x25519-ecp256")),
+        b=connection_b(proposals=ike("aes128gcm16-prfsha256-ecp256")),
+        wire=Wire(repeat=1.0, delay=(0.01, 0.2)),
+        seed=seed,
+    ).up()
+    pair.check_children()
+    assert not pair.a.failures
+
+
+def test_a_request_in_clear_does_not_end_an_attempt() -> None:
+    """Who sees our first request go by cannot have us give up by asking something himself."""
+    pair = Pair()
+    pair.initiate()
+    request = pair.carried[0].data
+    forged = request[:19] + b"\x00" + request[20:]  # an IKE_SA_INIT request, as by the responder
+    path = replace(PATH, local=ADDRESS_A, remote=ADDRESS_B)
+    pair.a.endpoint.receive_datagram(forged, path, pair.now)
+    pair.collect()
+    assert len(pair.carried) == 1 and not pair.a.failures
+    pair.run()
+    assert pair.a.established
+
+
 def test_group_that_was_not_proposed() -> None:
     """A peer (or someone between) cannot talk us into another group."""
     pair = Pair(wire=Wire(translate=_say(NotifyType.INVALID_KE_PAYLOAD, b"\x00\x0e")))

@@ -38,7 +38,7 @@ from control.ike.v2.keys import SaKeys
 from control.ike.v2.proof import certificate_request, take_certificate_requests
 from control.ike.v2.sa import Feature, IkeSa
 from control.ike.v2.states import Step, advance
-from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
+from control.ike.v2.task import DONE, MORE, Ignored, Incoming, Outgoing, Result, Task
 from control.ike.wire.payloads import KePayload, NoncePayload, SaPayload
 from control.ike.wire.proposal import OfferedProposal
 
@@ -197,6 +197,9 @@ class IkeInit(Task):
         if len(data) != 2:
             raise syntax_error(f"INVALID_KE_PAYLOAD with {len(data)} bytes; want 2, the group")
         group = int.from_bytes(data, "big")
+        if self.tried and group == self.group:
+            # The answer to our first request again, which was repeated on its way there or back.
+            raise Ignored(f"{name_of(Group, group)} is asked for once more")
         self.tried.add(self.group)
         proposed = {each for proposal in sa.connection.proposals for each in proposal.groups}
         if group not in proposed or group in self.tried:
