@@ -137,6 +137,7 @@ class IkeSa:
         "predecessor",
         "queued",
         "reassembly",
+        "reauth_passed",
         "remote_id",
         "responding",
         "scheduled",
@@ -192,6 +193,7 @@ class IkeSa:
         self.reassembly: dict[bool, codec.Reassembly] = {}  # by: is it a response
         self.timers: dict[Timer, float] = {}
         self.scheduled: float | None = None  # the endpoint's: what its queue holds for us
+        self.reauth_passed = False  # the peer had to authenticate anew: no rekeying makes it live longer
         self.established_at = 0.0
         self.last_heard = 0.0  # an authenticated message, or traffic of a child
         self.last_sent = 0.0

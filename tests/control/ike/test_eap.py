@@ -10,7 +10,7 @@ import pytest
 
 from control.eap import mschapv2
 from control.eap.method import Progress
-from control.ike.events import IkeEstablished, VirtualAddressesAssigned
+from control.ike.events import Closed, IkeEstablished, VirtualAddressesAssigned
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange
 from control.ike.pools import Pools
@@ -24,6 +24,7 @@ from control.ike.settings import (
     TrafficSelector,
     Unique,
 )
+from control.ike.v2.sa import Timer
 from control.pki.make import CLIENT, Issued, issue, make_authority
 from control.pki.settings import EapSecret
 from control.pki.store import Authority, Credentials, LoadedCertificate
@@ -288,6 +289,20 @@ def test_reauthentication_keeps_the_address() -> None:
     both.a.endpoint.terminate_ike(both.a.ikes[0], both.now)
     both.run()
     assert both.b.endpoint.pools.status[0].online == 0
+
+
+def test_a_client_does_not_live_on_by_rekeying() -> None:
+    """It was told when to authenticate anew (RFC 4478) and does not care: new keys do not let it stay."""
+    both = pair(client(rekey_time=0.0), server(reauth_time=1000.0, rekey_time=0.0)).up()
+    for _ in range(41):
+        for sa in both.a.endpoint.registry:
+            sa.timers.pop(Timer.REAUTH, None)
+            both.a.endpoint.schedule(sa)
+            both.a.endpoint.rekey_ike(sa.id, both.now)
+        both.run(30.0)
+    assert len(both.b.rekeyed) > 30 and both.now < 2250.0
+    assert not both.b.ikes
+    assert both.b.closed[-1].why is Closed.EXPIRED
 
 
 @pytest.mark.parametrize(("name", "left"), [("dave", 2), ("carol", 1)])

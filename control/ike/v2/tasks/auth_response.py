@@ -13,6 +13,7 @@ from control.ike.numbers import Exchange, NotifyType
 from control.ike.settings import Choice, Connection
 from control.ike.v2 import choice, codec, configure, negotiate, ppk, proof, unique
 from control.ike.v2.eap_rounds import EapResponder
+from control.ike.v2.lifetimes import ike_over_time
 from control.ike.v2.proof import AuthenticationFailed
 from control.ike.v2.sa import Feature, IkeSa, Timer
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
@@ -158,7 +159,7 @@ class IkeAuthResponse(Task):
         established(sa, now)
         if Timer.REAUTH in sa.timers:
             # It is the initiator's turn first; ours comes only if that does not care.
-            sa.timers[Timer.REAUTH] = (sa.timers[Timer.REAUTH] + sa.timers[Timer.EXPIRE]) / 2
+            sa.timers[Timer.REAUTH] += ike_over_time(connection) / 2
         initial = request.notify(NotifyType.INITIAL_CONTACT) is not None
         unique.settle(sa, initial_contact=initial, now=now)
         if wants_child:

@@ -281,7 +281,12 @@ def _inherit(sa: IkeSa, new: IkeSa) -> None:
 def _keep_deadline(sa: IkeSa, new: IkeSa) -> None:
     """New keys are no new proof: the time of reauthentication stays."""
     due = sa.timers.get(Timer.REAUTH)
-    if due:
+    if sa.reauth_passed:
+        new.reauth_passed = True
+        new.timers.pop(Timer.REAUTH, None)
+        if last := sa.timers.get(Timer.EXPIRE):
+            new.timers[Timer.EXPIRE] = min(new.timers.get(Timer.EXPIRE, last), last)
+    elif due:
         new.timers[Timer.REAUTH] = due
         new.timers[Timer.EXPIRE] = min(
             new.timers.get(Timer.EXPIRE, due + REDUNDANT), due + ike_over_time(sa.connection)

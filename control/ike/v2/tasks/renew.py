@@ -43,6 +43,7 @@ def reauthentication_due(sa: IkeSa, now: float) -> None:
     if not sa.initiator and (connection.remote.auth is Auth.EAP or connection.pools):
         # A client alone can begin with EAP, or ask for addresses; it was told the time (RFC 4478).
         sa.note("info", f"'{sa.remote_id}' has to authenticate anew now, before the IKE SA expires")
+        sa.reauth_passed = True
         return
     sa.host.reauthenticate(sa, now)
 
