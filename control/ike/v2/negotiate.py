@@ -9,7 +9,7 @@ of the children of a connection the one that fits best is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from control.ike.errors import LocalError, PeerError
@@ -327,15 +327,19 @@ def install(
     return sa.add_child(spec, outbound=outbound, replaces=replaces)
 
 
-def wanted_group(request: ChildRequest, notify: NotifyPayload, tried: int) -> int:
-    """The group that INVALID_KE_PAYLOAD asks for (RFC 7296 section 1.3); raises PeerError for one we did not offer."""
+def wanted_group(request: ChildRequest, notify: NotifyPayload, refused: Collection[int]) -> int:
+    """The group that INVALID_KE_PAYLOAD asks for (RFC 7296 section 1.3).
+
+    Raises PeerError for one that we did not offer, and for one that the peer has `refused`: it could have us send one
+    after the other without end.
+    """
     group = int.from_bytes(notify.data, "big") if len(notify.data) == 2 else Group.NONE
     offered = {each for proposal in request.proposals for each in proposal.groups}
-    if group not in offered or group == tried:
+    if group not in offered or group in refused:
         raise PeerError(
             NotifyType.INVALID_SYNTAX,
             f"the peer wants {name_of(Group, group)} for child '{request.settings.name}'; we offered "
             f"{', '.join(sorted(name_of(Group, each) for each in offered)) or 'no key exchange'} and sent "
-            f"{name_of(Group, tried)}",
+            f"{', '.join(name_of(Group, each) for each in sorted(refused))}",
         )
     return group

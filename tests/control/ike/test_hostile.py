@@ -12,16 +12,18 @@ import pytest
 from control.ike.errors import PeerError
 from control.ike.events import Failure, IkeFailed, Noted
 from control.ike.identity import Identity
-from control.ike.numbers import Exchange, NotifyType
+from control.ike.numbers import Exchange, Group, NotifyType
 from control.ike.proposal import NoProposalChosen, select
 from control.ike.settings import Auth, AuthSettings
 from control.ike.v2.codec import Reassembly
-from control.ike.v2.sa import Timer
-from control.ike.v2.tasks.create_child import MAX_CHILDREN
+from control.ike.v2.sa import IkeSa, Timer
+from control.ike.v2.task import Incoming
+from control.ike.v2.tasks.create_child import MAX_CHILDREN, KeyedTask
 from control.ike.wire import (
     CertRequestPayload,
     DeletePayload,
     Header,
+    KePayload,
     NoncePayload,
     NotifyPayload,
     Payload,
@@ -35,7 +37,17 @@ from control.ike.wire import (
 )
 from control.pki.settings import PostquantumKey, PresharedKey
 from control.pki.store import Credentials
-from tests.control.ike.pair import ADDRESS_A, ADDRESS_B, Pair, connection_a, connection_b, esp, ike
+from tests.control.ike.pair import (
+    ADDRESS_A,
+    ADDRESS_B,
+    Pair,
+    child,
+    connection_a,
+    connection_b,
+    esp,
+    ike,
+    mirror,
+)
 from tests.fuzz.ike import Fuzzer
 from tests.fuzz.ike_responder import conversation
 
@@ -233,3 +245,29 @@ def test_a_ppk_identity_of_line_breaks() -> None:
     pair.initiate()
     pair.run()
     assert "the peer uses the PPK 'one\\ntwo', which is not among ours" in pair.b.failures[0]
+
+
+@pytest.mark.parametrize("what", ["child", "ike"])
+def test_other_groups_are_not_asked_for_without_end(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that wants the one group when it gets the other, and so on, is given up until the next time."""
+    groups = "x25519-ecp256"
+    connection = connection_a(
+        proposals=ike(f"aes128gcm16-prfsha256-{groups}"),
+        children=(child(proposals=esp(f"aes128gcm16-{groups}")),),
+    )
+    pair = Pair(a=connection, b=mirror(connection)).up()
+
+    def contrary(self: KeyedTask, sa: IkeSa, message: Incoming, now: float) -> None:
+        other = Group.ECP_256 if message.need(KePayload).group == Group.CURVE25519 else Group.CURVE25519
+        raise PeerError(NotifyType.INVALID_KE_PAYLOAD, "", data=other.to_bytes(2, "big"))
+
+    monkeypatch.setattr(KeyedTask, "_request", contrary)
+    before = len(pair.carried)
+    if what == "child":
+        [mine] = pair.a.children
+        pair.a.endpoint.rekey_child(mine, pair.now)
+    else:
+        pair.a.endpoint.rekey_ike(pair.a.ikes[0], pair.now)
+    pair.run(10.0)
+    assert len(pair.carried) - before == 4
+    assert len(pair.a.ikes) == 1

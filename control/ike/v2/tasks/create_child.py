@@ -73,6 +73,7 @@ class KeyedTask(Task):
         self.nonce_i = b""
         self.nonce_r = b""
         self.group: int = Group.NONE  # of the KE payload that we sent as initiator
+        self.refused_groups: set[int] = set()  # by the peer, which asked for another each time
         self.reply: list[Payload] = []
 
     # Initiator
@@ -145,8 +146,12 @@ class KeyedTask(Task):
 
         settle(sa, now)
         if message.header.exchange == Exchange.IKE_FOLLOWUP_KE:
-            self.recheck(sa)
-            self.reply = [self.rounds.answer_next(message)]
+            try:
+                self.recheck(sa)
+                self.reply = [self.rounds.answer_next(message)]
+            except PeerError:
+                self.dropped(sa)
+                raise
         else:
             self.check(sa, message, now)
             self.nonce_i = message.need(NoncePayload).data
@@ -272,7 +277,8 @@ class CreateChild(KeyedTask):
         if self.asked is None or self.settings is None:
             return DONE
         if error.type == NotifyType.INVALID_KE_PAYLOAD and self.exchange == Exchange.CREATE_CHILD_SA:
-            self.group = negotiate.wanted_group(self.asked, error, self.group)
+            self.refused_groups.add(self.group)
+            self.group = negotiate.wanted_group(self.asked, error, self.refused_groups)
             return MORE
         if error.type == NotifyType.TEMPORARY_FAILURE and now - self.began < LONGEST_WAIT:
             self.again(sa, now)

@@ -111,7 +111,8 @@ class RekeyIke(KeyedTask):
         if error.type == NotifyType.INVALID_KE_PAYLOAD:
             group = int.from_bytes(error.data, "big") if len(error.data) == 2 else Group.NONE
             offered = {each for proposal in _proposals(sa) for each in proposal.groups}
-            if group in offered and group != self.group and not self.forgotten:
+            self.refused_groups.add(self.group)
+            if group in offered and group not in self.refused_groups and not self.forgotten:
                 self.group = group
                 return MORE
         if self.forgotten or sa.state is not State.ESTABLISHED:
