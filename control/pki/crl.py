@@ -138,8 +138,8 @@ class CrlStore:
     def check(
         self, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime.datetime
     ) -> Answer:
-        """What the newest list that `issuer` signed says about `certificate`."""
-        entry = self._find(issuer)
+        """What the newest list that `issuer` signed, and that is about such certificates, says about `certificate`."""
+        entry = self._find(certificate, issuer)
         if entry is None:
             return Answer(standing=Standing.UNKNOWN, explain=lambda: self._why_none(certificate, issuer))
         found = entry.crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
@@ -151,8 +151,10 @@ class CrlStore:
             return Answer(standing=Standing.STALE, explain=lambda: late)
         return Answer(standing=Standing.GOOD, explain=lambda: f"not on the list from {entry.source}")
 
-    def _find(self, issuer: x509.Certificate) -> _Entry | None:
+    def _find(self, certificate: x509.Certificate, issuer: x509.Certificate) -> _Entry | None:
         for entry in self._lists.get(names.subject(issuer), ()):
+            if not _covers(entry.crl, certificate):
+                continue
             key = issuer.public_bytes(Encoding.DER)
             if key not in entry.signed_by:
                 entry.signed_by[key] = _signed(entry.crl, issuer)
@@ -196,18 +198,38 @@ def parse_crl(data: bytes) -> x509.CertificateRevocationList:
     return crl
 
 
-def distribution_points(certificate: x509.Certificate) -> list[str]:
-    """The http and https URLs of a certificate's cRLDistributionPoints."""
+def _covers(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:
+    """Whether a list is about certificates such as this one (RFC 5280 section 6.3.3 (b)).
+
+    A CA may have one list for CAs and one for all others, or many for parts of what it has issued: that a certificate
+    is not on another part's list says nothing about it.
+    """
+    try:
+        scope = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint).value
+    except x509.ExtensionNotFound:
+        return True
+    try:
+        is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        is_ca = False
+    if (scope.only_contains_ca_certs and not is_ca) or (scope.only_contains_user_certs and is_ca):
+        return False
+    wanted = _points(certificate)
+    return not (scope.full_name and wanted) or not set(scope.full_name).isdisjoint(wanted)
+
+
+def _points(certificate: x509.Certificate) -> list[x509.GeneralName]:
+    """The names of a certificate's cRLDistributionPoints."""
     try:
         points = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
     except (x509.ExtensionNotFound, ValueError):
         return []
-    urls = [
-        name.value
-        for point in points
-        for name in point.full_name or ()
-        if isinstance(name, x509.UniformResourceIdentifier)
-    ]
+    return [name for point in points for name in point.full_name or ()]
+
+
+def distribution_points(certificate: x509.Certificate) -> list[str]:
+    """The http and https URLs of a certificate's cRLDistributionPoints."""
+    urls = [name.value for name in _points(certificate) if isinstance(name, x509.UniformResourceIdentifier)]
     return [url for url in urls if url.lower().startswith(("http://", "https://")) and len(url) <= 1000][:8]
 
 

@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from cryptography import x509
@@ -20,7 +21,7 @@ from control.ike.settings import Auth, AuthSettings
 from control.pki import make
 from control.pki.crl import CrlStore
 from control.pki.errors import CredentialError
-from control.pki.make import Issued, issue, make_authority, make_crl
+from control.pki.make import Issued, issue, make_authority, make_crl, signing_hash
 from control.pki.store import Authority, Credentials, LoadedCertificate
 
 NOW = datetime.datetime(2026, 3, 1, 12, 0, tzinfo=datetime.UTC)
@@ -523,3 +524,34 @@ def test_a_list_that_the_peer_sends() -> None:
     forged = make_crl(make_authority("C=DE, O=Example, CN=Root", now=NOW), now=NOW).public_bytes(Encoding.DER)
     with pytest.raises(CredentialError):
         store().verify_peer(strict, GW, der(own.certificate), [forged])
+
+
+@pytest.mark.parametrize("scope", ["cas", "another part"])
+def test_a_list_of_other_certificates_says_nothing(scope: str) -> None:
+    """A newer list, of CAs only or of another distribution point, does not hide that the peer's is revoked."""
+    own = issue(ROOT, "gw", [GW], crl_url=URL, now=NOW)
+    crls = revoking([own.certificate.serial_number])
+    other = x509.IssuingDistributionPoint(
+        full_name=None
+        if scope == "cas"
+        else [x509.UniformResourceIdentifier("http://crl.example/part2.crl")],
+        relative_name=None,
+        only_contains_user_certs=False,
+        only_contains_ca_certs=scope == "cas",
+        only_some_reasons=None,
+        indirect_crl=False,
+        only_contains_attribute_certs=False,
+    )
+    newer = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ROOT.certificate.subject)
+        .last_update(NOW)
+        .next_update(NOW + datetime.timedelta(days=30))
+        .add_extension(other, True)
+        .sign(ROOT.key, signing_hash(ROOT.key))
+        .public_bytes(Encoding.DER)
+    )
+    with pytest.raises(CredentialError, match="is revoked"):
+        store(crls=crls).verify_peer(DEMAND, GW, der(own.certificate), [newer])
+    with pytest.raises(CredentialError, match="may have been revoked"):
+        store().verify_peer(replace(DEMAND, revocation="strict"), GW, der(own.certificate), [newer])
