@@ -39,6 +39,7 @@ class Integrity(enum.IntEnum):
     HMAC_SHA2_256 = 1
     HMAC_SHA2_384 = 2
     HMAC_SHA2_512 = 3
+    HMAC_SHA1 = 4
 
 
 class Df(enum.Enum):
@@ -83,12 +84,13 @@ class EspProposal:
 
     @cached_property
     def integrity_key_length(self) -> int:
-        """Bytes of integrity key (RFC 4868 section 2.1.1: as long as the hash's output)."""
+        """Bytes of integrity key (RFC 4868 section 2.1.1, RFC 2404 section 3: as long as the hash's output)."""
         return {
             Integrity.NONE: 0,
             Integrity.HMAC_SHA2_256: 32,
             Integrity.HMAC_SHA2_384: 48,
             Integrity.HMAC_SHA2_512: 64,
+            Integrity.HMAC_SHA1: 20,
         }[self.integrity]
 
     @cached_property
@@ -101,6 +103,7 @@ class EspProposal:
             Integrity.HMAC_SHA2_256: 16,
             Integrity.HMAC_SHA2_384: 24,
             Integrity.HMAC_SHA2_512: 32,
+            Integrity.HMAC_SHA1: 12,
         }[self.integrity]
 
     @cached_property

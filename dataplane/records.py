@@ -216,7 +216,8 @@ def sequence_row(spec: SaSpec, start: int, limit: int) -> tuple[int | bytes, ...
 
 def suite(proposal: EspProposal) -> int:
     """ext.crypto.suite_of: what engines are told of an SA's algorithms with each packet."""
-    return int(proposal.cipher) | proposal.key_bits // 64 << 2 | int(proposal.integrity) << 5
+    length = proposal.key_bits // 64 - 2 if proposal.key_bits else 0
+    return int(proposal.cipher) | length << 2 | int(proposal.integrity) << 4
 
 
 def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | bytes, ...]:

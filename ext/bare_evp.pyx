@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from ext.clock cimport now_ns
-from ext.crypto cimport CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_NULL, TEXT_MAX, Key, icv_length_of
+from ext.crypto cimport CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_NULL, TEXT_MAX, Key, icv_length_of, integrity_length_of
 from ext.crypto_evp cimport EvpEngine, make_cipher, make_mac
 from ext.libcrypto cimport *
 from ext.packet cimport BATCH_MAX
@@ -58,7 +58,7 @@ def bare(
         key.integrity = <uint8_t>integrity
         key.encryption_length = <uint8_t>(key_bits // 8)
         key.icv_length = 16 if bench.aead else icv_length_of(<uint32_t>integrity)
-        key.integrity_length = <uint8_t>(2 * icv_length_of(<uint32_t>integrity))
+        key.integrity_length = integrity_length_of(<uint32_t>integrity)
         engine.expand_at(<size_t>key)
         if cipher != CIPHER_NULL:
             bench.cipher = make_cipher(&engine.state, key, opening)

@@ -12,7 +12,8 @@ from libc.string cimport memset
 from ext.clock cimport now_ns
 from ext.crypto cimport (
     CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT,
-    EXPANDED_IPAD, EXPANDED_OPAD, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, TEXT_MAX, Key, icv_length_of,
+    EXPANDED_IPAD, EXPANDED_OPAD, INTEGRITY_HMAC_SHA1, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, TEXT_MAX, Key,
+    icv_length_of, integrity_length_of,
 )
 from ext.crypto_mb cimport MbEngine, MbState
 from ext.libipsec_mb cimport *
@@ -65,7 +66,7 @@ def bare(
         bench.key.integrity = <uint8_t>integrity
         bench.key.encryption_length = <uint8_t>(key_bits // 8)
         bench.key.icv_length = 16 if cipher >= CIPHER_AES_GCM else icv_length_of(<uint32_t>integrity)
-        bench.key.integrity_length = <uint8_t>(2 * icv_length_of(<uint32_t>integrity))
+        bench.key.integrity_length = integrity_length_of(<uint32_t>integrity)
         engine.expand_at(<size_t>bench.key)
         _fill_jobs(&bench)
         for _ in range(max(1, repeats)):
@@ -126,6 +127,8 @@ cdef inline IMB_HASH_ALG _hash_of(uint32_t integrity) noexcept nogil:
         return IMB_AUTH_HMAC_SHA_256
     if integrity == INTEGRITY_HMAC_SHA2_384:
         return IMB_AUTH_HMAC_SHA_384
+    if integrity == INTEGRITY_HMAC_SHA1:
+        return IMB_AUTH_HMAC_SHA_1
     return IMB_AUTH_HMAC_SHA_512
 
 

@@ -20,6 +20,7 @@ cdef enum Integrity:
     INTEGRITY_HMAC_SHA2_256 = 1 # truncated to 128 bits, RFC 4868
     INTEGRITY_HMAC_SHA2_384 = 2 # 192
     INTEGRITY_HMAC_SHA2_512 = 3 # 256
+    INTEGRITY_HMAC_SHA1 = 4     # 96, RFC 2404
 
 cdef enum:
     KEY_EXPANDED = 1024         # bytes an engine may use for expanded keys (64-byte aligned)
@@ -30,6 +31,10 @@ cdef enum:
     EXPANDED_OPAD = 576
     ICV_MAX = 32                # longest ICV we use, bytes
     SUITE_CIPHER = 3            # mask: see suite_of
+    SUITE_KEY_SHIFT = 2
+    SUITE_KEY = 3               # mask, once shifted: 0 is 128 bits of key (or none), 1 is 192, 2 is 256
+    SUITE_INTEGRITY_SHIFT = 4
+    SUITE_INTEGRITY = 7         # mask, once shifted
     SUITE_ODD_ICV = 0x80
     TEXT_MAX = 65000            # bytes of text in a job: libipsec-mb counts lengths in 16 bits
 
@@ -101,13 +106,20 @@ cdef inline void touch_key(const Engine *engine, const Key *key, uint8_t suite, 
     touch_lines(key, engine.key_lines[opening][suite & SUITE_CIPHER])
 
 cdef inline uint8_t icv_length_of(uint32_t integrity) noexcept nogil:
-    """Bytes of ICV by Integrity, RFC 4868 2.1.1 (none for INTEGRITY_NONE)."""
+    """Bytes of ICV by Integrity: RFC 4868 2.1.1, RFC 2404 2 (none for INTEGRITY_NONE)."""
+    if integrity == INTEGRITY_HMAC_SHA1:
+        return 12
     return <uint8_t>(8 * integrity + 8) if integrity else 0
 
+cdef inline uint8_t integrity_length_of(uint32_t integrity) noexcept nogil:
+    """Bytes of key by Integrity, as many as the hash gives: RFC 4868 2.1.1, RFC 2404 3."""
+    return 20 if integrity == INTEGRITY_HMAC_SHA1 else 2 * icv_length_of(integrity)
+
 cdef inline uint8_t suite_of(const Key *key) noexcept nogil:
-    """Cipher | words of 64 bits of key << 2 | Integrity << 5 | 0x80 where the ICV's length is not the usual one."""
+    """Cipher | key's length << 2 (see SUITE_KEY) | Integrity << 4 | 0x80 where the ICV's length is not the usual one."""
     cdef uint8_t usual = 16 if key.cipher >= CIPHER_AES_GCM else icv_length_of(key.integrity)
-    return (key.cipher | (key.encryption_length >> 3) << 2 | key.integrity << 5
+    cdef uint8_t bits = (key.encryption_length >> 3) - 2 if key.encryption_length else 0
+    return (key.cipher | bits << SUITE_KEY_SHIFT | key.integrity << SUITE_INTEGRITY_SHIFT
             | (0 if key.icv_length == usual else SUITE_ODD_ICV))
 
 cdef inline bint key_valid(const Key *key) noexcept nogil:
@@ -123,7 +135,7 @@ cdef inline bint key_valid(const Key *key) noexcept nogil:
         return False
     if key.integrity == INTEGRITY_NONE:
         return key.integrity_length == 0 and key.icv_length == 0
-    return (key.integrity <= INTEGRITY_HMAC_SHA2_512 and key.icv_length == icv_length_of(key.integrity)
+    return (key.integrity <= INTEGRITY_HMAC_SHA1 and key.icv_length == icv_length_of(key.integrity)
             and 0 < key.integrity_length <= 64)
 
 cdef inline bint text_fits(const Job *job) noexcept nogil:

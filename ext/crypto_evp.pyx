@@ -13,8 +13,8 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from ext.crypto cimport (
-    CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, INTEGRITY_HMAC_SHA2_256,
-    INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, Engine, EngineHandle, Job, JobList, Key, key_valid,
+    CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, INTEGRITY_HMAC_SHA1,
+    INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, Engine, EngineHandle, Job, JobList, Key, key_valid,
     text_fits,
 )
 from ext.libcrypto cimport *
@@ -230,6 +230,8 @@ cdef EVP_MAC_CTX *make_mac(const EvpState *state, const Key *key) noexcept nogil
         digest = "SHA256"
     elif key.integrity == INTEGRITY_HMAC_SHA2_384:
         digest = "SHA384"
+    elif key.integrity == INTEGRITY_HMAC_SHA1:
+        digest = "SHA1"
     parameters[0] = OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, <char *>digest, 0)
     parameters[1] = OSSL_PARAM_construct_end()
     if EVP_MAC_init(context, key.integrity_key, key.integrity_length, parameters) != 1:
@@ -324,6 +326,7 @@ cdef class EvpEngine(EngineHandle):
             "library": OpenSSL_version(OPENSSL_VERSION).decode(),
             "architecture": information.removeprefix("CPUINFO: "),
             "sha256": "as architecture",
+            "sha1": "as architecture",
             "cpu": [],
         }
 

@@ -7,12 +7,12 @@ from ext.libipsec_mb cimport IMB_JOB, IMB_MGR, aes_gcm_enc_dec_t, gcm_context_da
 from ext.packet cimport BATCH_MAX
 
 cdef struct MbState:
-    aes_gcm_enc_dec_t gcm_seal[8]       # by key length in bytes / 8
-    aes_gcm_enc_dec_t gcm_open[8]
+    aes_gcm_enc_dec_t gcm_seal[4]       # by the suite's key length: 128, 192, 256 bits
+    aes_gcm_enc_dec_t gcm_open[4]
     gcm_context_data context            # scratch of one GCM call
     IMB_MGR *manager                    # the library's choice for this CPU: ciphers, and most hashes
     IMB_MGR *sse                        # NULL, or a second one: SSE code with SHA-NI (see crypto_mb.pyx)
-    IMB_MGR *hasher[4]                  # by Integrity: the one of the two that is faster here
+    IMB_MGR *hasher[5]                  # by Integrity: the one of the two that is faster here
     uint32_t others                     # jobs of the list that are not GCM,
     uint8_t member[BATCH_MAX]           # their positions in it
     uint8_t group[BATCH_MAX]            # and their groups: jobs of one group go to the library in one call

@@ -8,9 +8,9 @@ group; a group is one cipher with one key size and one hash, of whatever SAs.
   position, and the ring is flushed before the list is returned.
 - CBC, NULL and HMAC go through the two synchronous bursts, first the one, then the other, over job structures of our
   own whose constant fields stay filled from list to list. That is faster than the ring's chained jobs by a tenth, and
-  it lets each half run where it is fastest: AES on the widest vectors; HMAC-SHA2-256 on the CPU's SHA instructions,
-  which the library uses in its SSE code only (two lanes of SHA-NI do twice as much as eight of AVX2). Which manager
-  hashes faster is measured when the engine is made.
+  it lets each half run where it is fastest: AES on the widest vectors; HMAC-SHA2-256 and SHA1 on the CPU's SHA
+  instructions, which the library uses in its SSE code only (two lanes of SHA-NI do twice as much SHA2-256 as eight of
+  AVX2). Which manager hashes faster is measured when the engine is made.
 
 A packet is decrypted only if its ICV matched, except by AEAD calls, which do both at once.
 Limits: text of up to TEXT_MAX bytes; not thread-safe, so one engine per process.
@@ -23,9 +23,9 @@ from libc.string cimport memcpy, memset
 from ext.clock cimport now_ns
 from ext.crypto cimport (
     CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT,
-    EXPANDED_IPAD, EXPANDED_OPAD, SUITE_CIPHER, SUITE_ODD_ICV, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384,
-    INTEGRITY_NONE, KEY_EXPANDED, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_valid,
-    text_fits,
+    EXPANDED_IPAD, EXPANDED_OPAD, INTEGRITY_HMAC_SHA1, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384,
+    INTEGRITY_NONE, KEY_EXPANDED, SUITE_CIPHER, SUITE_INTEGRITY, SUITE_INTEGRITY_SHIFT, SUITE_KEY, SUITE_KEY_SHIFT,
+    SUITE_ODD_ICV, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_valid, text_fits,
 )
 from ext.libipsec_mb cimport *
 from ext.packet cimport BATCH_MAX
@@ -37,9 +37,13 @@ cdef extern from *:
     _Static_assert(sizeof(struct gcm_key_data) <= 1024, "gcm_key_data does not fit Key.expanded");
     """
     int posix_memalign(void **area, size_t alignment, size_t size) noexcept nogil
+    uint32_t lowest_bit "__builtin_ctz"(uint32_t bits) noexcept nogil
 
 cdef enum:
-    GROUP_CHACHA = 16           # below it: Integrity + 4 * (0 NULL, 1 CBC-128, 2 CBC-192, 3 CBC-256)
+    GROUP_INTEGRITY = 7         # mask: a group is Integrity + 8 * (0 NULL, 1 CBC-128, 2 CBC-192, 3 CBC-256),
+    GROUP_CBC = 8
+    GROUP_CIPHER_SHIFT = 3
+    GROUP_CHACHA = 31           # or this, which none of those is
     GROUP_OPEN = 32             # added to `laid_out` for the direction
     NO_GROUP = 0xFFFFFFFF
 
@@ -60,7 +64,7 @@ cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
         job = &list.jobs[index]
         key = job.key
         if job.suite & SUITE_CIPHER == CIPHER_AES_GCM:
-            state.gcm_seal[job.suite >> 2 & 7](
+            state.gcm_seal[job.suite >> SUITE_KEY_SHIFT & SUITE_KEY](
                 <const gcm_key_data *>key.expanded, &state.context, job.text, job.text, job.text_length,
                 job.nonce, job.aad, job.aad_length, job.icv, key.icv_length if job.suite & SUITE_ODD_ICV else 16)
             job.ok = 1
@@ -72,11 +76,11 @@ cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
 
 cdef inline uint32_t _note(MbState *state, Job *job, uint32_t index) noexcept nogil:
     """Remember a job that is not GCM; returns its group's bit."""
-    cdef uint32_t group = job.suite >> 5
+    cdef uint32_t group = job.suite >> SUITE_INTEGRITY_SHIFT & SUITE_INTEGRITY
     if job.suite & SUITE_CIPHER == CIPHER_CHACHA20_POLY1305:
         group = GROUP_CHACHA
     elif job.suite & SUITE_CIPHER == CIPHER_AES_CBC:
-        group += 4 * ((job.suite >> 2 & 7) - 1)
+        group += GROUP_CBC * (1 + (job.suite >> SUITE_KEY_SHIFT & SUITE_KEY))
     job.ok = 0
     state.member[state.others] = <uint8_t>index
     state.group[state.others] = <uint8_t>group
@@ -87,9 +91,9 @@ cdef inline uint32_t _note(MbState *state, Job *job, uint32_t index) noexcept no
 cdef void _do_groups(MbState *state, JobList *list, uint32_t groups, bint opening) noexcept nogil:
     """Do what `_note` collected."""
     cdef uint32_t group
-    for group in range(GROUP_CHACHA + 1):
-        if not groups >> group & 1:
-            continue
+    while groups:
+        group = lowest_bit(groups)
+        groups &= groups - 1
         if group == GROUP_CHACHA:
             _do_chacha(state, list, opening)
         elif opening:
@@ -108,15 +112,15 @@ cdef void _lay_out(MbState *state, uint32_t group, bint opening) noexcept nogil:
     state.laid_out = layout
     for slot in range(<uint32_t>BATCH_MAX):
         mb = &state.jobs[slot]
-        mb.key_len_in_bytes = 8 * ((group >> 2) + 1)
+        mb.key_len_in_bytes = 8 * ((group >> GROUP_CIPHER_SHIFT) + 1)
         mb.cipher_mode = IMB_CIPHER_CBC
         mb.cipher_direction = IMB_DIR_DECRYPT if opening else IMB_DIR_ENCRYPT
         mb.chain_order = IMB_ORDER_HASH_CIPHER if opening else IMB_ORDER_CIPHER_HASH
-        mb.hash_alg = _hash_of(group & 3)
+        mb.hash_alg = _hash_of(group & GROUP_INTEGRITY)
         mb.iv = ZERO_IV
         mb.iv_len_in_bytes = 16
         mb.hash_start_src_offset_in_bytes = 0
-        mb.auth_tag_output_len_in_bytes = icv_length_of(group & 3)
+        mb.auth_tag_output_len_in_bytes = icv_length_of(group & GROUP_INTEGRITY)
 
 
 cdef inline IMB_HASH_ALG _hash_of(uint32_t integrity) noexcept nogil:
@@ -125,6 +129,8 @@ cdef inline IMB_HASH_ALG _hash_of(uint32_t integrity) noexcept nogil:
         return IMB_AUTH_HMAC_SHA_256
     if integrity == INTEGRITY_HMAC_SHA2_384:
         return IMB_AUTH_HMAC_SHA_384
+    if integrity == INTEGRITY_HMAC_SHA1:
+        return IMB_AUTH_HMAC_SHA_1
     return IMB_AUTH_HMAC_SHA_512
 
 
@@ -140,8 +146,8 @@ cdef inline void _lay_hash(IMB_JOB *mb, const Job *job) noexcept nogil:
 
 cdef void _seal_group(MbState *state, JobList *list, uint32_t group) noexcept nogil:
     """Encipher, then hash: CBC and NULL."""
-    cdef uint32_t integrity = group & 3
-    cdef uint32_t bits = group >> 2
+    cdef uint32_t integrity = group & GROUP_INTEGRITY
+    cdef uint32_t bits = group >> GROUP_CIPHER_SHIFT
     cdef uint32_t count = 0
     cdef uint32_t done = 0
     cdef uint32_t slot
@@ -191,7 +197,7 @@ cdef void _open(Engine *engine, JobList *list) noexcept nogil:
         job = &list.jobs[index]
         key = job.key
         if job.suite & SUITE_CIPHER == CIPHER_AES_GCM:
-            state.gcm_open[job.suite >> 2 & 7](
+            state.gcm_open[job.suite >> SUITE_KEY_SHIFT & SUITE_KEY](
                 <const gcm_key_data *>key.expanded, &state.context, job.text, job.text, job.text_length,
                 job.nonce, job.aad, job.aad_length, tag, 16)
             job.ok = (same_icv(tag, job.icv, key.icv_length) if job.suite & SUITE_ODD_ICV
@@ -204,8 +210,8 @@ cdef void _open(Engine *engine, JobList *list) noexcept nogil:
 
 cdef void _open_group(MbState *state, JobList *list, uint32_t group) noexcept nogil:
     """Hash, compare, then decipher what matched: CBC and NULL."""
-    cdef uint32_t integrity = group & 3
-    cdef bint cbc = group >> 2 != 0
+    cdef uint32_t integrity = group & GROUP_INTEGRITY
+    cdef bint cbc = group >= GROUP_CBC
     cdef uint32_t length = icv_length_of(integrity)
     cdef uint32_t count = 0
     cdef uint32_t position, slot
@@ -262,7 +268,7 @@ cdef void _decipher(MbState *state, JobList *list, uint32_t group, uint32_t coun
         mb.msg_len_to_cipher_in_bytes = job.text_length - 16
     if kept and IMB_SUBMIT_CIPHER_BURST_NOCHECK(
             state.manager, state.jobs, kept, IMB_CIPHER_CBC, IMB_DIR_DECRYPT,
-            <IMB_KEY_SIZE_BYTES>(8 * ((group >> 2) + 1))) != kept:
+            <IMB_KEY_SIZE_BYTES>(8 * ((group >> GROUP_CIPHER_SHIFT) + 1))) != kept:
         for slot in range(kept):
             list.jobs[state.position[slot]].ok = 0
 
@@ -371,6 +377,8 @@ cdef void _expand_hmac(IMB_MGR *manager, const Key *key, uint8_t pad, uint8_t *s
         manager.sha256_one_block(block, state)
     elif key.integrity == INTEGRITY_HMAC_SHA2_384:
         manager.sha384_one_block(block, state)
+    elif key.integrity == INTEGRITY_HMAC_SHA1:
+        manager.sha1_one_block(block, state)
     else:
         manager.sha512_one_block(block, state)
     explicit_bzero(block, sizeof(block))
@@ -402,10 +410,10 @@ cdef class MbEngine(EngineHandle):
         if imb_get_errno(manager) != 0 or arch < IMB_ARCH_SSE:
             error = imb_get_strerror(imb_get_errno(manager)).decode()
             raise RuntimeError(f"libipsec-mb {_version()}: this CPU lacks AES-NI, or the self-test failed ({error})")
-        self.state.gcm_seal[2], self.state.gcm_open[2] = manager.gcm128_enc, manager.gcm128_dec
-        self.state.gcm_seal[3], self.state.gcm_open[3] = manager.gcm192_enc, manager.gcm192_dec
-        self.state.gcm_seal[4], self.state.gcm_open[4] = manager.gcm256_enc, manager.gcm256_dec
-        self.state.hasher = [NULL, manager, manager, manager]
+        self.state.gcm_seal[0], self.state.gcm_open[0] = manager.gcm128_enc, manager.gcm128_dec
+        self.state.gcm_seal[1], self.state.gcm_open[1] = manager.gcm192_enc, manager.gcm192_dec
+        self.state.gcm_seal[2], self.state.gcm_open[2] = manager.gcm256_enc, manager.gcm256_dec
+        self.state.hasher = [NULL, manager, manager, manager, manager]
         self.state.laid_out = NO_GROUP
         self.c.state = self.state
         self.c.expand = _expand
@@ -413,7 +421,7 @@ cdef class MbEngine(EngineHandle):
         self.c.open = _open
         self.c.forget = _forget
         if manager.features & IMB_FEATURE_SHANI and arch > IMB_ARCH_SSE:
-            _choose_hasher(self.state)
+            _choose_hashers(self.state)
         _find_key_lines(&self.c)
 
     def __dealloc__(self):
@@ -433,7 +441,8 @@ cdef class MbEngine(EngineHandle):
             "engine": self.name,
             "library": f"libipsec-mb {_version()}",
             "architecture": _ARCHITECTURES.get(arch, str(arch)),
-            "sha256": "sse, SHA-NI" if self.state.hasher[1] != self.state.manager else "as architecture",
+            "sha256": _hasher_name(self.state, INTEGRITY_HMAC_SHA2_256),
+            "sha1": _hasher_name(self.state, INTEGRITY_HMAC_SHA1),
             "cpu": [name for name, flag in _FLAGS.items() if flags & flag == flag],
         }
 
@@ -454,6 +463,11 @@ _FLAGS = {
 }
 
 
+cdef str _hasher_name(const MbState *state, uint32_t integrity):
+    """Which code hashes, for `features`."""
+    return "as architecture" if state.hasher[integrity] == state.manager else "sse, SHA-NI"
+
+
 def _version() -> str:
     """Version of the library that is loaded."""
     return imb_get_version_str().decode()
@@ -461,13 +475,9 @@ def _version() -> str:
 
 # Measured when the engine is made.
 
-cdef int _choose_hasher(MbState *state) except -1:
-    """Give HMAC-SHA2-256 to SHA-NI where that is faster, after a cipher burst as in real work (about 0.3 ms)."""
+cdef int _choose_hashers(MbState *state) except -1:
+    """Give HMAC-SHA2-256 and SHA1 to SHA-NI where that is faster (about 0.3 ms each)."""
     cdef uint8_t *scratch = <uint8_t *>calloc(BATCH_MAX, 1024)
-    cdef uint32_t _attempt, choice, slot
-    cdef uint64_t started, took
-    cdef uint64_t best[2]
-    cdef IMB_MGR *candidates[2]
     if scratch == NULL:
         raise MemoryError("scratch packets")
     state.sse = alloc_mb_mgr(0)
@@ -475,12 +485,22 @@ cdef int _choose_hasher(MbState *state) except -1:
         free(scratch)
         raise MemoryError("libipsec-mb's second manager")
     init_mb_mgr_sse(state.sse)
-    if imb_get_errno(state.sse) != 0:
-        free(scratch)
-        return 0
+    if imb_get_errno(state.sse) == 0:
+        _choose_hasher(state, INTEGRITY_HMAC_SHA2_256, scratch)
+        _choose_hasher(state, INTEGRITY_HMAC_SHA1, scratch)
+    free(scratch)
+    return 0
+
+
+cdef void _choose_hasher(MbState *state, uint32_t integrity, uint8_t *scratch) noexcept nogil:
+    """Time both managers with this hash, each after a cipher burst as in real work, over 64 KiB of scratch packets."""
+    cdef uint32_t _attempt, choice, slot
+    cdef uint64_t started, took
+    cdef uint64_t best[2]
+    cdef IMB_MGR *candidates[2]
     candidates = [state.manager, state.sse]
     best = [0xFFFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF]
-    _lay_out(state, 4 + INTEGRITY_HMAC_SHA2_256, False)
+    _lay_out(state, GROUP_CBC + integrity, False)
     for slot in range(<uint32_t>BATCH_MAX):
         _lay_scratch(&state.jobs[slot], scratch + 1024 * slot, 256, scratch)
     for _attempt in range(5):
@@ -488,15 +508,13 @@ cdef int _choose_hasher(MbState *state) except -1:
             started = now_ns()
             IMB_SUBMIT_CIPHER_BURST_NOCHECK(
                 state.manager, state.jobs, BATCH_MAX, IMB_CIPHER_CBC, IMB_DIR_ENCRYPT, <IMB_KEY_SIZE_BYTES>16)
-            IMB_SUBMIT_HASH_BURST_NOCHECK(candidates[choice], state.jobs, BATCH_MAX, IMB_AUTH_HMAC_SHA_256)
+            IMB_SUBMIT_HASH_BURST_NOCHECK(candidates[choice], state.jobs, BATCH_MAX, _hash_of(integrity))
             took = now_ns() - started
             if took < best[choice]:
                 best[choice] = took
     if best[1] < best[0]:
-        state.hasher[<int>INTEGRITY_HMAC_SHA2_256] = state.sse
+        state.hasher[integrity] = state.sse
     state.laid_out = NO_GROUP
-    free(scratch)
-    return 0
 
 
 cdef void _lay_scratch(IMB_JOB *mb, uint8_t *packet, uint32_t size, const uint8_t *expanded) noexcept nogil:
@@ -543,7 +561,7 @@ cdef int _find_key_lines(Engine *engine) except -1:
                 for index in range(64):
                     key.expanded[64 * (line - 1) + index] ^= 0x5A
             memset(text, 0x5A, sizeof(text))
-            call = state.gcm_open[4] if opening else state.gcm_seal[4]
+            call = state.gcm_open[2] if opening else state.gcm_seal[2]
             call(
                 <const gcm_key_data *>key.expanded, &state.context, text, text, sizeof(text), nonce, nonce, 8, tag, 16)
             if line == 0:

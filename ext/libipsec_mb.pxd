@@ -17,6 +17,7 @@ cdef extern from "<intel-ipsec-mb.h>" nogil:
         IMB_DIR_ENCRYPT
         IMB_DIR_DECRYPT
     ctypedef enum IMB_HASH_ALG:
+        IMB_AUTH_HMAC_SHA_1
         IMB_AUTH_HMAC_SHA_256
         IMB_AUTH_HMAC_SHA_384
         IMB_AUTH_HMAC_SHA_512
@@ -72,6 +73,7 @@ cdef extern from "<intel-ipsec-mb.h>" nogil:
         keyexp_t keyexp_128
         keyexp_t keyexp_192
         keyexp_t keyexp_256
+        hash_one_block_t sha1_one_block
         hash_one_block_t sha256_one_block
         hash_one_block_t sha384_one_block
         hash_one_block_t sha512_one_block

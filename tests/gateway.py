@@ -46,7 +46,7 @@ HOST_MAC, PEER_MAC = bytes.fromhex("0200000000aa"), bytes.fromhex("0200000000bb"
 LAN_ADDRESSES = (ip_address("10.1.0.254"), ip_address("2001:db8:1::fe"))
 ANY4 = SelectorSpec.from_networks(ip_network("0.0.0.0/0"), ip_network("0.0.0.0/0"))
 ANY6 = SelectorSpec.from_networks(ip_network("::/0"), ip_network("::/0"))
-_LIMITS = Limits(
+LIMITS = Limits(
     max_sas=64,
     max_policies=1024,
     max_selectors=256,
@@ -88,7 +88,7 @@ class Gateway:
         lan_addresses: Sequence[Address] = LAN_ADDRESSES,
         headroom: int = 256,
         capacity: int = 4096,
-        limits: Limits = _LIMITS,
+        limits: Limits = LIMITS,
     ) -> None:
         self.link = link
         self.mtu = mtu

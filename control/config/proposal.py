@@ -50,5 +50,5 @@ def format_proposal(proposal: EspProposal) -> str:
         Cipher.CHACHA20_POLY1305: "chacha20poly1305",
     }[proposal.cipher]
     if proposal.integrity is not Integrity.NONE:
-        words += f"-{proposal.integrity.name.lower().replace('hmac_sha2_', 'sha')}"
+        words += f"-{proposal.integrity.name.lower().replace('sha2_', 'sha').removeprefix('hmac_')}"
     return words + ("-esn" if proposal.esn else "")

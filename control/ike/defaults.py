@@ -6,9 +6,9 @@ in proposals of their own. ESP's are there once without a key exchange of the ch
 that CPU is not spent unasked): peers configured for forward secrecy refuse to rekey without, and others with.
 
 REMOTE_ACCESS comes behind, for connections that lend addresses. Windows' built-in client offers MODP-1024 and nothing
-better unless its registry (NegotiateDH2048_AES256) or its PowerShell cmdlet says so; the clients of Android offer all
-of the first ones. As our order decides, whoever can do better never ends there. An attacker cannot bring that about:
-AUTH covers the offers (RFC 7296 section 2.15).
+better unless its registry (NegotiateDH2048_AES256) or its PowerShell cmdlet says so, and for ESP HMAC-SHA1 alone; the
+clients of Android offer all of the first ones. As our order decides, whoever can do better never ends there. An
+attacker cannot bring that about: AUTH covers the offers (RFC 7296 section 2.15).
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ _ESP = (
     f"aes256gcm16-aes128gcm16-chacha20poly1305-esn-noesn-{_GROUPS}",
     f"aes256-aes192-aes128-sha256-sha384-sha512-esn-noesn-{_GROUPS}",
 )
+_ESP_REMOTE_ACCESS = ("aes256-aes192-aes128-sha1",)
 
 
 @cache
 def default_proposals(protocol: Protocol, *, remote_access: bool = False) -> tuple[Proposal, ...]:
     """The defaults of IKE or ESP, preferred first; with those of old clients last where `remote_access` says so."""
     texts: tuple[str, ...] = _IKE if protocol == Protocol.IKE else _ESP
-    if remote_access and protocol == Protocol.IKE:
-        texts = texts + _IKE_REMOTE_ACCESS
+    if remote_access:
+        texts += _IKE_REMOTE_ACCESS if protocol == Protocol.IKE else _ESP_REMOTE_ACCESS
     return tuple(parse_proposal(protocol, text) for text in texts)

@@ -160,7 +160,6 @@ REFUSED: dict[str, str] = {
 }
 # What IKE's own SAs may use and the dataplane's ESP does not have.
 REFUSED_BY_ESP: dict[str, str] = {
-    **dict.fromkeys(("sha1", "sha"), "is not offered; use sha256 (RFC 8221)"),
     **dict.fromkeys(("aesxcbc", "aescmac"), "is not offered; use sha256"),
     **{
         f"aes{bits}gcm{icv}": "has a truncated ICV, which is not offered; use the form that ends in gcm16"

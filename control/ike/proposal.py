@@ -44,6 +44,7 @@ _ESP_INTEG = {
     Integ.HMAC_SHA2_256_128: Integrity.HMAC_SHA2_256,
     Integ.HMAC_SHA2_384_192: Integrity.HMAC_SHA2_384,
     Integ.HMAC_SHA2_512_256: Integrity.HMAC_SHA2_512,
+    Integ.HMAC_SHA1_96: Integrity.HMAC_SHA1,
 }
 
 

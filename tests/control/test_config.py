@@ -217,8 +217,8 @@ GOLDEN = [
     ),
     (
         "sa.0.proposal",
-        "aes128-sha1",
-        "x.toml: sa[0].proposal (\"ab\"): got 'aes128-sha1', but sha1 is not offered; use sha256 (RFC 8221)",
+        "aes128-aescmac",
+        "x.toml: sa[0].proposal (\"ab\"): got 'aes128-aescmac', but aescmac is not offered; use sha256",
     ),
     (
         "sa.0.direction",

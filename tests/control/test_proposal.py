@@ -18,6 +18,8 @@ SUITES = {
     "AES192-SHA384": (Cipher.AES_CBC, 192, Integrity.HMAC_SHA2_384, False, 24, 48),
     "aes256-sha2_512-esn": (Cipher.AES_CBC, 256, Integrity.HMAC_SHA2_512, True, 32, 64),
     "aes-sha256_128": (Cipher.AES_CBC, 128, Integrity.HMAC_SHA2_256, False, 16, 32),
+    "aes256-sha1": (Cipher.AES_CBC, 256, Integrity.HMAC_SHA1, False, 32, 20),
+    "null-sha-esn": (Cipher.NULL, 0, Integrity.HMAC_SHA1, True, 0, 20),
     "null-sha256": (Cipher.NULL, 0, Integrity.HMAC_SHA2_256, False, 0, 32),
 }
 

@@ -24,6 +24,7 @@ GCM = EspProposal(cipher=Cipher.AES_GCM, key_bits=128)
 GCM_ESN = EspProposal(cipher=Cipher.AES_GCM, key_bits=256, esn=True)
 CBC = EspProposal(cipher=Cipher.AES_CBC, key_bits=256, integrity=Integrity.HMAC_SHA2_512)
 CHACHA = EspProposal(cipher=Cipher.CHACHA20_POLY1305, key_bits=256)
+SHA1 = EspProposal(cipher=Cipher.AES_CBC, key_bits=256, integrity=Integrity.HMAC_SHA1)
 NULL = EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=Integrity.HMAC_SHA2_256)
 
 SELECTOR = SelectorSpec.from_networks(

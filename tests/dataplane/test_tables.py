@@ -35,6 +35,7 @@ from tests.dataplane.make import (
     NULL,
     SELECTOR,
     SELECTOR6,
+    SHA1,
     make_inbound,
     make_policy,
     make_sa,
@@ -45,7 +46,7 @@ MAC = bytes.fromhex("020000000001")
 NEXT_HOP = AdjacencySpec(port="wan", destination_mac=bytes.fromhex("020000000002"), mtu=1400)
 
 
-@pytest.mark.parametrize("proposal", [GCM, GCM_ESN, CBC, CHACHA, NULL], ids=str)
+@pytest.mark.parametrize("proposal", [GCM, GCM_ESN, CBC, CHACHA, SHA1, NULL], ids=str)
 @pytest.mark.parametrize("encap", [None, Encap(source_port=4500, destination_port=34567)])
 @pytest.mark.parametrize("v6", [False, True])
 def test_outbound_sa(tables: Tables, proposal: Any, encap: Encap | None, v6: bool) -> None:
@@ -76,7 +77,7 @@ def test_outbound_sa(tables: Tables, proposal: Any, encap: Encap | None, v6: boo
     assert hot["flags"] == flags
     assert hot["adjacency"] == NO_INDEX
     assert (hot["suite"], hot["iv_length"], hot["icv_length"], hot["align"]) == (
-        proposal.cipher | proposal.key_bits // 64 << 2 | proposal.integrity << 5,
+        proposal.cipher | {0: 0, 128: 0, 192: 1, 256: 2}[proposal.key_bits] << 2 | proposal.integrity << 4,
         proposal.iv_length,
         proposal.icv_length,
         proposal.alignment,

@@ -21,8 +21,9 @@ _AUTH = {
     Integrity.HMAC_SHA2_256: "SHA2-256-128",
     Integrity.HMAC_SHA2_384: "SHA2-384-192",
     Integrity.HMAC_SHA2_512: "SHA2-512-256",
+    Integrity.HMAC_SHA1: "HMAC-SHA1-96",
 }
-HMACS = (Integrity.HMAC_SHA2_256, Integrity.HMAC_SHA2_384, Integrity.HMAC_SHA2_512)
+HMACS = (Integrity.HMAC_SHA2_256, Integrity.HMAC_SHA2_384, Integrity.HMAC_SHA2_512, Integrity.HMAC_SHA1)
 SUITES = [
     *(EspProposal(cipher=Cipher.AES_GCM, key_bits=bits) for bits in (128, 192, 256)),
     EspProposal(cipher=Cipher.CHACHA20_POLY1305, key_bits=256),
@@ -33,6 +34,7 @@ SUITES = [
     ),
     *(EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity) for integrity in HMACS),
 ]
+NULL_SHA256 = EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=Integrity.HMAC_SHA2_256)
 OUTER = {
     4: (ip_address("192.0.2.1"), ip_address("192.0.2.2")),
     6: (ip_address("2001:db8:f::1"), ip_address("2001:db8:f::2")),
@@ -54,9 +56,9 @@ def scapy_names(proposal: EspProposal) -> Names:
 
 
 def suite_id(proposal: EspProposal) -> str:
-    """A short name for reports: aes_gcm128, aes_cbc256-sha512, ..."""
+    """A short name for reports: aes_gcm128, aes_cbc256-sha2-512-256, ..."""
     bits = str(proposal.key_bits or "")
-    hash_ = "" if proposal.is_aead else f"-sha{proposal.icv_length * 16}"
+    hash_ = "" if proposal.is_aead else "-" + (_AUTH[proposal.integrity] or "").lower()
     return proposal.cipher.name.lower() + bits + hash_ + ("-esn" if proposal.esn else "")
 
 

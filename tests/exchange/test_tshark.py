@@ -13,7 +13,7 @@ from pathlib import Path
 from dataplane.model import Cipher, Integrity, SaSpec
 from dataplane.ports import pcap
 from tests.exchange.suites import SUITES, outbound_sa, suite_id
-from tests.gateway import MakeGateway
+from tests.gateway import LIMITS, MakeGateway
 from tests.packets import tcp_packet, udp_packet
 
 _CRYPT = {
@@ -26,6 +26,7 @@ _AUTH = {
     Integrity.HMAC_SHA2_256: "HMAC-SHA-256-128 [RFC4868]",
     Integrity.HMAC_SHA2_384: "HMAC-SHA-384-192 [RFC4868]",
     Integrity.HMAC_SHA2_512: "HMAC-SHA-512-256 [RFC4868]",
+    Integrity.HMAC_SHA1: "HMAC-SHA-1-96 [RFC2404]",
 }
 _FIELDS = {
     "layers": "frame.protocols",
@@ -87,7 +88,7 @@ def test_tshark(make_gateway: MakeGateway, tmp_path: Path) -> None:
         tcp_packet(4, b"segment", df=True),
     ]
     expected = []
-    gateway = make_gateway()
+    gateway = make_gateway(limits=replace(LIMITS, max_sas=128))
     with pcap.CaptureWriter(open(tmp_path / "all.pcap", "wb"), pcap.RAW) as writer:
         for spec in specs:
             gateway.add(replace(spec, name=f"{spec.spi:x}"))
@@ -98,7 +99,7 @@ def test_tshark(make_gateway: MakeGateway, tmp_path: Path) -> None:
                 writer.write(packet, 10**18)
                 expected.append((spec, number))
     seen = dissect(tmp_path / "all.pcap", specs)
-    assert len(seen) == len(expected) == 180
+    assert len(seen) == len(expected) == 228
     for fields, (spec, number) in zip(seen, expected, strict=True):
         about = f"{suite_id(spec.proposal)} {spec.local} encap {spec.encap} packet {number}: {fields}"
         assert (fields["good"], fields["bad"]) == ("1", "0"), about

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import platform
@@ -22,12 +23,14 @@ HASHES = {
     Integrity.HMAC_SHA2_256: "sha256",
     Integrity.HMAC_SHA2_384: "sha384",
     Integrity.HMAC_SHA2_512: "sha512",
+    Integrity.HMAC_SHA1: "sha1",
 }
 ICV_LENGTHS = {
     Integrity.NONE: 0,
     Integrity.HMAC_SHA2_256: 16,
     Integrity.HMAC_SHA2_384: 24,
     Integrity.HMAC_SHA2_512: 32,
+    Integrity.HMAC_SHA1: 12,
 }
 # Every suite that an SA can have: cipher, bytes of key, integrity.
 SUITES = [
@@ -61,12 +64,17 @@ def random_job(chance: random.Random, *, longest: int = 9000, suite: tuple | Non
         cipher=cipher,
         integrity=integrity,
         key=chance.randbytes(key_length),
-        integrity_key=chance.randbytes(2 * ICV_LENGTHS[integrity]),
+        integrity_key=chance.randbytes(integrity_key_length(integrity)),
         nonce=chance.randbytes(12),
         aad=chance.randbytes(chance.choice((8, 12) if aead else (0, 4))),
         header=chance.randbytes(8),
         text=chance.randbytes(length),
     )
+
+
+def integrity_key_length(integrity: Integrity) -> int:
+    """Bytes of key that ESP uses it with: as many as its hash gives."""
+    return hashlib.new(HASHES[integrity]).digest_size if integrity else 0
 
 
 def sealed(spec: JobSpec, result: JobResult) -> JobSpec:

@@ -17,7 +17,7 @@ import pytest
 from dataplane.model import Action, EspProposal, PolicySpec, RouteSpec, SelectorSpec
 from ext.counters import DROP_NAMES
 from tests.esp import Peer
-from tests.exchange.suites import SUITES, inbound_sa, mirror, outbound_sa, suite_id
+from tests.exchange.suites import NULL_SHA256, SUITES, inbound_sa, mirror, outbound_sa, suite_id
 from tests.gateway import ANY4, ETHERNET, IP, LAN_MAC, WAN_MAC, Gateway, MakeGateway, Result
 from tests.packets import (
     CLIENT4,
@@ -40,7 +40,7 @@ from tests.packets import (
     udp_packet,
 )
 
-GCM, CHACHA, CBC, NULL = FOUR = [SUITES[0], SUITES[3], SUITES[4], SUITES[-3]]
+GCM, CHACHA, CBC, NULL = FOUR = [SUITES[0], SUITES[3], SUITES[4], NULL_SHA256]
 GOOD = udp_packet(4, b"good", source=SERVER4, destination=CLIENT4)
 GOOD_OUT = udp_packet(4, b"good")
 SOURCE_MAC = bytes.fromhex("020000000001")

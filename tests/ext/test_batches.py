@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dataplane.model import Action, PolicySpec, SelectorSpec
 from tests.esp import Peer
-from tests.exchange.suites import SUITES, inbound_sa, outbound_sa
+from tests.exchange.suites import NULL_SHA256, SUITES, inbound_sa, outbound_sa
 from tests.ext.crypto_jobs import ENGINES
 from tests.gateway import ANY4, ANY6, ETHERNET, IP, Gateway, Result
 from tests.packets import (
@@ -35,7 +35,7 @@ from tests.packets import (
     udp_packet,
 )
 
-GCM, CHACHA, CBC, NULL = SUITES[0], SUITES[3], SUITES[4], SUITES[-3]
+GCM, CHACHA, CBC, NULL = SUITES[0], SUITES[3], SUITES[4], NULL_SHA256
 PORTS = replace(ANY4, protocol=UDP, local_ports=(5000, 5001))
 OUT = [
     replace(spec, name=f"out{at}", spi=0xC000 + at, iv_mask=bytes(range(16)))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dataplane.model import Cipher, Integrity
 from ext.crypto import EngineHandle, JobSpec
-from tests.ext.crypto_jobs import ENGINES, SUITES, expected, payload, random_job, sealed
+from tests.ext.crypto_jobs import ENGINES, ICV_LENGTHS, SUITES, expected, payload, random_job, sealed
 
 BATCH = 64
 SEEDS = st.integers(0, 2**32 - 1)
@@ -148,7 +148,8 @@ def test_text_beyond_the_limit_is_refused(engine: EngineHandle) -> None:
             "icv_length": 12,
         },
         {"cipher": Cipher.NULL, "key": bytes(16), "integrity": 1, "integrity_key": bytes(32)},
-        {"cipher": Cipher.NULL, "integrity": 4, "integrity_key": bytes(32), "icv_length": 16},
+        {"cipher": Cipher.NULL, "integrity": 4, "integrity_key": bytes(20), "icv_length": 16},
+        {"cipher": Cipher.NULL, "integrity": 5, "integrity_key": bytes(32), "icv_length": 48},
         {"cipher": 4, "key": bytes(16)},
     ],
 )
@@ -169,7 +170,7 @@ def test_expand_writes_its_own_bytes_only(engine: EngineHandle) -> None:
         key[:] = 0x77
         key[1024 : 1024 + key_length] = list(job.key)
         key[1056 : 1056 + len(job.integrity_key)] = list(job.integrity_key)
-        icv = 16 if cipher > Cipher.AES_CBC else len(job.integrity_key) // 2
+        icv = 16 if cipher > Cipher.AES_CBC else ICV_LENGTHS[integrity]
         key[1132:1137] = [cipher, integrity, key_length, len(job.integrity_key), icv]
         before = room.copy()
         engine.expand_at(key.ctypes.data)

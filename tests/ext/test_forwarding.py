@@ -11,7 +11,7 @@ import pytest
 
 from dataplane.model import Action, Df, PolicySpec, SelectorSpec
 from tests.esp import Peer, open_packet
-from tests.exchange.suites import SUITES, inbound_sa, outbound_sa, suite_id
+from tests.exchange.suites import NULL_SHA256, SUITES, inbound_sa, outbound_sa, suite_id
 from tests.gateway import ANY4, ANY6, ETHERNET, HOST_MAC, IP, LAN_MAC, PEER_MAC, WAN_MAC, MakeGateway
 from tests.packets import (
     CLIENT4,
@@ -34,7 +34,7 @@ from tests.packets import (
     udp_packet,
 )
 
-GCM, CHACHA, CBC, NULL = FOUR = [SUITES[0], SUITES[3], SUITES[4], SUITES[-3]]
+GCM, CHACHA, CBC, NULL = FOUR = [SUITES[0], SUITES[3], SUITES[4], NULL_SHA256]
 MIXES = [(outer, inner) for outer in (4, 6) for inner in (4, 6)]
 NOT_ECT, ECT1, ECT0, CE = 0, 1, 2, 3
 

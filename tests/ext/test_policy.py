@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from dataplane.model import Action, Address, AdjacencySpec, PolicySpec, RouteSpec, SelectorSpec
 from tests.esp import Peer
-from tests.exchange.suites import SUITES, inbound_sa, outbound_sa
+from tests.exchange.suites import NULL_SHA256, SUITES, inbound_sa, outbound_sa
 from tests.ext.crypto_jobs import ENGINES
 from tests.gateway import Gateway
 from tests.packets import ICMP, ICMPV6, TCP, UDP, ip4, ip6
 
-NULL = SUITES[-3]
+NULL = NULL_SHA256
 SAS = 6
 SCTP = 132
 BASE = {4: int(IPv4Address("10.0.0.0")), 6: int(IPv6Address("2001:db8::")) + (5 << 64) - 8}

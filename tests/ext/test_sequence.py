@@ -9,11 +9,11 @@ import pytest
 from dataplane.model import Action, EspProposal, PolicySpec
 from ext.sa import TablesView
 from tests.esp import open_packet
-from tests.exchange.suites import SUITES, outbound_sa, suite_id
+from tests.exchange.suites import NULL_SHA256, SUITES, outbound_sa, suite_id
 from tests.gateway import ANY4, Gateway, MakeGateway
 from tests.packets import ip_address, udp_packet
 
-FOUR = [SUITES[0], SUITES[3], SUITES[4], SUITES[-3]]
+FOUR = [SUITES[0], SUITES[3], SUITES[4], NULL_SHA256]
 PACKET = udp_packet(4, b"x")
 
 

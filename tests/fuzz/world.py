@@ -42,6 +42,7 @@ HASHES = {
     Integrity.HMAC_SHA2_256: "sha256",
     Integrity.HMAC_SHA2_384: "sha384",
     Integrity.HMAC_SHA2_512: "sha512",
+    Integrity.HMAC_SHA1: "sha1",
 }
 
 

@@ -85,6 +85,14 @@ def test_matrix(combinations: list[tuple[str, str, str]]) -> None:
                     raise
 
 
+def test_sha1() -> None:
+    """ESP with HMAC-SHA1-96, as clients that are built into Windows have it: one life begun by either."""
+    site = Site(ike="aes256-sha1-modp2048", esp="aes256-sha1")
+    with wires.direct() as wire, pair(site, wire, whole=True) as (ours, theirs):
+        for initiator in ("ours", "theirs"):
+            live(ours, theirs, wire, initiator)
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_traffic(version: int) -> None:
     """iperf3 through both, TCP and UDP, outer and inner headers of one family."""

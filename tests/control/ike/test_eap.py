@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 
 from control.eap import mschapv2
 from control.eap.method import Progress
+from control.ike.defaults import default_proposals
 from control.ike.events import Closed, IkeEstablished, VirtualAddressesAssigned
 from control.ike.identity import Identity
-from control.ike.numbers import Exchange
+from control.ike.numbers import Exchange, Protocol
 from control.ike.pools import Pools
+from control.ike.proposal import Proposal
 from control.ike.settings import (
     Auth,
     AuthSettings,
@@ -28,7 +31,9 @@ from control.ike.v2.sa import Timer
 from control.pki.make import CLIENT, Issued, issue, make_authority
 from control.pki.settings import EapSecret
 from control.pki.store import Authority, Credentials, LoadedCertificate
+from dataplane.model import Cipher, EspProposal, Integrity
 from tests.control.ike.pair import ADDRESS_A, ADDRESS_B, Pair, Wire, esp, ike
+from tests.control.ike.test_proposal import CLIENTS, WINDOWS_ESP
 
 NOW = datetime.datetime.now(datetime.UTC)
 ROOT, OTHER = make_authority("Root", now=NOW), make_authority("Other", now=NOW)
@@ -165,6 +170,27 @@ def test_another_eap_identity() -> None:
     ).up()
     assert both.b.established[0].remote_id == str(ADDRESS_A)
     assert both.b.established[0].eap_identity == "CORP\\carol"
+
+
+def proposing(connection: Connection, ike: tuple[Proposal, ...], esp: tuple[Proposal, ...]) -> Connection:
+    """The connection with other proposals, its children's too."""
+    children = tuple(replace(each, proposals=esp) for each in connection.children)
+    return replace(connection, proposals=ike, children=children)
+
+
+def test_windows_proposals() -> None:
+    """What Windows' client offers as it comes, IKE and ESP, gives a child of a server that names no proposals."""
+    windows = [
+        tuple(Proposal(protocol=each.protocol, transforms=each.transforms) for each in offers)
+        for offers in (CLIENTS["windows"][0], WINDOWS_ESP)
+    ]
+    defaults = [default_proposals(each, remote_access=True) for each in (Protocol.IKE, Protocol.ESP)]
+    both = pair(proposing(client(), *windows), proposing(server(), *defaults)).up()
+    both.check_children()
+    assert both.b.established[0].suite_name == "aes256-sha256-modp1024"
+    [child] = both.b.children.values()
+    assert child.suite == EspProposal(cipher=Cipher.AES_CBC, key_bits=256, integrity=Integrity.HMAC_SHA1)
+    assert (len(child.encryption_key_in), len(child.integrity_key_in)) == (32, 20)
 
 
 def failures(both: Pair) -> tuple[list[str], list[str]]:

@@ -303,6 +303,7 @@ def test_answers_are_held_against_what_was_sent() -> None:
             "aes256-sha384",
             EspProposal(cipher=Cipher.AES_CBC, key_bits=256, integrity=Integrity.HMAC_SHA2_384),
         ),
+        ("aes256-sha1", EspProposal(cipher=Cipher.AES_CBC, key_bits=256, integrity=Integrity.HMAC_SHA1)),
         ("null-sha512", EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=Integrity.HMAC_SHA2_512)),
     ],
 )
@@ -360,6 +361,22 @@ CLIENTS = {
 }
 
 
+# By the logs of charons that such clients met.
+WINDOWS_ESP = [
+    offer(number, ESP, [cipher], INTEG=[Integ.HMAC_SHA1_96], ESN=[0])
+    for number, cipher in enumerate(
+        [
+            (Encr.AES_CBC, 256),
+            (Encr.AES_CBC, 128),
+            (Encr.TRIPLE_DES, None),
+            (Encr.DES, None),
+            (Encr.NULL, None),
+        ],
+        1,
+    )
+]
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 def test_built_in_clients(client: str) -> None:
     offers, chosen = CLIENTS[client]
@@ -372,6 +389,10 @@ def test_built_in_clients_children() -> None:
         offer(2, ESP, ANDROID_AEAD, ESN=[0]),
     ]
     assert str(select(offers, default_proposals(ESP, remote_access=True))[0]) == "aes256gcm16"
+    suite, _ = select(WINDOWS_ESP, default_proposals(ESP, remote_access=True))
+    assert suite.to_esp() == EspProposal(cipher=Cipher.AES_CBC, key_bits=256, integrity=Integrity.HMAC_SHA1)
+    with pytest.raises(NoProposalChosen, match="we accept aes256gcm16"):
+        select(WINDOWS_ESP, default_proposals(ESP))
 
 
 def test_defaults_name_nothing_weak() -> None:
@@ -379,7 +400,8 @@ def test_defaults_name_nothing_weak() -> None:
         assert not WEAK_GROUPS.intersection(proposal.groups)
         assert "sha1" not in str(proposal)
     assert all(parse_proposal(IKE, str(each)) == each for each in default_proposals(IKE, remote_access=True))
-    assert all(parse_proposal(ESP, str(each)) == each for each in default_proposals(ESP))
+    assert not any("sha1" in str(proposal) for proposal in default_proposals(ESP))
+    assert all(parse_proposal(ESP, str(each)) == each for each in default_proposals(ESP, remote_access=True))
 
 
 def test_every_group_is_one_that_can_be_done() -> None:
