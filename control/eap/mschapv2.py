@@ -161,11 +161,10 @@ class Server(Method):
         if number != self._identifier:
             raise syntax_error(f"EAP-MSCHAPv2 response to {number}; want {self._identifier}")
         response, name = _value(value, 49)
-        self.identity = name
         return self._check(response[:16], response[24:48], name)
 
     def _check(self, peer_challenge: bytes, got: bytes, name: str) -> Progress:
-        password = self._find(name)
+        self.identity, password = self._find(name)
         challenge = challenge_hash(peer_challenge, self._challenge, name)
         # An unknown user takes the same way as a wrong password, so that names cannot be tried out.
         hash_ = nt_hash(password) if password is not None else os.urandom(16)
@@ -181,10 +180,16 @@ class Server(Method):
         packet = _build(FAILURE, self._identifier, text.encode())
         return Progress(data=packet, error=self._verdict.error)
 
-    def _find(self, name: str) -> bytes | None:
-        """The password by the whole name, else without its Windows domain."""
+    def _find(self, name: str) -> tuple[str, bytes | None]:
+        """Whose password counts, and it: by the whole name, else without its Windows domain.
+
+        Any domain would do then, so it is no part of who has been proven: one user is not many.
+        """
         found = self._password(name)
-        return found if found is not None else self._password(name.rpartition("\\")[2])
+        if found is not None:
+            return name, found
+        user = name.rpartition("\\")[2]
+        return user, self._password(user)
 
 
 # ---- the client ----------------------------------------------------------------------------------------------------
