@@ -39,6 +39,7 @@ MAX_CERTIFICATES = 20
 MAX_DEPTH = 8
 MAX_SIGNATURES = 32
 MIN_RSA_BITS = 2048  # RFC 8247 section 3.2.1
+MAX_RSA_BITS, MAX_EXPONENT_BITS = 8192, 64  # what a stranger may have us calculate with
 
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
@@ -280,6 +281,13 @@ def check_strength(peer: str, certificate: x509.Certificate) -> None:
     if isinstance(key, rsa.RSAPublicKey):
         if key.key_size < MIN_RSA_BITS:
             text = f"has an RSA key of {key.key_size} bits, want at least {MIN_RSA_BITS}"
+            _refuse("weak", certificate, peer, text, _NEW_KEY)
+        exponent = key.public_numbers().e.bit_length()
+        if key.key_size > MAX_RSA_BITS or exponent > MAX_EXPONENT_BITS:
+            text = (
+                f"has an RSA key of {key.key_size} bits and an exponent of {exponent}, want at most {MAX_RSA_BITS} "
+                f"and {MAX_EXPONENT_BITS}"
+            )
             _refuse("weak", certificate, peer, text, _NEW_KEY)
     elif not isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
         _refuse("weak", certificate, peer, "has a key that is neither RSA, ECDSA nor EdDSA", _NEW_KEY)

@@ -555,3 +555,25 @@ def test_a_list_of_other_certificates_says_nothing(scope: str) -> None:
         store(crls=crls).verify_peer(DEMAND, GW, der(own.certificate), [newer])
     with pytest.raises(CredentialError, match="may have been revoked"):
         store().verify_peer(replace(DEMAND, revocation="strict"), GW, der(own.certificate), [newer])
+
+
+@pytest.mark.parametrize(("bits", "exponent"), [(16384, 65537), (3072, (1 << 3000) | 1)])
+def test_keys_that_cost_much_are_not_calculated_with(bits: int, exponent: int) -> None:
+    """A peer's chain is checked before the peer has proven anything: one signature of these takes up to 10 ms."""
+    key = rsa.RSAPublicNumbers(exponent, (1 << (bits - 1)) | (1 << 9) | 1).public_key()
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Slow")]))
+        .issuer_name(ROOT.certificate.subject)
+        .serial_number(7)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .public_key(key)
+    )
+    slow = builder.sign(ROOT.key, signing_hash(ROOT.key))
+    below = issue(
+        Issued(certificate=slow, key=ROOT.key, chain=()), "gw", [GW], now=NOW
+    )  # signed by somebody, that is enough
+    found = refusal(store(ROOT), der(below.certificate, slow))
+    assert f"has an RSA key of {bits} bits and an exponent of {exponent.bit_length()}" in found.text
