@@ -75,8 +75,9 @@ class Agreed:
 def dynamic_addresses(sa: IkeSa) -> tuple[Sequence[Address], Sequence[Address]]:
     """What "dynamic" means on our side and on the peer's: an address that is lent, or the IKE SA's own."""
     # Until a server has lent an address, "any" is asked for in its place.
-    local = sa.virtual_local or sa.connection.virtual_addresses or (sa.path.local,)
-    return local, sa.virtual_remote or (sa.path.remote,)
+    path = sa.way or sa.path  # an address that is not proven is nobody's
+    local = sa.virtual_local or sa.connection.virtual_addresses or (path.local,)
+    return local, sa.virtual_remote or (path.remote,)
 
 
 # Initiator
@@ -319,7 +320,7 @@ def install(
         selectors=Selectors(
             local=to_settings(agreed.selectors.local), remote=to_settings(agreed.selectors.remote)
         ),
-        path=sa.path,
+        path=sa.way or sa.path,
         encapsulated=sa.encapsulated,
         now=now,
         random=sa.host.random,

@@ -147,6 +147,7 @@ class IkeSa:
         "timers",
         "virtual_local",
         "virtual_remote",
+        "way",
         "window",
     )
 
@@ -162,6 +163,9 @@ class IkeSa:
         )
         self.state = State.INITIATING
         self.path = path
+        self.way: PeerPath | None = (
+            None  # of the children, as long as `path` is not proven (RFC 4555 section 3.7)
+        )
         self.my_spi = host.new_ike_spi()
         self.peer_spi = bytes(8)
         self.suite: Suite | None = None
@@ -432,7 +436,7 @@ class IkeSa:
 
     def move(self, path: PeerPath, now: float) -> None:
         """From now on this is the way, for our requests, too."""
-        self.path = path
+        self.path, self.way = path, None
         if self.window.pending is not None:
             self.window.pending.path = path
         if not self.state.half_open:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from control.ike.events import Datagram, PathChanged
+from control.ike.v2.negotiate import dynamic_addresses
 from tests.control.ike.pair import ADDRESS_A, ADDRESS_B, Pair, Side, connection_a, connection_b
 
 NEW = ip_address("192.0.2.7")
@@ -96,6 +97,27 @@ def test_traffic_moves_only_after_the_new_way_is_proven() -> None:
     pair.wire.drop = lambda number, datagram: False
     pair.run(60.0)
     assert pair.b.of(PathChanged)
+
+
+def test_a_child_that_is_made_before_the_new_way_is_proven() -> None:
+    """It stays where the others are: no peer has ESP sent to an address that it does not have."""
+    pair = made().up()
+    pair.wire.drop = lambda number, datagram: datagram.path.remote == NEW
+    move(pair, pair.a)
+    pair.run(0.5)
+    [sa] = pair.a.endpoint.registry
+    sa.queued.clear()  # a peer that lies does not wait for an answer that cannot come
+    sa.active = sa.window.pending = None
+    sa.window.next_request += 1
+    assert sa.path.local == NEW
+    sa.path = replace(sa.path, local=ADDRESS_A)
+    pair.a.endpoint.rekey_child(next(iter(pair.a.children)), pair.now)
+    pair.run(0.5)
+    assert pair.b.endpoint.snapshot()[0].path.remote == NEW
+    assert len(pair.b.children) == 2
+    assert {child.path.remote for child in pair.b.children.values()} == {ADDRESS_A}
+    [other] = pair.b.endpoint.registry
+    assert dynamic_addresses(other) == ((ADDRESS_B,), (ADDRESS_A,))
 
 
 def test_a_move_behind_a_nat_turns_encapsulation_on() -> None:

@@ -233,7 +233,7 @@ def answer(sa: IkeSa, request: Incoming, now: float) -> list[Payload]:
     _take_detections(sa, request.payloads, request.path)
     pending = sa.window.pending
     if request.path != sa.path:
-        sa.path = request.path
+        sa.way, sa.path = sa.way or sa.path, request.path
         if pending is not None:
             pending.path = request.path
         sa.queued = type(sa.queued)(each for each in sa.queued if not isinstance(each[1], ReturnRoutability))

@@ -269,7 +269,7 @@ def settle(sa: IkeSa, now: float) -> None:
 
 def _inherit(sa: IkeSa, new: IkeSa) -> None:
     """What was agreed on and proven stays (RFC 7296 section 2.18)."""
-    new.path = sa.path
+    new.path, new.way = sa.path, sa.way
     new.features = sa.features
     new.nat_local, new.nat_remote = sa.nat_local, sa.nat_remote
     new.local_id, new.remote_id, new.eap_identity = sa.local_id, sa.remote_id, sa.eap_identity
