@@ -57,7 +57,10 @@ def mix(sa: IkeSa, ppk_id: str) -> Mixed | None:
 
 
 def asked(sa: IkeSa, message: Incoming) -> Mixed | None:
-    """As responder: keys with the PPK that the initiator names and we have; None where it goes without."""
+    """As responder: keys with the PPK that the initiator names and we have; None where it goes without.
+
+    A connection that requires a PPK means its own: another peer's, which we also have, proves nothing about this one.
+    """
     connection, handshake = sa.connection, sa.handshake
     assert handshake is not None
     named = message.notify(NotifyType.PPK_IDENTITY)
@@ -65,12 +68,16 @@ def asked(sa: IkeSa, message: Incoming) -> Mixed | None:
     mixed = None
     if named is not None and handshake.ppk and named.data[:1] == bytes([_FIXED]):
         name = named.data[1:].decode("utf-8", "replace")
-        mixed = mix(sa, name)
+        if not connection.ppk_required or name == connection.ppk_id:
+            mixed = mix(sa, name)
     if mixed is not None:
         return mixed
     may_go_without = message.notify(NotifyType.NO_PPK_AUTH) is not None or named is None
     if connection.ppk_required or not may_go_without:
-        theirs = f"the PPK '{name}', which is not among ours" if named is not None else "no PPK"
+        theirs = "no PPK"
+        if named is not None:
+            ours = sa.host.credentials.ppk(name) is not None
+            theirs = f"the PPK '{name}'" if ours else f"the PPK '{name}', which is not among ours"
         wanted = f"requires '{connection.ppk_id}'" if connection.ppk_required else "uses none"
         raise AuthenticationFailed(
             f"the peer uses {theirs}; connection '{connection.name}' {wanted}",

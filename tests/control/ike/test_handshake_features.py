@@ -282,6 +282,20 @@ def test_ppk_required() -> None:
     ]
 
 
+def test_a_required_ppk_is_the_connections_own() -> None:
+    """That we have the peer's PPK, too, for somebody else, is not enough."""
+    both = with_ppk(
+        ("quantum", b"0123456789abcdef0123456789abcdef"), ("other", b"fedcba9876543210fedcba9876543210")
+    )
+    b = mirror(connection_a(ppk_id="quantum"), ppk_required=True)
+    pair = Pair(a=connection_a(ppk_id="other"), b=b, credentials_a=both, credentials_b=both)
+    pair.initiate()
+    pair.run()
+    assert pair.b.failures == [
+        "the peer uses the PPK 'other'; connection 'a-b' requires 'quantum'; configure the same PPK on both sides"
+    ]
+
+
 # Without a child (RFC 6023)
 
 
