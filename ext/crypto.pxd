@@ -116,7 +116,7 @@ cdef inline uint8_t integrity_length_of(uint32_t integrity) noexcept nogil:
     return 20 if integrity == INTEGRITY_HMAC_SHA1 else 2 * icv_length_of(integrity)
 
 cdef inline uint8_t suite_of(const Key *key) noexcept nogil:
-    """Cipher | key's length << 2 (see SUITE_KEY) | Integrity << 4 | 0x80 where the ICV's length is not the usual one."""
+    """Cipher | key's length << 2 (see SUITE_KEY) | Integrity << 4 | 0x80 where the ICV is not as long as usual."""
     cdef uint8_t usual = 16 if key.cipher >= CIPHER_AES_GCM else icv_length_of(key.integrity)
     cdef uint8_t bits = (key.encryption_length >> 3) - 2 if key.encryption_length else 0
     return (key.cipher | bits << SUITE_KEY_SHIFT | key.integrity << SUITE_INTEGRITY_SHIFT

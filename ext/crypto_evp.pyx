@@ -14,8 +14,8 @@ from libc.string cimport memcpy, memset
 
 from ext.crypto cimport (
     CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, INTEGRITY_HMAC_SHA1,
-    INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, Engine, EngineHandle, Job, JobList, Key, key_valid,
-    text_fits,
+    INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, Engine, EngineHandle, Job, JobList, Key,
+    key_valid, text_fits,
 )
 from ext.libcrypto cimport *
 from ext.secret cimport same_icv
