@@ -254,3 +254,10 @@ def test_key_lines(engine: EngineHandle) -> None:
         else:
             assert lines[Cipher.AES_GCM] & 0xF == 0xF
             assert lines[Cipher.AES_GCM].bit_count() < 10
+
+
+@pytest.mark.parametrize("bits", [128, 192, 256])
+def test_the_bare_call_is_that_of_its_key_length(bits: int) -> None:
+    """What benches compare with: each key length has its own code, and none is read past the table of them."""
+    for direction in ("seal", "open"):
+        assert ENGINES["ipsec-mb"].bare(2, 0, bits, 64, 64, direction, 1) > 0
