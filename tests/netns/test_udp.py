@@ -64,7 +64,7 @@ def esp(spi: int, number: int, size: int) -> bytes:
 
 def settle_neighbours(space: Space, version: int) -> None:
     """Let the kernel learn the neighbour, so that a burst is not cut short by the resolution queue."""
-    space.run(["ping", "-c", "1", "-W", "2", PEERS[version][1]])
+    space.run(["ping", "-c", "1", "-i", "0.2", "-w", "10", PEERS[version][1]])
 
 
 def close(pool: Pool, frames: int, *ports: PortHandle) -> None:
