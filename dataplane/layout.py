@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 TABLES_MAGIC = 0x45535031
-TABLES_VERSION = 1
+TABLES_VERSION = 2
 NO_INDEX = 0xFFFFFFFF
 ROUTE_KERNEL = 0xFFFFFFFE
 VALUE_DIRECT = 0x40000000  # LpmSlot.value of the SPD: one policy, given by its index

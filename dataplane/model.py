@@ -28,8 +28,16 @@ class Cipher(enum.IntEnum):
 
     NULL = 0
     AES_CBC = 1
-    AES_GCM = 2
-    CHACHA20_POLY1305 = 3
+    AES_CTR = 2
+    AES_GCM = 3
+    CHACHA20_POLY1305 = 4
+    AES_CCM = 5
+    AES_GMAC = 6
+
+    @property
+    def is_aead(self) -> bool:
+        """True where the cipher brings its own integrity (ENCR_NULL_AUTH_AES_GMAC brings nothing else)."""
+        return self >= Cipher.AES_GCM
 
 
 class Integrity(enum.IntEnum):
@@ -40,6 +48,9 @@ class Integrity(enum.IntEnum):
     HMAC_SHA2_384 = 2
     HMAC_SHA2_512 = 3
     HMAC_SHA1 = 4
+    AES_XCBC = 5
+    AES_CMAC = 6
+    AES_GMAC = 7  # of AH
 
 
 class Df(enum.Enum):
@@ -66,16 +77,24 @@ class EspProposal:
     key_bits: int  # 128, 192 or 256; 0 for NULL
     integrity: Integrity = Integrity.NONE
     esn: bool = False
+    tag_length: int = 16  # bytes of an AEAD's ICV: 16, or for AES-GCM and AES-CCM 12 or 8
+    implicit_iv: bool = False  # RFC 8750: the IV is the sequence number and is not sent
 
     @cached_property
     def salt_length(self) -> int:
-        """Bytes of salt at the end of KEYMAT (RFC 4106 section 8.1, RFC 7634 section 2)."""
-        return 4 if self.cipher in (Cipher.AES_GCM, Cipher.CHACHA20_POLY1305) else 0
+        """Bytes of salt at the end of KEYMAT.
+
+        RFC 4106 section 8.1, RFC 4543 section 5.3, RFC 7634 section 2, RFC 3686 section 5.1; RFC 4309 section 7.1
+        has one less.
+        """
+        if self.cipher in (Cipher.NULL, Cipher.AES_CBC):
+            return 0
+        return 3 if self.cipher is Cipher.AES_CCM else 4
 
     @cached_property
     def is_aead(self) -> bool:
         """True where the cipher brings its own integrity."""
-        return self.salt_length > 0
+        return self.cipher.is_aead
 
     @cached_property
     def encryption_key_length(self) -> int:
@@ -84,31 +103,41 @@ class EspProposal:
 
     @cached_property
     def integrity_key_length(self) -> int:
-        """Bytes of integrity key (RFC 4868 section 2.1.1, RFC 2404 section 3: as long as the hash's output)."""
+        """Bytes of integrity key.
+
+        HMACs: as long as the hash's output (RFC 4868 section 2.1.1, RFC 2404 section 3). AES: RFC 3566 section 4.1,
+        RFC 4494 section 2.
+        """
         return {
             Integrity.NONE: 0,
             Integrity.HMAC_SHA2_256: 32,
             Integrity.HMAC_SHA2_384: 48,
             Integrity.HMAC_SHA2_512: 64,
             Integrity.HMAC_SHA1: 20,
+            Integrity.AES_XCBC: 16,
+            Integrity.AES_CMAC: 16,
         }[self.integrity]
 
     @cached_property
     def icv_length(self) -> int:
         """Bytes of ICV at the end of each packet."""
         if self.is_aead:
-            return 16
+            return self.tag_length
         return {
             Integrity.NONE: 0,
             Integrity.HMAC_SHA2_256: 16,
             Integrity.HMAC_SHA2_384: 24,
             Integrity.HMAC_SHA2_512: 32,
             Integrity.HMAC_SHA1: 12,
+            Integrity.AES_XCBC: 12,
+            Integrity.AES_CMAC: 12,
         }[self.integrity]
 
     @cached_property
     def iv_length(self) -> int:
         """Bytes of IV in each packet."""
+        if self.implicit_iv:
+            return 0
         return {Cipher.NULL: 0, Cipher.AES_CBC: 16}.get(self.cipher, 8)
 
     @cached_property

@@ -48,8 +48,11 @@ _LOW = 2**64 - 1
 _KEY_BITS = {
     Cipher.NULL: (0,),
     Cipher.AES_CBC: (128, 192, 256),
+    Cipher.AES_CTR: (128, 192, 256),
     Cipher.AES_GCM: (128, 192, 256),
     Cipher.CHACHA20_POLY1305: (256,),
+    Cipher.AES_CCM: (128, 192, 256),
+    Cipher.AES_GMAC: (128, 192, 256),
 }
 
 
@@ -97,6 +100,16 @@ def _check_proposal(spec: SaSpec) -> None:
     if proposal.key_bits not in _KEY_BITS[proposal.cipher]:
         wanted = " or ".join(map(str, _KEY_BITS[proposal.cipher]))
         raise ValueError(f"{proposal.cipher.name} has keys of {wanted} bits, not {proposal.key_bits}")
+    tags = (8, 12, 16) if proposal.cipher in (Cipher.AES_GCM, Cipher.AES_CCM) else (16,)
+    if proposal.tag_length not in tags:
+        wanted = " or ".join(map(str, tags))
+        raise ValueError(f"{proposal.cipher.name} has ICVs of {wanted} bytes, not {proposal.tag_length}")
+    if proposal.implicit_iv:
+        _check_implicit_iv(spec)
+    if proposal.integrity == Integrity.AES_GMAC:
+        raise ValueError(
+            "AES_GMAC is an integrity algorithm of AH; ESP has it as a cipher (RFC 4543 section 5)"
+        )
     if proposal.is_aead and proposal.integrity != Integrity.NONE:
         raise ValueError(
             f"{proposal.cipher.name} brings its own integrity; {proposal.integrity.name} is too much"
@@ -111,6 +124,21 @@ def _check_proposal(spec: SaSpec) -> None:
     got, want = len(spec.integrity_key), proposal.integrity_key_length
     if got != want:
         raise ValueError(f"integrity key has {got} bytes; {proposal.integrity.name} wants {want}")
+
+
+def _check_implicit_iv(spec: SaSpec) -> None:
+    """RFC 8750 section 2: the algorithms that have one, and that the number alone is it."""
+    proposal = spec.proposal
+    if proposal.cipher not in (Cipher.AES_GCM, Cipher.CHACHA20_POLY1305, Cipher.AES_CCM):
+        raise ValueError(f"{proposal.cipher.name} has no implicit IV (RFC 8750 section 2)")
+    if proposal.tag_length != (8 if proposal.cipher is Cipher.AES_CCM else 16):
+        # RFC 8750 section 8 registered ENCR_AES_CCM_8_IIV, ENCR_AES_GCM_16_IIV and ENCR_CHACHA20_POLY1305_IIV.
+        raise ValueError(
+            f"{proposal.cipher.name} with an ICV of {proposal.tag_length} bytes has no implicit IV "
+            "(RFC 8750 section 8 has AES_CCM with 8, AES_GCM and CHACHA20_POLY1305 with 16)"
+        )
+    if spec.iv_mask is not None and any(spec.iv_mask):
+        raise ValueError("an implicit IV is the sequence number; iv_mask must be left out")
 
 
 def _check_inbound(spec: SaSpec) -> None:
@@ -208,16 +236,17 @@ def sequence_row(spec: SaSpec, start: int, limit: int) -> tuple[int | bytes, ...
     """A SaSequence that sends from `start` and below `limit`."""
     mask = spec.iv_mask
     if mask is None:
-        # AEAD: the number itself is the IV (RFC 4106 section 3.1). CBC: the enciphered block must not be
-        # guessed.
-        mask = b"" if spec.proposal.is_aead else os.urandom(16)
+        # AEADs and CTR: the number itself is the IV (RFC 4106 section 3.1, RFC 3686 section 3.1). CBC: the enciphered
+        # block must not be guessed.
+        mask = b"" if spec.proposal.salt_length else os.urandom(16)
     return start, limit, mask, hard_limit(spec.proposal), b""
 
 
 def suite(proposal: EspProposal) -> int:
     """ext.crypto.suite_of: what engines are told of an SA's algorithms with each packet."""
     length = proposal.key_bits // 64 - 2 if proposal.key_bits else 0
-    return int(proposal.cipher) | length << 2 | int(proposal.integrity) << 4
+    last = (16 - proposal.tag_length) // 4 if proposal.is_aead else int(proposal.integrity)
+    return int(proposal.cipher) | length << 3 | last << 5
 
 
 def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | bytes, ...]:
@@ -231,7 +260,10 @@ def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | by
         header,
         ports,
         spec.spi.to_bytes(4, "big"),
-        spec.encryption_key[len(spec.encryption_key) - proposal.salt_length :],
+        # AES-CCM's nonce is one byte shorter than the rest's: engines leave out the first.
+        spec.encryption_key[len(spec.encryption_key) - proposal.salt_length :].rjust(
+            proposal.salt_length and 4, b"\0"
+        ),
         adjacency,
         inner_mtu(spec, mtu),
         len(header),

@@ -12,8 +12,12 @@ from ext.packet cimport BATCH_MAX
 cdef enum Cipher:
     CIPHER_NULL = 0
     CIPHER_AES_CBC = 1
-    CIPHER_AES_GCM = 2
-    CIPHER_CHACHA20_POLY1305 = 3
+    CIPHER_AES_CTR = 2          # RFC 3686, with integrity only
+    CIPHER_AES_GCM = 3          # from here on AEADs: see suite_is_aead
+    CIPHER_CHACHA20_POLY1305 = 4
+    CIPHER_AES_CCM = 5          # RFC 4309
+    CIPHER_AES_GMAC = 6         # RFC 4543: integrity alone, by an AEAD's rules
+    CIPHERS = 8
 
 cdef enum Integrity:
     INTEGRITY_NONE = 0          # AEAD ciphers; alone only in test vectors
@@ -21,6 +25,10 @@ cdef enum Integrity:
     INTEGRITY_HMAC_SHA2_384 = 2 # 192
     INTEGRITY_HMAC_SHA2_512 = 3 # 256
     INTEGRITY_HMAC_SHA1 = 4     # 96, RFC 2404
+    INTEGRITY_AES_XCBC = 5      # 96, RFC 3566
+    INTEGRITY_AES_CMAC = 6      # 96, RFC 4494
+    INTEGRITY_AES_GMAC = 7      # 128, RFC 4543: of AH, with CIPHER_NULL; its nonce is Job.nonce
+    INTEGRITIES = 8
 
 cdef enum:
     KEY_EXPANDED = 1024         # bytes an engine may use for expanded keys (64-byte aligned)
@@ -30,12 +38,11 @@ cdef enum:
     EXPANDED_IPAD = 512
     EXPANDED_OPAD = 576
     ICV_MAX = 32                # longest ICV we use, bytes
-    SUITE_CIPHER = 3            # mask: see suite_of
-    SUITE_KEY_SHIFT = 2
+    SUITE_CIPHER = 7            # mask: see suite_of
+    SUITE_KEY_SHIFT = 3
     SUITE_KEY = 3               # mask, once shifted: 0 is 128 bits of key (or none), 1 is 192, 2 is 256
-    SUITE_INTEGRITY_SHIFT = 4
-    SUITE_INTEGRITY = 7         # mask, once shifted
-    SUITE_ODD_ICV = 0x80
+    SUITE_INTEGRITY_SHIFT = 5   # what is left of a byte, three bits: no mask is needed
+    SUITE_ODD_ICV = 0xE0        # mask: some bit of it is set where an AEAD's ICV is shorter than 16 bytes
     TEXT_MAX = 65000            # bytes of text in a job: libipsec-mb counts lengths in 16 bits
 
 cdef struct Key:                # 1152 bytes
@@ -89,7 +96,7 @@ cdef struct Engine:
     # Forget all it may hold of this key (contexts, cached schedules).
     void (*forget)(Engine *engine, uint32_t index) noexcept nogil
     # [0 seal, 1 open][Cipher]: bit n is set where a short packet makes the engine read bytes 64n .. 64n+63 of Key
-    uint32_t key_lines[2][4]
+    uint32_t key_lines[2][CIPHERS]
 
 cdef extern from *:
     """
@@ -106,21 +113,37 @@ cdef inline void touch_key(const Engine *engine, const Key *key, uint8_t suite, 
     touch_lines(key, engine.key_lines[opening][suite & SUITE_CIPHER])
 
 cdef inline uint8_t icv_length_of(uint32_t integrity) noexcept nogil:
-    """Bytes of ICV by Integrity: RFC 4868 2.1.1, RFC 2404 2 (none for INTEGRITY_NONE)."""
-    if integrity == INTEGRITY_HMAC_SHA1:
+    """Bytes of ICV by Integrity: RFC 4868 2.1.1, 2404 2, 3566 4, 4494 2, 4543 3 (none for INTEGRITY_NONE)."""
+    if integrity == INTEGRITY_AES_GMAC:
+        return 16
+    if integrity >= INTEGRITY_HMAC_SHA1:
         return 12
     return <uint8_t>(8 * integrity + 8) if integrity else 0
 
 cdef inline uint8_t integrity_length_of(uint32_t integrity) noexcept nogil:
-    """Bytes of key by Integrity, as many as the hash gives: RFC 4868 2.1.1, RFC 2404 3."""
+    """Bytes of key by Integrity: HMACs as many as the hash gives (RFC 4868 2.1.1, RFC 2404 3), AES 16 (RFC 3566 4,
+    RFC 4494 2), which for GMAC is the shortest of three."""
+    if integrity >= INTEGRITY_AES_XCBC:
+        return 16
     return 20 if integrity == INTEGRITY_HMAC_SHA1 else 2 * icv_length_of(integrity)
 
 cdef inline uint8_t suite_of(const Key *key) noexcept nogil:
-    """Cipher | key's length << 2 (see SUITE_KEY) | Integrity << 4 | 0x80 where the ICV is not as long as usual."""
-    cdef uint8_t usual = 16 if key.cipher >= CIPHER_AES_GCM else icv_length_of(key.integrity)
-    cdef uint8_t bits = (key.encryption_length >> 3) - 2 if key.encryption_length else 0
-    return (key.cipher | bits << SUITE_KEY_SHIFT | key.integrity << SUITE_INTEGRITY_SHIFT
-            | (0 if key.icv_length == usual else SUITE_ODD_ICV))
+    """Cipher | key's length << 3 (see SUITE_KEY) | << 5: of an AEAD (16 - bytes of ICV) / 4, else Integrity.
+
+    The key is the cipher's, or of AES-GMAC in AH the integrity's.
+    """
+    cdef uint32_t length = key.encryption_length
+    cdef uint32_t last = key.integrity
+    if key.cipher >= CIPHER_AES_GCM:
+        last = (16 - key.icv_length) >> 2
+    elif key.integrity == INTEGRITY_AES_GMAC:
+        length = key.integrity_length
+    return <uint8_t>(key.cipher | ((length >> 3) - 2 if length else 0) << SUITE_KEY_SHIFT
+                     | last << SUITE_INTEGRITY_SHIFT)
+
+cdef inline bint suite_is_aead(uint32_t suite) noexcept nogil:
+    """Nonce and AAD by RFC 4106 4 and 5: of AES-GCM, ChaCha20-Poly1305, AES-CCM and AES-GMAC."""
+    return suite & SUITE_CIPHER >= CIPHER_AES_GCM
 
 cdef inline bint key_valid(const Key *key) noexcept nogil:
     """The algorithms and lengths of a key are a combination that both engines can do."""

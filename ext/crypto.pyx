@@ -92,7 +92,7 @@ cdef class EngineHandle:
 
     def key_lines(self, bint opening) -> list:
         """By cipher number: which 64-byte lines of Key a short packet makes the engine read, as a bit mask."""
-        return [self.c.key_lines[opening][cipher] for cipher in range(4)]
+        return [self.c.key_lines[opening][cipher] for cipher in range(<int>CIPHERS)]
 
     def run(self, str direction, jobs) -> list:
         """Seal or open the JobSpecs (direction "seal" or "open"); returns a JobResult for each.
@@ -204,7 +204,7 @@ cdef int _fill_key(Key *key, spec, uint32_t position) except -1:
     key.integrity = spec.integrity
     if spec.icv_length is not None:
         key.icv_length = spec.icv_length
-    elif spec.cipher in (CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305):
+    elif spec.cipher >= CIPHER_AES_GCM:
         key.icv_length = 16
     else:
         key.icv_length = icv_length_of(<uint32_t>spec.integrity)

@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from ext.crypto cimport (
-    CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, INTEGRITY_HMAC_SHA1,
+    CIPHERS, CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, INTEGRITY_HMAC_SHA1,
     INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, Engine, EngineHandle, Job, JobList, Key,
     key_valid, text_fits,
 )
@@ -290,7 +290,8 @@ cdef class EvpEngine(EngineHandle):
         self.c.open = _open
         self.c.forget = _forget
         # What a packet reads of Key is its tail; the rest is read when contexts are made.
-        self.c.key_lines = [[1 << 17] * 4, [1 << 17] * 4]
+        for index in range(<uint32_t>CIPHERS):
+            self.c.key_lines[0][index] = self.c.key_lines[1][index] = 1 << 17
 
     def __dealloc__(self):
         cdef uint32_t index

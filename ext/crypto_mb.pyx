@@ -24,7 +24,7 @@ from ext.clock cimport now_ns
 from ext.crypto cimport (
     CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT,
     EXPANDED_IPAD, EXPANDED_OPAD, INTEGRITY_HMAC_SHA1, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384,
-    INTEGRITY_NONE, KEY_EXPANDED, SUITE_CIPHER, SUITE_INTEGRITY, SUITE_INTEGRITY_SHIFT, SUITE_KEY, SUITE_KEY_SHIFT,
+    INTEGRITY_NONE, KEY_EXPANDED, SUITE_CIPHER, SUITE_INTEGRITY_SHIFT, SUITE_KEY, SUITE_KEY_SHIFT,
     SUITE_ODD_ICV, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_valid, text_fits,
 )
 from ext.libipsec_mb cimport *
@@ -76,7 +76,7 @@ cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
 
 cdef inline uint32_t _note(MbState *state, Job *job, uint32_t index) noexcept nogil:
     """Remember a job that is not GCM; returns its group's bit."""
-    cdef uint32_t group = job.suite >> SUITE_INTEGRITY_SHIFT & SUITE_INTEGRITY
+    cdef uint32_t group = job.suite >> SUITE_INTEGRITY_SHIFT
     if job.suite & SUITE_CIPHER == CIPHER_CHACHA20_POLY1305:
         group = GROUP_CHACHA
     elif job.suite & SUITE_CIPHER == CIPHER_AES_CBC:

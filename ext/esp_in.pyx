@@ -19,7 +19,7 @@ from ext.counters cimport (
     DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE, DROP_NEXT_HEADER, DROP_NO_SA,
     DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
-from ext.crypto cimport Job, put_job, touch_key
+from ext.crypto cimport Job, put_job, suite_is_aead, touch_key
 from ext.packet cimport (
     BATCH_MAX, NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet,
 )
@@ -32,8 +32,8 @@ from ext.sa cimport (
     spi_touch,
 )
 from ext.wire cimport (
-    PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, clamp_mss,
-    decrement_ttl, fold, likely, load16, load32, load64, parse_next, put_raw16, put_raw32, put_raw64,
+    PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, bswap64,
+    clamp_mss, decrement_ttl, fold, likely, load16, load32, load64, parse_next, put_raw16, put_raw32, put_raw64,
     raw16, raw32, raw64, store32, store64, touch, unlikely,
 )
 
@@ -230,7 +230,7 @@ cdef void _take(Sa *sa, Lock *lock) noexcept nogil:
     lock.iv_length = sa.hot.iv_length
     lock.salt = raw32(sa.hot.salt)
     lock.suite = sa.hot.suite
-    lock.plain = sa.hot.iv_length == 8 and not sa.hot.flags & SA_ESN
+    lock.plain = suite_is_aead(sa.hot.suite) and sa.hot.iv_length == 8 and not sa.hot.flags & SA_ESN
 
 
 cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
@@ -304,15 +304,22 @@ cdef inline uint8_t _prepare(Packet *packet, uint32_t index, const Lock *lock, J
     job.esp = esp
     job.text = esp + ESP_HEADER + lock.iv_length
     job.icv = job.text + text_length
-    if lock.iv_length == 8:
+    if lock.iv_length <= 8:
+        # Without an IV in the packet, it is the number (RFC 8750 2); NULL has no use for either.
         put_raw32(job.nonce, lock.salt)
-        put_raw64(job.nonce + 4, raw64(esp + ESP_HEADER))
+        put_raw64(job.nonce + 4, raw64(esp + ESP_HEADER) if lock.iv_length else bswap64(sequence))
+    else:
+        job.text -= lock.iv_length
+        job.text_length += lock.iv_length
+    if suite_is_aead(lock.suite):
         memcpy(job.aad, esp, 4)
-        store64(job.aad + 4, sequence)
-        job.aad_length = 12
+        if lock.sa.hot.flags & SA_ESN:
+            store64(job.aad + 4, sequence)
+            job.aad_length = 12
+        else:
+            store32(job.aad + 4, <uint32_t>sequence)
+            job.aad_length = 8
         return PASS
-    job.text -= lock.iv_length
-    job.text_length += lock.iv_length
     job.aad_length = 0
     if lock.sa.hot.flags & SA_ESN:
         store32(job.aad, <uint32_t>(sequence >> 32))

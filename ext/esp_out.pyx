@@ -21,7 +21,7 @@ from ext.counters cimport (
     DROP_CRYPTO, DROP_HEADROOM, DROP_NO_POLICY, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED, DROP_TOO_BIG,
     DROP_TTL, PASS, SaCounters,
 )
-from ext.crypto cimport Job, Key, put_job, touch_key
+from ext.crypto cimport Job, Key, put_job, suite_is_aead, touch_key
 from ext.packet cimport NO_INDEX, NO_LEADER, Packet
 from ext.policy cimport FEW, lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
@@ -225,8 +225,8 @@ cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
     stamp.lead = hot.header_length + ESP_HEADER + hot.iv_length
     if hot.flags & SA_ENCAP:
         stamp.lead += UDP_HEADER
-    stamp.plain = (hot.header_length == 20 and hot.iv_length == 8 and hot.icv_length == 16
-                   and not hot.flags & (SA_ESN | SA_ENCAP))
+    stamp.plain = (hot.header_length == 20 and suite_is_aead(hot.suite) and hot.iv_length == 8
+                   and hot.icv_length == 16 and not hot.flags & (SA_ESN | SA_ENCAP))
     # RFC 6040 4.1 normal mode: ECN is always copied. Bytes 0 and 1 of `first` are constant but for it, 2 to 7 vary.
     stamp.copied = 0x0300
     stamp.first = raw64(hot.header) & <uint64_t>0xFFFF
@@ -395,10 +395,10 @@ cdef void _build_any(Batch *batch, Outbound *scratch, uint64_t sequence, const S
         job.esp = esp
         memcpy(esp, &hot.spi, 4)
         store32(esp + 4, <uint32_t>sequence)
-        if hot.iv_length == 8:
+        if suite_is_aead(hot.suite):
             _write_aead(sa, sequence, esp, job)
         else:
-            _write_cbc(sa, sequence, esp, job)
+            _write_unauthenticated(sa, sequence, esp, job)
         if hot.flags & SA_ENCAP:
             # RFC 3948 2.1: the UDP checksum is zero over IPv4; account() fills it in over IPv6.
             total += UDP_HEADER
@@ -437,9 +437,10 @@ cdef inline void _write_ipv6(uint8_t *outer, const SaHot *hot, uint8_t inner_tos
 
 
 cdef inline void _write_aead(const Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
-    """IV on the wire, nonce and AAD for the engine (RFC 4106 3-5, RFC 7634 2)."""
+    """IV on the wire unless it is implicit, nonce and AAD for the engine (RFC 4106 3-5, RFC 7634 2, RFC 8750 2)."""
     cdef uint64_t iv = bswap64(sequence) ^ raw64(sa.sequence.iv_mask)
-    put_raw64(esp + ESP_HEADER, iv)
+    if sa.hot.iv_length:
+        put_raw64(esp + ESP_HEADER, iv)
     memcpy(job.nonce, sa.hot.salt, 4)
     put_raw64(job.nonce + 4, iv)
     memcpy(job.aad, &sa.hot.spi, 4)
@@ -451,9 +452,16 @@ cdef inline void _write_aead(const Sa *sa, uint64_t sequence, uint8_t *esp, Job 
         job.aad_length = 8
 
 
-cdef inline void _write_cbc(const Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
-    """Nonce block in the IV field (CBC), high half of the number for the HMAC."""
-    if sa.hot.iv_length:
+cdef inline void _write_unauthenticated(const Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
+    """Ciphers that need an integrity algorithm: what their IV is made of, high half of the number for the hash."""
+    cdef uint64_t iv
+    if sa.hot.iv_length == 8:
+        # AES-CTR: the IV is the number, and never comes twice with one key (RFC 3686 3.1).
+        iv = bswap64(sequence) ^ raw64(sa.sequence.iv_mask)
+        put_raw64(esp + ESP_HEADER, iv)
+        memcpy(job.nonce, sa.hot.salt, 4)
+        put_raw64(job.nonce + 4, iv)
+    elif sa.hot.iv_length:
         # Enciphered together with the payload, this block becomes the IV: see crypto.pxd, Job.text.
         put_raw64(esp + ESP_HEADER, raw64(sa.sequence.iv_mask))
         put_raw64(esp + ESP_HEADER + 8, bswap64(sequence) ^ raw64(sa.sequence.iv_mask + 8))

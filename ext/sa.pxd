@@ -36,7 +36,7 @@ cdef extern from *:
 
 cdef enum:
     TABLES_MAGIC = 0x45535031   # "ESP1"
-    TABLES_VERSION = 1
+    TABLES_VERSION = 2
     REPLAY_BLOCKS = 128         # 64-bit blocks: the power of two above 4096 / 64 + 1
     VALUE_DIRECT = 0x40000000
     ROUTE_KERNEL = 0xFFFFFFFE   # a route's value: the kernel's, whatever the SPD says (NO_INDEX: ask the SPD first)

@@ -77,7 +77,7 @@ def test_outbound_sa(tables: Tables, proposal: Any, encap: Encap | None, v6: boo
     assert hot["flags"] == flags
     assert hot["adjacency"] == NO_INDEX
     assert (hot["suite"], hot["iv_length"], hot["icv_length"], hot["align"]) == (
-        proposal.cipher | {0: 0, 128: 0, 192: 1, 256: 2}[proposal.key_bits] << 2 | proposal.integrity << 4,
+        proposal.cipher | {0: 0, 128: 0, 192: 1, 256: 2}[proposal.key_bits] << 3 | proposal.integrity << 5,
         proposal.iv_length,
         proposal.icv_length,
         proposal.alignment,

@@ -35,7 +35,7 @@ def copy_of(tables: Tables, **header: int) -> int:
     ("change", "message"),
     [
         ({"magic": 7}, "magic 0x7, wanted 0x45535031"),
-        ({"version": 9}, "version 9, wanted 1"),
+        ({"version": 9}, "version 9, wanted 2"),
         ({"truncate": 8192}, "is 8192 bytes, its header says"),
         ({"truncate": 100}, "is 100 bytes; its header alone is"),
         ({"spi_mask": 100}, "SPI mask 0x64"),

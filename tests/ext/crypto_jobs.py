@@ -36,8 +36,8 @@ ICV_LENGTHS = {
 SUITES = [
     *((Cipher.AES_GCM, length, Integrity.NONE) for length in (16, 24, 32)),
     (Cipher.CHACHA20_POLY1305, 32, Integrity.NONE),
-    *((Cipher.AES_CBC, length, integrity) for length in (16, 24, 32) for integrity in Integrity),
-    *((Cipher.NULL, 0, integrity) for integrity in Integrity),
+    *((Cipher.AES_CBC, length, integrity) for length in (16, 24, 32) for integrity in ICV_LENGTHS),
+    *((Cipher.NULL, 0, integrity) for integrity in ICV_LENGTHS),
 ]
 
 
