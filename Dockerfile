@@ -4,6 +4,11 @@
 #   docker run --rm --network host --cap-add NET_ADMIN --cap-add NET_RAW --cap-add BPF --cap-add IPC_LOCK \
 #       -v /etc/esplanade:/etc/esplanade:ro -v /var/lib/esplanade:/var/lib/esplanade \
 #       esplanade run -c /etc/esplanade/esplanade.toml
+#
+# A third stage, not part of the above, measures (docs/performance.md); results are in /src/bench/results:
+#
+#   docker build --target bench -t esplanade-bench .
+#   docker run --rm --privileged esplanade-bench --ci --baseline bench/baseline.json
 
 FROM debian:bookworm AS build
 # libipsec-mb exists for amd64 alone; elsewhere the package is built without that engine.
@@ -17,6 +22,11 @@ COPY . .
 RUN python3 -m venv /opt/esplanade \
     && /opt/esplanade/bin/pip install --no-cache-dir . \
     && /opt/esplanade/bin/pip uninstall -y setuptools pip
+
+FROM build AS bench
+RUN apt-get update && PYTHONDONTWRITEBYTECODE=1 ./run bench --help >/dev/null && rm -rf /var/lib/apt/lists/*
+# Privileged: benches make network namespaces, and come before whatever else the machine does.
+ENTRYPOINT ["./run", "bench"]
 
 FROM debian:bookworm-slim
 RUN apt-get update \

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # CPU flags that decide which code libipsec-mb and OpenSSL pick.
@@ -42,6 +43,26 @@ def describe_machine() -> dict[str, object]:
         "iperf3": _first_line(["iperf3", "--version"]),
         "commit": _first_line(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]),
     }
+
+
+def trace(machine: Mapping[str, object], rows: Sequence[Mapping[str, object]] = ()) -> str:
+    """The machine as text, a line per fact; from `rows`, the modes that ports of each driver really ran in."""
+    facts = {key: _text(value) for key, value in machine.items()}
+    modes: dict[str, list[str]] = {}
+    for row in rows:
+        if "driver" in row and "mode" in row:
+            modes.setdefault(str(row["driver"]), []).append(str(row["mode"]))
+    facts |= {f"driver {name}": ", ".join(dict.fromkeys(found)) for name, found in modes.items()}
+    width = max(map(len, facts))
+    return "\n".join(f"{key:{width}}  {value}" for key, value in facts.items())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {each}" for key, each in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value)
 
 
 def _read(path: str) -> str:

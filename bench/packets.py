@@ -6,6 +6,9 @@ import socket
 import struct
 from ipaddress import IPv4Address
 
+# The simple Internet mix: 7 packets of 64 bytes, 4 of 576 and 1 of 1500 (here 1420, which a tunnel on 1500 carries).
+IMIX = (64, 576, 64, 64, 576, 64, 1420, 64, 576, 64, 64, 576)
+
 
 def udp_packet(source: IPv4Address, destination: IPv4Address, size: int) -> bytes:
     """An IPv4 packet of `size` bytes (28 or more) with a UDP datagram of zeros, all checksums right."""

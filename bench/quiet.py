@@ -19,10 +19,20 @@ SESSION = Path("/proc/self/autogroup")
 def undisturbed() -> Iterator[None]:
     """Within: this process, and what it starts, on one CPU and, where that is permitted, before all others."""
     cpus = os.sched_getaffinity(0)
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    session = _session_nice()
     # Interrupts are mostly served by the first.
     os.sched_setaffinity(0, {max(cpus)})
+    try:
+        with foremost():
+            yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+@contextlib.contextmanager
+def foremost() -> Iterator[None]:
+    """Within: this thread, and what it starts, before all others, where that is permitted."""
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    session = _session_nice()
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, FIRST)
     _set_session_nice(FIRST)
@@ -32,7 +42,6 @@ def undisturbed() -> Iterator[None]:
         _set_session_nice(session)
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, nice)
-        os.sched_setaffinity(0, cpus)
 
 
 def _session_nice() -> int:

@@ -44,13 +44,16 @@ class Tunnels:
     """What the kernels need: a worker's view of the filled tables, and the engine that expanded the keys."""
 
     view: TablesView
+    view_fd: int  # for views of further workers
     engine: EngineHandle
     count: int
 
 
 @contextlib.contextmanager
-def tunnels(proposal: EspProposal, count: int = 1, engine: str = "auto") -> Iterator[Tunnels]:
-    """Tables with `count` tunnels; every SA has keys of its own."""
+def tunnels(
+    proposal: EspProposal, count: int = 1, engine: str = "auto", workers: int = 1
+) -> Iterator[Tunnels]:
+    """Tables with `count` tunnels, for `workers` workers; every SA has keys of its own."""
     ports = [
         PortSpec(name=role.value, role=role, driver="packet", interface=role.value, mac=MACS[0])
         for role in Role
@@ -58,10 +61,11 @@ def tunnels(proposal: EspProposal, count: int = 1, engine: str = "auto") -> Iter
     limits = Limits(
         max_sas=max(2 * count, CACHE_LINE), max_selectors=max(count, CACHE_LINE), max_policies=count + 1
     )
-    dataplane = DataPlane.create(ports=ports, engine=engine, limits=limits)
+    dataplane = DataPlane.create(ports=ports, workers=workers, engine=engine, limits=limits)
     try:
         asyncio.run(_fill(dataplane, proposal, count))
-        yield Tunnels(view=TablesView(dataplane.tables.fd, 0), engine=dataplane.tables.engine, count=count)
+        fd = dataplane.tables.fd
+        yield Tunnels(view=TablesView(fd, 0), view_fd=fd, engine=dataplane.tables.engine, count=count)
     finally:
         dataplane.close()
 

@@ -22,6 +22,7 @@ def measure(
     flows: int = 1,
     base: int = 0,
     seed: int = 1,
+    slowdown: float = 1.0,
 ) -> Timing: ...
 def profile(
     view: TablesView,

@@ -60,6 +60,7 @@ cdef struct Bench:
     uint32_t base               # IPv4 destination of flow 0, host order
     uint8_t *frames
     uint64_t random
+    double slowdown             # 1: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,17 @@ cdef int _first_bad(const Bench *bench) noexcept nogil:
     return -1
 
 
+cdef inline uint64_t _ended(const Bench *bench, uint64_t begun) noexcept nogil:
+    """Now; with a slowdown, once the walk that began at `begun` has taken that many times its time."""
+    cdef uint64_t now = now_ns()
+    cdef uint64_t end
+    if bench.slowdown > 1.0:
+        end = begun + <uint64_t>((now - begun) * bench.slowdown)
+        while now < end:
+            now = now_ns()
+    return now
+
+
 cdef int _measure(Bench *bench, Tables *tables, Engine *engine, uint32_t batches) noexcept nogil:
     """Add the time of `batches` batches to bench.times; -1, or a verdict that should not be (inbound: + 256)."""
     cdef uint64_t begun, parsed
@@ -134,7 +146,7 @@ cdef int _measure(Bench *bench, Tables *tables, Engine *engine, uint32_t batches
         parse_batch(&bench.batch, &bench.protected, &bench.out.leaders)
         parsed = now_ns()
         outbound(&bench.batch, tables, engine, &bench.out, True, parsed)
-        bench.times.out += now_ns() - parsed
+        bench.times.out += _ended(bench, parsed) - parsed
         bench.times.out_parse += parsed - begun
         bad = _first_bad(bench)
         if bad >= 0:
@@ -145,7 +157,7 @@ cdef int _measure(Bench *bench, Tables *tables, Engine *engine, uint32_t batches
         parse_batch(&bench.batch, &bench.unprotected, &bench.into.leaders)
         parsed = now_ns()
         inbound(&bench.batch, tables, engine, &bench.into, parsed)
-        bench.times.into += now_ns() - parsed
+        bench.times.into += _ended(bench, parsed) - parsed
         bench.times.in_parse += parsed - begun
         bad = _first_bad(bench)
         if bad >= 0:
@@ -173,6 +185,7 @@ cdef Bench *_make(bytes packet, uint32_t flows, uint32_t base, uint64_t seed) ex
     bench.flows = flows
     bench.base = base
     bench.random = seed | 1
+    bench.slowdown = 1.0
     bench.protected.link = LINK_ETHERNET
     bench.protected.role = ROLE_PROTECTED
     bench.unprotected.link = LINK_ETHERNET
@@ -190,16 +203,18 @@ cdef int _check(int bad) except -1:
 
 
 def measure(TablesView view, EngineHandle engine, bytes packet, uint32_t batches, uint32_t flows=1,
-            uint32_t base=0, uint64_t seed=1) -> Timing:
+            uint32_t base=0, uint64_t seed=1, double slowdown=1.0) -> Timing:
     """Time `batches` batches of 64 packets, outbound and inbound.
 
     `packet` is the inner IP packet; with `flows` > 1 (IPv4 only) its destination is `base` + a random number below
-    `flows`. Raises RuntimeError with the verdict when a packet does not pass.
+    `flows`. `slowdown` makes each walk take so many times its time: a regression made to order, for those who look
+    for one. Raises RuntimeError with the verdict when a packet does not pass.
     """
     cdef Bench *bench = _make(packet, flows, base, seed)
     cdef Times times
     cdef int bad
     cdef double packets = <double>batches * BATCH_MAX
+    bench.slowdown = slowdown
     with nogil:
         tables_enter(&view.c)
         bad = _measure(bench, &view.c, &engine.c, batches)

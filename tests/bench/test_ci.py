@@ -1,0 +1,67 @@
+"""`esplanade bench --ci` on the kernels alone: a slowdown made to order is found, and no other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(*arguments: str, slowdown: str = "1") -> subprocess.CompletedProcess[str]:
+    """`esplanade bench --ci kernels` with these arguments."""
+    return subprocess.run(
+        [sys.executable, "-m", "control", "bench", "--ci", "kernels", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "ESPLANADE_BENCH_SLOWDOWN": slowdown},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ratios of this machine, taken now."""
+    path = tmp_path_factory.mktemp("ci") / "baseline.json"
+    done = bench("--write-baseline", str(path))
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_the_same_code_is_no_regression(baseline: Path, tmp_path: Path) -> None:
+    """With a tolerance that the tests' neighbours cannot exceed; the summary is Markdown, the rows JSON."""
+    rows = tmp_path / "rows.json"
+    done = bench("--baseline", str(baseline), "--tolerance", "0.5", "--json", str(rows))
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("## Performance: No regression.")
+    results = json.loads(rows.read_text())["results"]
+    assert {row["figure"] for row in results} == set(
+        json.loads(baseline.read_text())["machines"][0]["ratios"]
+    )
+    assert {row["finding"] for row in results} <= {"fine", "faster"}
+
+
+def test_a_slowdown_is_found(baseline: Path) -> None:
+    """Every walk takes half again its time: status 1, and the figures that show it."""
+    done = bench("--baseline", str(baseline), slowdown="1.5")
+    assert done.returncode == 1, done.stdout
+    assert "| **slower** |" in done.stdout
+
+
+def test_no_baseline_is_an_error(tmp_path: Path) -> None:
+    """Not a pass: status 2 before anything is measured."""
+    done = bench("--baseline", str(tmp_path / "none.json"))
+    assert done.returncode == 2
+    assert "No such file" in done.stderr
+
+
+def test_a_nonsense_slowdown_is_refused(baseline: Path) -> None:
+    """Rather than taken for none."""
+    done = bench("--baseline", str(baseline), slowdown="fast")
+    assert done.returncode != 0
+    assert "ESPLANADE_BENCH_SLOWDOWN is 'fast'" in done.stderr
