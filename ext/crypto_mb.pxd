@@ -6,10 +6,17 @@ from ext.crypto cimport EngineHandle
 from ext.libipsec_mb cimport IMB_JOB, IMB_MGR, aes_gcm_enc_dec_t, gcm_context_data
 from ext.packet cimport BATCH_MAX
 
+cdef extern from "gcm_vaes.h":
+    ctypedef struct GcmHash:
+        pass
+
 cdef struct MbState:
     aes_gcm_enc_dec_t gcm_seal[4]       # by the suite's key length: 128, 192, 256 bits
     aes_gcm_enc_dec_t gcm_open[4]
     gcm_context_data context            # scratch of one GCM call
+    GcmHash hashes[2]                   # of the packet being sealed and the one before
+    uint32_t own_limit                  # GCM texts of up to so many bytes go to gcm_vaes.h; 0: none does
+    uint32_t own_powers                 # where in Key.expanded it finds the hash key's powers
     IMB_MGR *manager                    # the library's choice for this CPU: ciphers, and most hashes
     IMB_MGR *sse                        # NULL, or a second one: SSE code with SHA-NI (see crypto_mb.pyx)
     IMB_MGR *hasher[5]                  # by Integrity: the one of the two that is faster here

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.engine import open_engine
 from dataplane.model import Cipher, Integrity
 from ext.crypto import EngineHandle, JobSpec
 from tests.ext.crypto_jobs import ENGINES, ICV_LENGTHS, SUITES, expected, payload, random_job, sealed
@@ -109,6 +110,30 @@ def test_every_length(engine: EngineHandle, suite: tuple[Cipher, int, Integrity]
     assert [(result.text, result.icv) for result in results] == [expected(job) for job in jobs]
     opened = engine.run("open", [sealed(job, result) for job, result in zip(jobs, results, strict=True)])
     assert all(result.ok for result in opened)
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if name == "ipsec-mb"])
+@pytest.mark.parametrize("bits", [128, 192, 256])
+def test_both_ways_of_gcm(name: str, bits: int) -> None:
+    """The library's calls and our own code, lists of mixed lengths: the same bytes, the same refusals."""
+    engine = open_engine(name)
+    chance = random.Random(bits)
+    suite = (Cipher.AES_GCM, bits // 8, Integrity.NONE)
+    jobs = [replace(random_job(chance, suite=suite), text=chance.randbytes(length)) for length in range(700)]
+    chance.shuffle(jobs)
+    found = []
+    for library in (True, False):
+        engine.use_library_gcm(library)
+        results = [result for at in range(0, 700, 50) for result in engine.run("seal", jobs[at : at + 50])]
+        good = [sealed(job, result) for job, result in zip(jobs, results, strict=True)]
+        mixed = [flip(chance, job) if at % 3 == 0 else job for at, job in enumerate(good)]
+        opened = [result for at in range(0, 700, 50) for result in engine.run("open", mixed[at : at + 50])]
+        assert [result.ok for result in opened] == [at % 3 != 0 for at in range(700)]
+        assert all(result.text == job.text for result, job in zip(opened, jobs, strict=True) if result.ok)
+        found.append([(result.text, result.icv) for result in results])
+    assert found[0] == found[1] == [expected(job) for job in jobs]
+    if {"avx2", "vaes", "vpclmulqdq"} <= set(engine.features()["cpu"]):
+        assert engine.features()["aes_gcm"] == "vaes"
 
 
 @pytest.mark.parametrize("length", [0, 8, 15, 17, 24])
