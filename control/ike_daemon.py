@@ -45,7 +45,7 @@ from control.pki.fetch import CrlFetcher
 from control.pki.load import CredentialFileError, load_credentials
 from control.pki.store import Credentials
 from control.reload import IkeChanges
-from control.sa.children import Children, Ways, without_keys
+from control.sa.children import Children, Ways
 from control.sa.spd import Spd
 from control.sa.traps import remote_address, traps
 from dataplane.api import DataPlane, DataPlaneError
@@ -103,7 +103,11 @@ class IkeDaemon:
         )
         self.limiter = RateLimiter()
         self.sockets = UdpSockets(
-            self._received, self._path_error, ports=config.settings.nat_ports, shed=self._shed
+            self._received,
+            self._path_error,
+            ports=config.settings.nat_ports,
+            shed=self._shed,
+            received=self._pump,
         )
         self._dataplane = dataplane
         self._config = config
@@ -207,11 +211,10 @@ class IkeDaemon:
 
     def _received(self, data: bytes, path: PeerPath) -> None:
         now = self.now()
-        if not self.limiter.allow(path.remote, now):
+        if not self.limiter.allow(path.remote_text, now):
             return
         with self._guarded(f"datagram of {path.remote}"):
             self.endpoint.receive_datagram(data, path, now)
-        self._pump_soon()
 
     def _path_error(self, path: PeerPath, text: str) -> None:
         with self._guarded("path error"):
@@ -256,7 +259,7 @@ class IkeDaemon:
             event = ChildEstablished(
                 ike=event.ike,
                 connection=event.connection,
-                child=without_keys(event.child),
+                child=event.child.without_keys(),
                 outbound=event.outbound,
                 replaces=event.replaces,
             )

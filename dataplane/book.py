@@ -95,6 +95,7 @@ class Book:
         self._sas: dict[str, _Sa] = {}
         self._spis: dict[int, str] = {}
         self._policies: dict[str, tuple[int, PolicySpec]] = {}
+        self._policy_names: dict[int, str] = {}  # by index
         self._remotes: list[Network] = []
         self._steers = any(spec.driver in ETHERNET_DRIVERS for spec in ports)
         self._changing = asyncio.Lock()
@@ -367,14 +368,16 @@ class Book:
             except BaseException:
                 self._steer(self._remotes)
                 raise
-            for sa in self._sas.values():
-                sa.policies = set()
+            for _, policy in self._policies.values():
+                if policy.sa is not None and policy.sa in self._sas:
+                    self._sas[policy.sa].policies.clear()
             for policy, used in zip(policies, sas, strict=True):
                 if used is not None:
                     used.policies.add(policy.name)
             self._policies = {
                 policy.name: (index, policy) for policy, index in zip(policies, indices, strict=True)
             }
+            self._policy_names = {index: name for name, (index, _) in self._policies.items()}
             self._steer(remotes)
             self._remotes = remotes
 
@@ -407,7 +410,7 @@ class Book:
 
     def take_acquires(self) -> list[Acquire]:
         """Flows that met a policy without SA since the last call: each policy once a second and worker at most."""
-        return take(self.tables.view, {index: name for name, (index, _) in self._policies.items()})
+        return take(self.tables.view, self._policy_names)
 
     async def set_routes(self, routes: Sequence[RouteSpec]) -> None:
         """Replace the whole table by which decrypted packets leave."""

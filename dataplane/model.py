@@ -166,6 +166,16 @@ class SelectorSpec:
     local_ports: tuple[int, int] = (0, 65535)
     remote_ports: tuple[int, int] = (0, 65535)
 
+    def __hash__(self) -> int:
+        """Worked out once: an SPD finds its policies by their selectors."""
+        known: int | None = self.__dict__.get("_hash")
+        if known is None:
+            ends = (self.local_first, self.local_last, self.remote_first, self.remote_last)
+            known = self.__dict__["_hash"] = hash(
+                (*map(int, ends), self.protocol, self.local_ports, self.remote_ports)
+            )
+        return known
+
     @cached_property
     def memo(self) -> dict[str, Any]:
         """What is worked out of this selector again and again, for it never changes; each user has a key of its own."""

@@ -71,7 +71,8 @@ def as_dict(event: Event) -> dict[str, Any]:
 def format_path(path: PeerPath) -> str:
     """`192.0.2.1:500 - [2001:db8::2]:4500`."""
     return (
-        f"{format_endpoint(path.local, path.local_port)} - {format_endpoint(path.remote, path.remote_port)}"
+        f"{format_endpoint(path.local_text, path.local_port)} - "
+        f"{format_endpoint(path.remote_text, path.remote_port)}"
     )
 
 

@@ -9,6 +9,7 @@ and take only the first 64 bits of each nonce where the two nonces together are 
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -110,10 +111,10 @@ def _xor(left: bytes, right: bytes) -> bytes:
 
 
 def _hmac(transform_id: int, name: str, algorithm: hashes.HashAlgorithm) -> Prf:
+    digest = algorithm.name
+
     def function(key: bytes, data: bytes) -> bytes:
-        mac = HMAC(key, algorithm)
-        mac.update(data)
-        return mac.finalize()
+        return hmac.digest(key, data, digest)  # OpenSSL's too, in one call
 
     return Prf(
         transform_id=transform_id,

@@ -182,7 +182,7 @@ class Endpoint:
 
     def _receive_init(self, data: bytes, path: PeerPath, now: float) -> None:
         contacts = self._contacts
-        key = (data[:8], str(path.remote), path.remote_port, hash(data))
+        key = (data[:8], path.remote_text, path.remote_port, hash(data))
         known = contacts.get(key)
         if known is not None:
             # RFC 7296 section 2.1: the identical response, as long as it is the last one.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from control.ike.settings import ChildSettings, Mode, Network, TrafficSelector
 from dataplane.model import Address, EspProposal
@@ -41,6 +42,16 @@ class PeerPath:
     local_port: int
     remote: Address
     remote_port: int
+
+    @cached_property
+    def local_text(self) -> str:
+        """Our address as text. A path serves many datagrams and lines of the log, and writing it takes a while."""
+        return str(self.local)
+
+    @cached_property
+    def remote_text(self) -> str:
+        """The peer's address as text."""
+        return str(self.remote)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +104,17 @@ class ChildSa:
     established: float  # time
     rekey_at: float  # time; 0 is never
     expires_at: float  # time; 0 is never
+
+    def without_keys(self) -> ChildSa:
+        """The same child for whoever must remember it or tell of it."""
+        bare = object.__new__(ChildSa)  # dataclasses.replace takes ten times as long
+        bare.__dict__.update(self.__dict__, **_NO_KEYS)
+        return bare
+
+
+_NO_KEYS = dict.fromkeys(
+    ("encryption_key_in", "encryption_key_out", "integrity_key_in", "integrity_key_out"), b""
+)
 
 
 class Closed(enum.Enum):

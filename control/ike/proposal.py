@@ -233,6 +233,11 @@ class Suite:
 
     def to_esp(self) -> EspProposal:
         """The same for the dataplane; raises LocalError for what it does not have."""
+        return self._esp
+
+    @cached_property
+    def _esp(self) -> EspProposal:
+        """Peers agree on the same again and again; what follows from a proposal is worked out once, too."""
         if self.protocol != Protocol.ESP or self.encr not in _ESP_ENCR or self.integ not in _ESP_INTEG:
             raise LocalError(f"the dataplane has no {self}")
         cipher = _ESP_ENCR[Encr(self.encr)]
@@ -243,6 +248,10 @@ class Suite:
 
     def __str__(self) -> str:
         """Keywords, without NONE and what goes without saying."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return show_transforms(
             [each for each in self.transforms if each.id != 0 or each.type not in KEY_EXCHANGES]
         )

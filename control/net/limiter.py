@@ -6,8 +6,6 @@ address each time and pass here; cookies are for them (RFC 7296 section 2.6).
 
 from __future__ import annotations
 
-from dataplane.model import Address
-
 RATE = 1000.0  # datagrams per second
 BURST = 4000.0  # datagrams
 MOST = 4096  # addresses remembered, in each of two generations
@@ -21,11 +19,11 @@ class RateLimiter:
         self._rate = rate
         self._burst = burst
         self._most = most
-        self._young: dict[Address, tuple[float, float]] = {}  # tokens left, and when that was
-        self._old: dict[Address, tuple[float, float]] = {}
+        self._young: dict[str, tuple[float, float]] = {}  # tokens left, and when that was
+        self._old: dict[str, tuple[float, float]] = {}
 
-    def allow(self, address: Address, now: float) -> bool:
-        """Take one token of `address`; False where it has none."""
+    def allow(self, address: str, now: float) -> bool:
+        """Take one token of `address` (as text, whose hash costs nothing); False where it has none."""
         entry = self._young.get(address) or self._old.get(address)
         tokens = self._burst if entry is None else min(entry[0] + (now - entry[1]) * self._rate, self._burst)
         allowed = tokens >= 1.0

@@ -85,13 +85,17 @@ class TunDevice:
         async with self._changing:
             wanted = routes_for(policies, peers, own)
             changes: list[RouteChange] = []
-            for network in sorted(wanted, key=_order):
-                if network not in self._routes:
+            there = self._routes
+            new = [
+                (network, source)
+                for network, source in wanted.items()
+                if network not in there or there[network] != source
+            ]
+            for network, source in sorted(new, key=lambda each: _order(each[0])):
+                if network not in there:
                     changes.append(RouteChange(verb="replace", network=network))
-                if self._routes.get(network, False) != wanted[network]:
-                    verb = "replace" if network in self._routes else "add"
-                    changes.append(self._route(verb, network, wanted[network]))
-            for network in sorted(self._routes.keys() - wanted.keys(), key=_order):
+                changes.append(self._route("replace" if network in there else "add", network, source))
+            for network in sorted(there.keys() - wanted.keys(), key=_order):
                 changes.append(self._route("del", network))
                 changes.append(RouteChange(verb="del", network=network))
             self._change(changes)
@@ -146,16 +150,33 @@ def routes_for(
     They are the remote ranges of protect and discard policies, less the peers themselves: outer packets must not go
     into the tunnel again. A policy for one address of this host alone has packets leave with that address.
     """
-    ours, outside = set(own), sorted(set(peers), key=lambda peer: (peer.version, int(peer)))
+    ours, outside = frozenset(own), sorted(set(peers), key=lambda peer: (peer.version, int(peer)))
+    # What follows from a selector is kept with it for as long as the addresses stay: an SPD comes again and again.
+    addresses = _addresses(ours, tuple(outside))
     found: dict[Network, Address | None] = {}
     for policy in policies:
         if policy.action is Action.BYPASS:
             continue
         selector = policy.selector
-        alone = selector.local_first == selector.local_last and selector.local_first in ours
-        for network in _without(selector.remote_first, selector.remote_last, outside):
-            found.setdefault(network, selector.local_first if alone else None)
+        known = selector.memo.get("tun routes")
+        if known is None or known[0] is not addresses:
+            alone = selector.local_first == selector.local_last and selector.local_first in ours
+            networks = _without(selector.remote_first, selector.remote_last, outside)
+            known = selector.memo["tun routes"] = (
+                addresses,
+                tuple((network, selector.local_first if alone else None) for network in networks),
+            )
+        for network, source in known[1]:
+            found.setdefault(network, source)
     return found
+
+
+@lru_cache(maxsize=8)
+def _addresses(
+    ours: frozenset[Address], outside: tuple[Address, ...]
+) -> tuple[frozenset[Address], tuple[Address, ...]]:
+    """One object for equal addresses, which can be known again without looking into it."""
+    return ours, outside
 
 
 def _without(first: Address, last: Address, outside: Iterable[Address]) -> Iterable[Network]:

@@ -22,8 +22,9 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from control.ike.events import Datagram, PeerPath
 from dataplane.model import Address
@@ -33,6 +34,7 @@ log = logging.getLogger("esplanade.ike.udp")
 NON_ESP_MARKER = bytes(4)
 KEEPALIVE = b"\xff"
 DATAGRAM_MAX = 65535
+PATHS = 4096  # of each socket that are remembered
 BURST = 64  # datagrams of one socket before the loop looks at anything else
 RECEIVE_BUFFER = 4 << 20  # bytes: floods meet cookies, not a full buffer
 
@@ -67,6 +69,7 @@ class _Socket:
     address: Address
     port: int
     marker: bool  # IKE begins with the non-ESP marker here
+    paths: dict[tuple[bytes, str, int], PeerPath] = field(default_factory=dict)  # of datagrams that have come
 
 
 @dataclass(kw_only=True)
@@ -90,18 +93,22 @@ class UdpSockets:
         *,
         ports: tuple[int, int] = (500, 4500),
         shed: Shed = lambda data, sender: None,
+        received: Callable[[], None] = lambda: None,
     ) -> None:
         """`ports` are the plain and the NAT-traversal port; nothing is opened yet.
 
-        `shed` is asked before `receive`: what it gives is sent back at once, and that is all.
+        `shed` is asked before `receive`: what it gives is sent back at once, and that is all. `received` is called when
+        `receive` has had all that waited on a socket.
         """
         self.counters = UdpCounters()
         self.ports = ports
         self._receive = receive
         self._shed = shed
+        self._received = received
         self._path_error = path_error
         self._sockets: list[_Socket] = []
         self._by_end: dict[tuple[Address, int], _Socket] = {}
+        self._senders: dict[tuple[str, int], _Socket] = {}  # by our address, as text, and port
 
     # ---- open and close
 
@@ -134,6 +141,7 @@ class UdpSockets:
         found = _Socket(sock=sock, family=address.version, address=address, port=port, marker=marker)
         self._sockets.append(found)
         self._by_end[address, port] = found
+        self._senders.clear()
 
     def close(self) -> None:
         """Close all sockets."""
@@ -145,6 +153,7 @@ class UdpSockets:
             each.sock.close()
         self._sockets.clear()
         self._by_end.clear()
+        self._senders.clear()
 
     @property
     def ends(self) -> list[tuple[Address, int]]:
@@ -154,18 +163,20 @@ class UdpSockets:
     # ---- 1 receive
 
     def _readable(self, bound: _Socket) -> None:
-        """Take what waits, up to a burst; an error that ICMP left is read from the queue first."""
-        for _ in range(BURST):
+        """Take what waits, up to a burst; what ICMP left in the socket's queue is read when nothing else waits."""
+        for number in range(BURST):
             try:
                 data, ancillary, _, name = bound.sock.recvmsg(DATAGRAM_MAX, _ANCILLARY)
             except (BlockingIOError, InterruptedError):
-                self._drain_errors(bound)
-                return
+                if number == 0:  # it was an error that woke us; with datagrams before it, it wakes us again
+                    self._drain_errors(bound)
+                break
             except OSError:
                 # What an ICMP error left on the socket; its text is in the queue.
                 self._drain_errors(bound)
                 continue
             self._take(bound, data, ancillary, name)
+        self._received()
 
     def _take(
         self, bound: _Socket, data: bytes, ancillary: list[tuple[int, int, bytes]], name: tuple[str, int]
@@ -184,13 +195,25 @@ class UdpSockets:
         if answer is not None:
             self._answer(bound, answer, ancillary, name)
             return
-        path = PeerPath(
-            local=_local(ancillary) or bound.address,
-            local_port=bound.port,
-            remote=_address(bound.family, name[0]),
-            remote_port=name[1],
-        )
-        self._receive(data, path)
+        self._receive(data, self._path(bound, ancillary, name))
+
+    def _path(
+        self, bound: _Socket, ancillary: list[tuple[int, int, bytes]], name: tuple[str, int]
+    ) -> PeerPath:
+        """The way that a datagram came; a peer's datagrams share theirs, for making one takes as long as receiving."""
+        local = _packed_local(ancillary)
+        path = bound.paths.get((local, *name[:2]))
+        if path is None:
+            path = PeerPath(
+                local=ip_address(local) if local else bound.address,
+                local_port=bound.port,
+                remote=_address(bound.family, name[0]),
+                remote_port=name[1],
+            )
+            if len(bound.paths) >= PATHS:
+                bound.paths.clear()
+            bound.paths[local, name[0], name[1]] = path
+        return path
 
     def _answer(
         self, bound: _Socket, data: bytes, ancillary: list[tuple[int, int, bytes]], name: tuple[str, int]
@@ -219,7 +242,7 @@ class UdpSockets:
         if bound.marker and not datagram.keepalive:
             data = NON_ESP_MARKER + data
         try:
-            bound.sock.sendmsg([data], _source(path.local), 0, (str(path.remote), path.remote_port))
+            bound.sock.sendmsg([data], _source(path.local), 0, (path.remote_text, path.remote_port))
         except (BlockingIOError, InterruptedError):
             self.counters.send_errors += 1
         except OSError as error:
@@ -232,7 +255,7 @@ class UdpSockets:
         self._drain_errors(bound)
         if error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPROTO):
             try:
-                bound.sock.sendmsg([data], _source(path.local), 0, (str(path.remote), path.remote_port))
+                bound.sock.sendmsg([data], _source(path.local), 0, (path.remote_text, path.remote_port))
             except OSError as again:
                 error = again
             else:
@@ -243,9 +266,15 @@ class UdpSockets:
 
     def _for(self, path: PeerPath) -> _Socket | None:
         """The socket that sends from this end."""
-        return self._by_end.get((path.local, path.local_port)) or self._by_end.get(
-            (_unspecified(path.local), path.local_port)
-        )
+        end = path.local_text, path.local_port
+        found = self._senders.get(end)
+        if found is None:
+            found = self._by_end.get((path.local, path.local_port)) or self._by_end.get(
+                (_unspecified(path.local), path.local_port)
+            )
+            if found is not None and len(self._senders) < PATHS:
+                self._senders[end] = found
+        return found
 
     # ---- 3 errors that ICMP told
 
@@ -258,13 +287,7 @@ class UdpSockets:
                 return
             text = _error_text(ancillary, bound.family)
             if text is not None and name:
-                path = PeerPath(
-                    local=_local(ancillary) or bound.address,
-                    local_port=bound.port,
-                    remote=_address(bound.family, name[0]),
-                    remote_port=name[1],
-                )
-                self._path_error(path, text)
+                self._path_error(self._path(bound, ancillary, name), text)
 
 
 def source_address(remote: Address, port: int = 500) -> Address | None:
@@ -333,14 +356,14 @@ def _address(version: int, text: str) -> Address:
     return IPv4Address(text) if version == 4 else IPv6Address(text.partition("%")[0])
 
 
-def _local(ancillary: Sequence[tuple[int, int, bytes]]) -> Address | None:
-    """Our address that a datagram came to."""
+def _packed_local(ancillary: Sequence[tuple[int, int, bytes]]) -> bytes:
+    """Our address that a datagram came to; empty where the kernel does not say."""
     for level, kind, content in ancillary:
         if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(content) >= 12:
-            return IPv4Address(content[8:12])
+            return content[8:12]
         if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(content) >= 16:
-            return IPv6Address(content[:16])
-    return None
+            return content[:16]
+    return b""
 
 
 def _same_way(ancillary: Sequence[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
@@ -353,6 +376,7 @@ def _same_way(ancillary: Sequence[tuple[int, int, bytes]]) -> list[tuple[int, in
     return []
 
 
+@lru_cache(maxsize=256)
 def _source(local: Address) -> list[tuple[int, int, bytes]]:
     """The control message that makes a datagram leave from `local`."""
     if local.is_unspecified:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from control.ike.events import ChildEstablished, ChildSa, PeerPath
@@ -24,7 +25,7 @@ from control.net.mirror import Way
 from control.sa.selectors import pairs
 from control.sa.spd import Spd
 from dataplane.api import DataPlaneError, SaTraffic
-from dataplane.model import Address, AdjacencySpec, Direction, Encap, SaSpec
+from dataplane.model import Address, AdjacencySpec, Direction, Encap, SaSpec, SelectorSpec
 
 log = logging.getLogger("esplanade.sa")
 
@@ -34,8 +35,8 @@ OVERLAP = 5.0  # seconds that a replaced inbound SA goes on receiving
 class SaTable(Protocol):
     """Where SAs go: the dataplane."""
 
-    def add_sa(self, spec: SaSpec, *, mtu: int = 1500) -> None:
-        """Add one SA."""
+    def add_sas(self, specs: Sequence[SaSpec], *, mtu: int = 1500) -> None:
+        """Add SAs, all or none."""
 
     def remove_sa(self, name: str) -> None:
         """Remove one SA."""
@@ -80,13 +81,9 @@ class Installed:
     encapsulated: bool
     moving: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    name_in: str = ""  # of the inbound SA
-    name_out: str = ""
-
-    def __post_init__(self) -> None:
-        """Names are asked for every second."""
-        self.name_in = sa_name(self.sa, Direction.IN)
-        self.name_out = sa_name(self.sa, Direction.OUT)
+    name_in: str  # of the inbound SA
+    name_out: str
+    selectors: tuple[SelectorSpec, ...]
 
 
 def sa_name(child: ChildSa, direction: Direction) -> str:
@@ -94,21 +91,11 @@ def sa_name(child: ChildSa, direction: Direction) -> str:
     return f"{child.connection}/{child.settings.name}#{child.id}/{direction.value}"
 
 
-def without_keys(child: ChildSa) -> ChildSa:
-    """The same child for whoever must remember it."""
-    return replace(
-        child,
-        encryption_key_in=b"",
-        encryption_key_out=b"",
-        integrity_key_in=b"",
-        integrity_key_out=b"",
-    )
-
-
-def sa_specs(child: ChildSa, path: PeerPath, encapsulated: bool) -> tuple[SaSpec, SaSpec]:
+def sa_specs(
+    child: ChildSa, path: PeerPath, encapsulated: bool, selectors: tuple[SelectorSpec, ...]
+) -> tuple[SaSpec, SaSpec]:
     """The inbound and the outbound SA of a child."""
     settings = child.settings
-    selectors = pairs(child.local_selectors, child.remote_selectors)
     found = []
     for direction in (Direction.IN, Direction.OUT):
         inbound = direction is Direction.IN
@@ -159,6 +146,7 @@ class Children:
         self._ways = ways
         self._refused = refused
         self._installed: dict[int, Installed] = {}
+        self._peers: Counter[Address] = Counter()  # children by where their outer packets go to
         self._retiring: dict[int, tuple[str, asyncio.TimerHandle]] = {}  # SPI -> SA's name and its end
 
     @property
@@ -183,29 +171,36 @@ class Children:
         """Both SAs; nothing is sent through them yet. All or nothing."""
         if child.mode is not Mode.TUNNEL:
             raise DataPlaneError(f"mode {child.mode.value}: the dataplane has tunnel mode only")
-        inbound, outbound = sa_specs(child, child.path, child.encapsulated)
-        self._table.add_sa(inbound)
+        # One set of objects for both directions and the policies: what is worked out of a selector stays with it.
+        selectors = pairs(child.local_selectors, child.remote_selectors)
+        inbound, outbound = sa_specs(child, child.path, child.encapsulated, selectors)
+        way = self._ways.follow_sa(outbound)
         try:
-            self._add_outbound(outbound)
+            self._table.add_sas((inbound, outbound), **_mtu(way))
+            if way.adjacency is not None:
+                self._set_adjacency(inbound, outbound, way)
         except DataPlaneError:
-            self._table.remove_sa(inbound.name)
+            self._ways.forget_sa(outbound.name)
             raise
         self._installed[child.id] = Installed(
-            sa=without_keys(child),
+            sa=child.without_keys(),
             ike=child.ike,
             outbound=False,
             path=child.path,
             encapsulated=child.encapsulated,
+            name_in=inbound.name,
+            name_out=outbound.name,
+            selectors=selectors,
         )
+        self._peers[child.path.remote] += 1
 
-    def _add_outbound(self, spec: SaSpec) -> None:
-        way = self._ways.follow_sa(spec)
+    def _set_adjacency(self, inbound: SaSpec, outbound: SaSpec, way: Way) -> None:
+        """The way out of a pair that has just come; without it the pair goes again."""
         try:
-            self._table.add_sa(spec, **_mtu(way))
-            if way.adjacency is not None:
-                self._table.set_sa_adjacency(spec.name, way.adjacency, **_mtu(way))
+            self._table.set_sa_adjacency(outbound.name, way.adjacency, **_mtu(way))
         except DataPlaneError:
-            self._ways.forget_sa(spec.name)
+            for spec in (outbound, inbound):
+                self._table.remove_sa(spec.name)
             raise
 
     def _refuse(self, child: ChildSa, text: str) -> None:
@@ -224,7 +219,7 @@ class Children:
                 child,
                 f"{sa.connection}/{sa.settings.name}",
                 installed.name_out,
-                pairs(sa.local_selectors, sa.remote_selectors),
+                installed.selectors,
             )
         except DataPlaneError as error:
             self._refuse(sa, str(error))
@@ -238,6 +233,7 @@ class Children:
             return
         if installed.moving is not None:
             installed.moving.cancel()
+        self._leave(installed.path.remote)
         self._spd.remove(child)
         self._ways.forget_sa(installed.name_out)
         self._remove(installed.name_out)
@@ -274,6 +270,8 @@ class Children:
                 self._move(installed, path, encapsulated)
 
     def _move(self, installed: Installed, path: PeerPath, encapsulated: bool) -> None:
+        self._leave(installed.path.remote)
+        self._peers[path.remote] += 1
         installed.path, installed.encapsulated = path, encapsulated
         if installed.moving is None:
             installed.moving = asyncio.create_task(
@@ -293,7 +291,7 @@ class Children:
             installed.moving = None
 
     async def _move_once(self, installed: Installed, path: PeerPath, encapsulated: bool) -> None:
-        _, outbound = sa_specs(installed.sa, path, encapsulated)
+        _, outbound = sa_specs(installed.sa, path, encapsulated, installed.selectors)
         way = self._ways.follow_sa(outbound)
         for name in (installed.name_in, installed.name_out):
             await self._table.move_sa(
@@ -328,16 +326,22 @@ class Children:
         installed = self._installed.get(int(child)) if child.isdecimal() else None
         if installed is None or name not in (installed.name_in, installed.name_out):
             return None
-        specs = sa_specs(installed.sa, installed.path, installed.encapsulated)
+        specs = _specs(installed)
         return specs[direction == Direction.OUT.value]
 
     def outbound_specs(self) -> list[SaSpec]:
         """The outbound SA of each child."""
-        return [sa_specs(each.sa, each.path, each.encapsulated)[1] for each in self._installed.values()]
+        return [_specs(each)[1] for each in self._installed.values()]
 
     def peers(self) -> set[Address]:
         """Where the outer packets of all children go to."""
-        return {each.path.remote for each in self._installed.values()}
+        return set(self._peers)
+
+    def _leave(self, peer: Address) -> None:
+        """One child less sends to this address."""
+        self._peers[peer] -= 1
+        if self._peers[peer] <= 0:
+            del self._peers[peer]
 
     def close(self) -> None:
         """Take everything out at once."""
@@ -345,6 +349,10 @@ class Children:
             self.closed(child, replaced=False)
         for spi in list(self._retiring):
             self._retire(spi)
+
+
+def _specs(installed: Installed) -> tuple[SaSpec, SaSpec]:
+    return sa_specs(installed.sa, installed.path, installed.encapsulated, installed.selectors)
 
 
 def _mtu(way: Way) -> dict[str, int]:

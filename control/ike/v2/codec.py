@@ -6,10 +6,8 @@ fragment is authenticated before it is kept, and what is kept is bounded, so a s
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from control.ike.errors import LocalError, PeerError, syntax_error
-from control.ike.events import ChildSa, Failure, PeerPath
+from control.ike.events import Failure, PeerPath
 from control.ike.numbers import Exchange, name_of
 from control.ike.v2.keys import SaKeys
 from control.ike.v2.task import Outgoing
@@ -140,14 +138,3 @@ def failure_of(error: PeerError) -> Failure:
     """An error as users are told it."""
     code = getattr(error, "code", "") or error.notify.name.lower()
     return Failure(code=code, text=error.text, advice=error.advice)
-
-
-def without_keys(child: ChildSa) -> ChildSa:
-    """The same child, its keys forgotten."""
-    return replace(
-        child,
-        encryption_key_in=b"",
-        encryption_key_out=b"",
-        integrity_key_in=b"",
-        integrity_key_out=b"",
-    )

@@ -87,11 +87,12 @@ class Contacts:
         return len(self._half_open) >= settings.cookie_threshold or self.quota.empty(now)
 
     def crowded(self, address: str, settings: EndpointSettings) -> bool:
-        """Cookies are demanded of one address, for half of what it may have is taken.
+        """Cookies are demanded of one address, for more than half of what it may have is taken.
 
         Whoever forges its address could have it blocked with a few datagrams else.
         """
-        return settings.block_threshold > 0 and self._of_address[address] >= settings.block_threshold // 2
+        half = settings.block_threshold // 2 + settings.block_threshold % 2
+        return settings.block_threshold > 0 and self._of_address[address] >= half
 
     def cookie(self, data: bytes, sender: Sender, now: float) -> bytes | None:
         """The whole answer to an IKE_SA_INIT request that has no good cookie; None where it has one."""

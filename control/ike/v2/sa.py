@@ -630,7 +630,7 @@ class IkeSa:
 
     def add_child(self, spec: ChildSa, *, outbound: bool, replaces: Child | None = None) -> Child:
         """A child SA is negotiated: keep it and tell; the keys go with the event and are not kept."""
-        child = Child(codec.without_keys(spec), outbound=outbound)
+        child = Child(spec.without_keys(), outbound=outbound)
         if self.host.settings.export_keys:
             for line in export.esp_lines(spec):
                 self.emit(

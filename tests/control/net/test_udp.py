@@ -232,6 +232,29 @@ def test_a_flood_is_taken_in_bursts(ports: tuple[int, int]) -> None:
     asyncio.run(body())
 
 
+def test_a_burst_is_told_once_and_its_datagrams_share_their_path(ports: tuple[int, int]) -> None:
+    """Answers wait for the whole burst; a path is made for the first datagram of a peer only."""
+
+    async def body() -> None:
+        ike, turns = Ike(), []
+        sockets = UdpSockets(
+            lambda data, path: ike.messages.append((data, path)),
+            lambda path, text: None,
+            ports=ports,
+            received=lambda: turns.append(len(ike.messages)),
+        )
+        with peer("127.0.0.1") as other:
+            sockets.open([IPv4Address("127.0.0.1")])
+            for number in range(5):
+                other.sendto(b"%d" % number, ("127.0.0.1", ports[0]))
+            await until(lambda: len(ike.messages) == 5)
+        assert turns == [5]
+        assert len({id(path) for _, path in ike.messages}) == 1
+        sockets.close()
+
+    asyncio.run(body())
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_shed(ports: tuple[int, int], which: int) -> None:
     """What is answered at once goes back the way it came, with the marker where one belongs, and nowhere else."""

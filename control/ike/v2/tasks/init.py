@@ -12,6 +12,7 @@ seen our random SPI; they end the attempt, so that a user is told at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from control.crypto import keys as derive
 from control.crypto.auth import HASHES
@@ -263,7 +264,7 @@ def set_keys(sa: IkeSa, seed: bytes) -> None:
     handshake, suite = sa.handshake, sa.suite
     assert handshake is not None and suite is not None
     function = prf(suite.prf)
-    protection = Protection(suite.encr, suite.key_bits, suite.integ)
+    protection = _protection(suite.encr, suite.key_bits, suite.integ)
     secrets = derive.ike_keys(
         function,
         protection,
@@ -275,6 +276,10 @@ def set_keys(sa: IkeSa, seed: bytes) -> None:
     )
     sa.keys = SaKeys(function, protection, secrets, initiator=sa.initiator, random=sa.host.random)
     sa.export_keys(secrets)
+
+
+# Of all IKE SAs with the same algorithms: the lengths that follow from them are worked out once.
+_protection = lru_cache(maxsize=64)(Protection)
 
 
 def _first_group(proposals: tuple[Proposal, ...]) -> int:
