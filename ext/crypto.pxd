@@ -32,11 +32,14 @@ cdef enum Integrity:
 
 cdef enum:
     KEY_EXPANDED = 1024         # bytes an engine may use for expanded keys (64-byte aligned)
-    # libipsec-mb's use of Key.expanded for CBC, NULL and HMAC (GCM: struct gcm_key_data from 0)
+    # libipsec-mb's use of Key.expanded: round keys of CBC, CTR and CCM; the HMACs' two states; XCBC's K1 or CMAC's key
+    # as round keys, and the two keys for the last block. GCM and GMAC have struct gcm_key_data from 0.
     EXPANDED_ENCRYPT = 0
     EXPANDED_DECRYPT = 256
     EXPANDED_IPAD = 512
     EXPANDED_OPAD = 576
+    EXPANDED_MAC = 512
+    EXPANDED_LAST = 704
     ICV_MAX = 32                # longest ICV we use, bytes
     SUITE_CIPHER = 7            # mask: see suite_of
     SUITE_KEY_SHIFT = 3
@@ -59,10 +62,11 @@ cdef struct Key:                # 1152 bytes
     uint8_t  spare[15]
 
 cdef struct Job:                # 64 bytes
-    uint8_t  nonce[12]          # AEAD: salt | IV.                        CBC, NULL: unused
-    uint8_t  aad[12]            # AEAD: SPI | (ESN high half) | sequence. CBC and NULL with ESN: aad[0:4] is the
+    uint8_t  nonce[12]          # AEAD, CTR: salt | IV; AES-CCM's is nonce[1:12]. CBC, NULL: unused
+    uint8_t  aad[12]            # AEAD: SPI | (ESN high half) | sequence. CBC, CTR, NULL with ESN: aad[0:4] is the
                                 # sequence number's high half, and aad_length is 4 (RFC 4303 2.2.1: it follows the text)
-    uint8_t  *esp               # the ESP header: where HMAC begins
+    uint8_t  *esp               # the ESP header: where what an integrity algorithm covers begins. AEADs do not read it,
+                                # but AES-GMAC wants SPI, number and IV right before the text: they are covered too
     uint8_t  *text              # enciphered in place. CBC: text begins *at the IV field*, 16 bytes before the payload:
                                 # seal enciphers it from a zero IV, so the IV on the wire is E(K, nonce block),
                                 # unpredictable as RFC 3602 3 and SP 800-38A Appendix C want; open uses it as IV
@@ -149,17 +153,26 @@ cdef inline bint key_valid(const Key *key) noexcept nogil:
     """The algorithms and lengths of a key are a combination that both engines can do."""
     cdef uint32_t length = key.encryption_length
     cdef bint aes = length == 16 or length == 24 or length == 32
-    if key.cipher == CIPHER_AES_GCM:
-        return aes and key.integrity == INTEGRITY_NONE and (
-            key.icv_length == 8 or key.icv_length == 12 or key.icv_length == 16)
-    if key.cipher == CIPHER_CHACHA20_POLY1305:
-        return length == 32 and key.integrity == INTEGRITY_NONE and key.icv_length == 16
-    if not (key.cipher == CIPHER_AES_CBC and aes) and not (key.cipher == CIPHER_NULL and length == 0):
+    if key.cipher >= CIPHER_AES_GCM:
+        if key.integrity != INTEGRITY_NONE or key.cipher > CIPHER_AES_GMAC:
+            return False
+        if key.cipher == CIPHER_CHACHA20_POLY1305:
+            return length == 32 and key.icv_length == 16
+        if key.cipher == CIPHER_AES_GMAC:
+            return aes and key.icv_length == 16
+        return aes and (key.icv_length == 8 or key.icv_length == 12 or key.icv_length == 16)
+    if not aes if key.cipher != CIPHER_NULL else length != 0:
         return False
+    length = key.integrity_length
     if key.integrity == INTEGRITY_NONE:
-        return key.integrity_length == 0 and key.icv_length == 0
-    return (key.integrity <= INTEGRITY_HMAC_SHA1 and key.icv_length == icv_length_of(key.integrity)
-            and 0 < key.integrity_length <= 64)
+        return length == 0 and key.icv_length == 0
+    if key.icv_length != icv_length_of(key.integrity) or key.integrity > INTEGRITY_AES_GMAC:
+        return False
+    if key.integrity == INTEGRITY_AES_GMAC:
+        return key.cipher == CIPHER_NULL and (length == 16 or length == 24 or length == 32)
+    if key.integrity >= INTEGRITY_AES_XCBC:
+        return length == 16
+    return 0 < length <= 64
 
 cdef inline bint text_fits(const Job *job) noexcept nogil:
     """The text has a length that its cipher can take; the ESP passes send no other."""

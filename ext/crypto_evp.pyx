@@ -13,12 +13,12 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from ext.crypto cimport (
-    CIPHERS, CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, INTEGRITY_HMAC_SHA1,
-    INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, Engine, EngineHandle, Job, JobList, Key,
-    key_valid, text_fits,
+    CIPHERS, CIPHER_AES_CBC, CIPHER_AES_CCM, CIPHER_AES_CTR, CIPHER_AES_GCM, CIPHER_AES_GMAC, CIPHER_NULL,
+    INTEGRITY_AES_CMAC, INTEGRITY_AES_GMAC, INTEGRITY_AES_XCBC, INTEGRITY_HMAC_SHA1, INTEGRITY_HMAC_SHA2_256,
+    INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, Engine, EngineHandle, Job, JobList, Key, key_valid, text_fits,
 )
 from ext.libcrypto cimport *
-from ext.secret cimport same_icv
+from ext.secret cimport explicit_bzero, same_icv
 
 cdef enum:
     INDEX_END = 1 << 24         # SA indices beyond this are refused: 128 MB of table
@@ -39,22 +39,27 @@ cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
         contexts = _contexts(state, job.key, False)
         if contexts == NULL or not text_fits(job):
             job.ok = 0
-        elif job.key.cipher == CIPHER_AES_GCM or job.key.cipher == CIPHER_CHACHA20_POLY1305:
+        elif job.key.cipher == CIPHER_AES_CCM:
+            job.ok = _seal_ccm(contexts.cipher[0], job)
+        elif job.key.cipher >= CIPHER_AES_GCM:
             job.ok = _seal_aead(contexts.cipher[0], job)
         else:
-            job.ok = _seal_cbc(contexts, job, list.computed[index])
+            job.ok = _seal_two(state, contexts, job, list.computed[index])
         if not job.ok:
             ERR_clear_error()
 
 
 cdef bint _seal_aead(EVP_CIPHER_CTX *context, Job *job) noexcept nogil:
-    """AES-GCM and ChaCha20-Poly1305."""
+    """AES-GCM, ChaCha20-Poly1305, and AES-GMAC, whose IV and text are AAD (RFC 4543 3.3)."""
     cdef int length = 0
     if EVP_EncryptInit_ex2(context, NULL, NULL, job.nonce, NULL) != 1:
         return False
-    if job.aad_length and EVP_EncryptUpdate(context, NULL, &length, job.aad, job.aad_length) != 1:
+    if job.aad_length and EVP_EncryptUpdate(context, NULL, &length, _aad_of(job), job.aad_length) != 1:
         return False
-    if job.text_length and EVP_EncryptUpdate(context, job.text, &length, job.text, <int>job.text_length) != 1:
+    if job.key.cipher == CIPHER_AES_GMAC:
+        if EVP_EncryptUpdate(context, NULL, &length, job.text - 8, <int>job.text_length + 8) != 1:
+            return False
+    elif job.text_length and EVP_EncryptUpdate(context, job.text, &length, job.text, <int>job.text_length) != 1:
         return False
     # A stream cipher: the end adds no text, and `length` is where it would go.
     if EVP_EncryptFinal_ex(context, job.text + job.text_length, &length) != 1:
@@ -62,32 +67,119 @@ cdef bint _seal_aead(EVP_CIPHER_CTX *context, Job *job) noexcept nogil:
     return EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, job.key.icv_length, job.icv) == 1
 
 
-cdef bint _seal_cbc(SaContexts *contexts, Job *job, uint8_t *tag) noexcept nogil:
-    """Encipher, then hash: CBC and NULL."""
+cdef inline const uint8_t *_aad_of(const Job *job) noexcept nogil:
+    """SPI and number; what AES-GMAC covers lies in the packet, as the other engine reads it, unless it is with ESN."""
+    if job.key.cipher == CIPHER_AES_GMAC and job.aad_length == 8:
+        return job.text - 16
+    return job.aad
+
+
+cdef bint _seal_ccm(EVP_CIPHER_CTX *context, Job *job) noexcept nogil:
+    """AES-CCM, which wants the length of the text before all else, and the text in one piece."""
     cdef int length = 0
-    if job.key.cipher == CIPHER_AES_CBC:
-        if EVP_EncryptInit_ex2(contexts.cipher[0], NULL, NULL, ZERO_IV, NULL) != 1:
+    if EVP_EncryptInit_ex2(context, NULL, NULL, job.nonce + 1, NULL) != 1:
+        return False
+    if EVP_EncryptUpdate(context, NULL, &length, NULL, <int>job.text_length) != 1:
+        return False
+    if job.aad_length and EVP_EncryptUpdate(context, NULL, &length, job.aad, job.aad_length) != 1:
+        return False
+    if EVP_EncryptUpdate(context, job.text, &length, job.text, <int>job.text_length) != 1:
+        return False
+    return EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, job.key.icv_length, job.icv) == 1
+
+
+cdef bint _seal_two(EvpState *state, SaContexts *contexts, Job *job, uint8_t *tag) noexcept nogil:
+    """Encipher, then hash: CBC, CTR and NULL."""
+    cdef int length = 0
+    cdef uint8_t counter[16]
+    if job.key.cipher != CIPHER_NULL and job.text_length:
+        if EVP_EncryptInit_ex2(contexts.cipher[0], NULL, NULL, _first_block(job, counter), NULL) != 1:
             return False
         if EVP_EncryptUpdate(contexts.cipher[0], job.text, &length, job.text, <int>job.text_length) != 1:
             return False
     if job.key.integrity == INTEGRITY_NONE:
         return True
-    if not _hash(contexts.mac, job, tag):
+    if not _hash(state, contexts, job, tag):
         return False
     memcpy(job.icv, tag, job.key.icv_length)
     return True
 
 
-cdef bint _hash(EVP_MAC_CTX *context, const Job *job, uint8_t *tag) noexcept nogil:
-    """HMAC of ESP header, text and, with ESN, the sequence number's high half (RFC 4303 2.2.1: appended, not sent)."""
+cdef inline const uint8_t *_first_block(const Job *job, uint8_t *counter) noexcept nogil:
+    """What the cipher begins with: CBC zeros (see Job.text), CTR nonce, IV and a counter that is 1 (RFC 3686 4)."""
+    if job.key.cipher == CIPHER_AES_CBC:
+        return ZERO_IV
+    memcpy(counter, job.nonce, 12)
+    memset(counter + 12, 0, 4)
+    counter[15] = 1
+    return counter
+
+
+cdef bint _hash(EvpState *state, SaContexts *contexts, const Job *job, uint8_t *tag) noexcept nogil:
+    """The ICV over ESP header, text and, with ESN, the number's high half (RFC 4303 2.2.1: appended, not sent)."""
     cdef size_t length = 0
-    if EVP_MAC_init(context, NULL, 0, NULL) != 1:
+    if job.key.integrity == INTEGRITY_AES_GMAC:
+        return _gmac(contexts.chain, job, tag)
+    if job.key.integrity >= INTEGRITY_AES_XCBC:
+        return _chain(state, contexts, job, tag)
+    if EVP_MAC_init(contexts.mac, NULL, 0, NULL) != 1:
         return False
-    if EVP_MAC_update(context, job.esp, <size_t>(job.text - job.esp) + job.text_length) != 1:
+    if EVP_MAC_update(contexts.mac, job.esp, <size_t>(job.text - job.esp) + job.text_length) != 1:
         return False
-    if job.aad_length == 4 and EVP_MAC_update(context, job.aad, 4) != 1:
+    if job.aad_length == 4 and EVP_MAC_update(contexts.mac, job.aad, 4) != 1:
         return False
-    return EVP_MAC_final(context, tag, &length, 64) == 1
+    return EVP_MAC_final(contexts.mac, tag, &length, 64) == 1
+
+
+cdef bint _gmac(EVP_CIPHER_CTX *context, const Job *job, uint8_t *tag) noexcept nogil:
+    """AES-GMAC as an integrity algorithm (RFC 4543 4)."""
+    cdef int length = 0
+    if EVP_EncryptInit_ex2(context, NULL, NULL, job.nonce, NULL) != 1:
+        return False
+    if EVP_EncryptUpdate(
+            context, NULL, &length, job.esp, <int>(<size_t>(job.text - job.esp) + job.text_length)) != 1:
+        return False
+    if job.aad_length == 4 and EVP_EncryptUpdate(context, NULL, &length, job.aad, 4) != 1:
+        return False
+    if EVP_EncryptFinal_ex(context, tag, &length) != 1:
+        return False
+    return EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, 16, tag) == 1
+
+
+cdef bint _chain(EvpState *state, SaContexts *contexts, const Job *job, uint8_t *tag) noexcept nogil:
+    """AES-XCBC (RFC 3566 4.2) and AES-CMAC (RFC 4493 2.4): CBC-MAC whose last block is treated apart.
+
+    libcrypto has no XCBC; the two differ in their keys only, so both go this way.
+    """
+    cdef EVP_CIPHER_CTX *context = contexts.chain
+    cdef const uint8_t *at = job.esp
+    cdef uint32_t rest = <uint32_t>(job.text - job.esp) + job.text_length
+    cdef uint32_t taken
+    cdef int length = 0
+    cdef uint8_t end[32]            # what is left for the last block, and the high half of the number
+    if EVP_EncryptInit_ex2(context, NULL, NULL, ZERO_IV, NULL) != 1:
+        return False
+    while rest > 16:
+        taken = min((rest - 1) & ~<uint32_t>15, <uint32_t>sizeof(state.scratch))
+        if EVP_EncryptUpdate(context, state.scratch, &length, at, <int>taken) != 1:
+            return False
+        at += taken
+        rest -= taken
+    memset(end, 0, sizeof(end))
+    memcpy(end, at, rest)
+    if job.aad_length == 4:
+        memcpy(end + rest, job.aad, 4)
+        rest += 4
+    if rest > 16:
+        if EVP_EncryptUpdate(context, state.scratch, &length, end, 16) != 1:
+            return False
+        memcpy(end, end + 16, 16)
+        rest -= 16
+    if rest < 16:
+        end[rest] = 0x80
+    for taken in range(16):
+        end[taken] ^= contexts.last[rest < 16][taken]
+    return EVP_EncryptUpdate(context, tag, &length, end, 16) == 1
 
 
 cdef void _open(Engine *engine, JobList *list) noexcept nogil:
@@ -101,40 +193,64 @@ cdef void _open(Engine *engine, JobList *list) noexcept nogil:
         contexts = _contexts(state, job.key, True)
         if contexts == NULL or not text_fits(job):
             job.ok = 0
-        elif job.key.cipher == CIPHER_AES_GCM or job.key.cipher == CIPHER_CHACHA20_POLY1305:
+        elif job.key.cipher == CIPHER_AES_CCM:
+            job.ok = _open_ccm(contexts.cipher[1], job)
+        elif job.key.cipher >= CIPHER_AES_GCM:
             job.ok = _open_aead(contexts.cipher[1], job)
         else:
-            job.ok = _open_cbc(contexts, job, list.computed[index])
+            job.ok = _open_two(state, contexts, job, list.computed[index])
         if not job.ok:
             ERR_clear_error()
 
 
 cdef bint _open_aead(EVP_CIPHER_CTX *context, Job *job) noexcept nogil:
-    """AES-GCM and ChaCha20-Poly1305; the library compares tags in constant time."""
+    """AES-GCM, ChaCha20-Poly1305 and AES-GMAC; the library compares tags in constant time."""
     cdef int length = 0
     if EVP_DecryptInit_ex2(context, NULL, NULL, job.nonce, NULL) != 1:
         return False
-    if job.aad_length and EVP_DecryptUpdate(context, NULL, &length, job.aad, job.aad_length) != 1:
+    if job.aad_length and EVP_DecryptUpdate(context, NULL, &length, _aad_of(job), job.aad_length) != 1:
         return False
-    if job.text_length and EVP_DecryptUpdate(context, job.text, &length, job.text, <int>job.text_length) != 1:
+    if job.key.cipher == CIPHER_AES_GMAC:
+        if EVP_DecryptUpdate(context, NULL, &length, job.text - 8, <int>job.text_length + 8) != 1:
+            return False
+    elif job.text_length and EVP_DecryptUpdate(context, job.text, &length, job.text, <int>job.text_length) != 1:
         return False
     if EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_TAG, job.key.icv_length, job.icv) != 1:
         return False
     return EVP_DecryptFinal_ex(context, job.text + job.text_length, &length) == 1
 
 
-cdef bint _open_cbc(SaContexts *contexts, Job *job, uint8_t *tag) noexcept nogil:
-    """Hash, compare, then decipher: CBC and NULL."""
+cdef bint _open_ccm(EVP_CIPHER_CTX *context, Job *job) noexcept nogil:
+    """AES-CCM; the library compares tags in constant time, and wipes text whose tag is wrong."""
     cdef int length = 0
+    if EVP_DecryptInit_ex2(context, NULL, NULL, job.nonce + 1, NULL) != 1:
+        return False
+    if EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_TAG, job.key.icv_length, job.icv) != 1:
+        return False
+    if EVP_DecryptUpdate(context, NULL, &length, NULL, <int>job.text_length) != 1:
+        return False
+    if job.aad_length and EVP_DecryptUpdate(context, NULL, &length, job.aad, job.aad_length) != 1:
+        return False
+    return EVP_DecryptUpdate(context, job.text, &length, job.text, <int>job.text_length) == 1
+
+
+cdef bint _open_two(EvpState *state, SaContexts *contexts, Job *job, uint8_t *tag) noexcept nogil:
+    """Hash, compare, then decipher: CBC, CTR and NULL."""
+    cdef int length = 0
+    cdef uint32_t block = 16 if job.key.cipher == CIPHER_AES_CBC else 0
+    cdef uint8_t counter[16]
+    cdef const uint8_t *iv = job.text
     if job.key.integrity != INTEGRITY_NONE:
-        if not _hash(contexts.mac, job, tag) or not same_icv(tag, job.icv, job.key.icv_length):
+        if not _hash(state, contexts, job, tag) or not same_icv(tag, job.icv, job.key.icv_length):
             return False
-    if job.key.cipher != CIPHER_AES_CBC or job.text_length == 16:
+    if job.key.cipher == CIPHER_NULL or job.text_length == block:
         return True
-    if EVP_DecryptInit_ex2(contexts.cipher[1], NULL, NULL, job.text, NULL) != 1:
+    if not block:
+        iv = _first_block(job, counter)
+    if EVP_DecryptInit_ex2(contexts.cipher[1], NULL, NULL, iv, NULL) != 1:
         return False
     return EVP_DecryptUpdate(
-        contexts.cipher[1], job.text + 16, &length, job.text + 16, <int>job.text_length - 16) == 1
+        contexts.cipher[1], job.text + block, &length, job.text + block, <int>(job.text_length - block)) == 1
 
 
 # Contexts.
@@ -166,17 +282,28 @@ cdef SaContexts *_make_contexts(EvpState *state, const Key *key, bint opening) n
         contexts.id = key.id
         state.contexts[key.index] = contexts
         state.in_use += 1
-    if key.integrity != INTEGRITY_NONE and contexts.mac == NULL:
-        contexts.mac = make_mac(state, key)
-        if contexts.mac == NULL:
-            _drop(state, key.index)
-            return NULL
+    if not _make_mac(state, contexts, key):
+        _drop(state, key.index)
+        return NULL
     if key.cipher != CIPHER_NULL and contexts.cipher[opening] == NULL:
         contexts.cipher[opening] = make_cipher(state, key, opening)
         if contexts.cipher[opening] == NULL:
             _drop(state, key.index)
             return NULL
     return contexts
+
+
+cdef bint _make_mac(EvpState *state, SaContexts *contexts, const Key *key) noexcept nogil:
+    """What the key's integrity algorithm needs, if it is not there yet."""
+    if key.integrity == INTEGRITY_NONE:
+        return True
+    if key.integrity < INTEGRITY_AES_XCBC:
+        if contexts.mac == NULL:
+            contexts.mac = make_mac(state, key)
+        return contexts.mac != NULL
+    if contexts.chain == NULL:
+        contexts.chain = make_chain(state, key, &contexts.last[0][0])
+    return contexts.chain != NULL
 
 
 cdef bint _reach(EvpState *state, uint32_t index) noexcept nogil:
@@ -200,23 +327,84 @@ cdef bint _reach(EvpState *state, uint32_t index) noexcept nogil:
 
 cdef const EVP_CIPHER *_algorithm(const EvpState *state, const Key *key) noexcept nogil:
     """The library's cipher for a valid key."""
-    if key.cipher == CIPHER_AES_GCM:
-        return state.gcm[(key.encryption_length >> 3) - 2]
+    cdef uint32_t bits = (key.encryption_length >> 3) - 2
+    if key.cipher == CIPHER_AES_GCM or key.cipher == CIPHER_AES_GMAC:
+        return state.gcm[bits]
     if key.cipher == CIPHER_AES_CBC:
-        return state.cbc[(key.encryption_length >> 3) - 2]
+        return state.cbc[bits]
+    if key.cipher == CIPHER_AES_CTR:
+        return state.ctr[bits]
+    if key.cipher == CIPHER_AES_CCM:
+        return state.ccm[bits]
     return state.chacha
 
 
 cdef EVP_CIPHER_CTX *make_cipher(const EvpState *state, const Key *key, bint opening) noexcept nogil:
-    """A keyed cipher context, or NULL. IVs are of the ciphers' default lengths: 12 bytes, for CBC 16."""
+    """A keyed cipher context, or NULL. IVs are of the ciphers' default lengths, 12 bytes, of CBC and CTR 16; of CCM 11
+    (RFC 4309 4)."""
     cdef EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new()
+    cdef int encrypt = 0 if opening else 1
+    cdef bint made
     if context == NULL:
         return NULL
-    if EVP_CipherInit_ex2(context, _algorithm(state, key), key.encryption, NULL, 0 if opening else 1, NULL) != 1 or (
+    made = EVP_CipherInit_ex2(context, _algorithm(state, key), NULL, NULL, encrypt, NULL) == 1
+    if made and key.cipher == CIPHER_AES_CCM:
+        made = (EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_IVLEN, 11, NULL) == 1
+                and EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_TAG, key.icv_length, NULL) == 1)
+    if not made or EVP_CipherInit_ex2(context, NULL, key.encryption, NULL, encrypt, NULL) != 1 or (
             EVP_CIPHER_CTX_set_padding(context, 0) != 1):
         EVP_CIPHER_CTX_free(context)
         return NULL
     return context
+
+
+cdef EVP_CIPHER_CTX *make_chain(const EvpState *state, const Key *key, uint8_t *last) noexcept nogil:
+    """A keyed context for AES-XCBC, AES-CMAC or AES-GMAC, or NULL; `last` takes the two masks of SaContexts."""
+    cdef EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new()
+    cdef const EVP_CIPHER *cipher = state.cbc[0]
+    cdef uint8_t first[16]
+    cdef int length = 0
+    cdef bint made
+    if context == NULL:
+        return NULL
+    if key.integrity == INTEGRITY_AES_GMAC:
+        cipher = state.gcm[(key.integrity_length >> 3) - 2]
+    made = EVP_CipherInit_ex2(context, cipher, key.integrity_key, ZERO_IV, 1, NULL) == 1
+    if made and key.integrity != INTEGRITY_AES_GMAC:
+        made = EVP_CIPHER_CTX_set_padding(context, 0) == 1
+        if key.integrity == INTEGRITY_AES_CMAC:
+            # RFC 4493 2.3: the two masks are a block of zeros, enciphered, doubled once and twice.
+            memset(last, 0, 16)
+            made = made and EVP_EncryptUpdate(context, last, &length, last, 16) == 1
+            _double(last, last)
+            _double(last, last + 16)
+        else:
+            # RFC 3566 4.1: three keys from one.
+            made = made and _encipher_block(context, 1, first) and _encipher_block(context, 2, last)
+            made = made and _encipher_block(context, 3, last + 16)
+            made = made and EVP_CipherInit_ex2(context, NULL, first, ZERO_IV, 1, NULL) == 1
+            explicit_bzero(first, sizeof(first))
+    if not made:
+        EVP_CIPHER_CTX_free(context)
+        return NULL
+    return context
+
+
+cdef bint _encipher_block(EVP_CIPHER_CTX *context, uint8_t value, uint8_t *into) noexcept nogil:
+    """Sixteen bytes of `value` through a CBC context, by themselves."""
+    cdef int length = 0
+    memset(into, value, 16)
+    return (EVP_EncryptInit_ex2(context, NULL, NULL, ZERO_IV, NULL) == 1
+            and EVP_EncryptUpdate(context, into, &length, into, 16) == 1)
+
+
+cdef void _double(const uint8_t *block, uint8_t *into) noexcept nogil:
+    """Multiply by x in GF(2^128), most significant byte first (RFC 4493 2.3); in constant time."""
+    cdef uint32_t at
+    cdef uint8_t carry = block[0] >> 7
+    for at in range(15):
+        into[at] = <uint8_t>(block[at] << 1 | block[at + 1] >> 7)
+    into[15] = <uint8_t>(block[15] << 1) ^ (0x87 & -carry)
 
 
 cdef EVP_MAC_CTX *make_mac(const EvpState *state, const Key *key) noexcept nogil:
@@ -248,6 +436,8 @@ cdef void _drop(EvpState *state, uint32_t index) noexcept nogil:
     EVP_CIPHER_CTX_free(contexts.cipher[0])
     EVP_CIPHER_CTX_free(contexts.cipher[1])
     EVP_MAC_CTX_free(contexts.mac)
+    EVP_CIPHER_CTX_free(contexts.chain)
+    explicit_bzero(contexts, sizeof(SaContexts))
     free(contexts)
 
 
@@ -280,6 +470,8 @@ cdef class EvpEngine(EngineHandle):
         for index, bits in enumerate((b"128", b"192", b"256")):
             self.state.cbc[index] = _fetch(b"AES-" + bits + b"-CBC")
             self.state.gcm[index] = _fetch(b"AES-" + bits + b"-GCM")
+            self.state.ctr[index] = _fetch(b"AES-" + bits + b"-CTR")
+            self.state.ccm[index] = _fetch(b"AES-" + bits + b"-CCM")
         self.state.chacha = _fetch(b"ChaCha20-Poly1305")
         self.state.hmac = EVP_MAC_fetch(NULL, b"HMAC", NULL)
         if self.state.hmac == NULL:
@@ -303,8 +495,11 @@ cdef class EvpEngine(EngineHandle):
         for index in range(3):
             EVP_CIPHER_free(self.state.cbc[index])
             EVP_CIPHER_free(self.state.gcm[index])
+            EVP_CIPHER_free(self.state.ctr[index])
+            EVP_CIPHER_free(self.state.ccm[index])
         EVP_CIPHER_free(self.state.chacha)
         EVP_MAC_free(self.state.hmac)
+        explicit_bzero(&self.state, sizeof(EvpState))
 
     @property
     def contexts_in_use(self) -> int:

@@ -1,15 +1,17 @@
 """The engine on libipsec-mb: x86 with AES-NI, code picked for the CPU at run time.
 
-A list is walked once. GCM jobs are done on the spot, because at 64 bytes every nanosecond shows: by code of our own
-(gcm_vaes.h) on the key data that the library expanded when the SA was made, for the lengths at which a trial when the
-engine is made finds it faster; else by one direct call of the library per packet. All other jobs are noted, and then
-done group by group; a group is one cipher with one key size and one hash, of whatever SAs.
+A list is walked once. GCM and GMAC jobs are done on the spot, because at 64 bytes every nanosecond shows. GCM is done
+by code of our own (gcm_vaes.h) on the key data that the library expanded when the SA was made, for the lengths at
+which a trial when the engine is made finds it faster; else, as GMAC always, by one direct call of the library per
+packet. All other jobs are noted, and then done group by group; a group is one cipher with one key size and one
+integrity algorithm, of whatever SAs.
 
-- ChaCha20-Poly1305 goes through the manager's ring: jobs may come back in any order or late, so each carries its
-  position, and the ring is flushed before the list is returned.
-- CBC, NULL and HMAC go through the two synchronous bursts, first the one, then the other, over job structures of our
-  own whose constant fields stay filled from list to list. That is faster than the ring's chained jobs by a tenth, and
-  it lets each half run where it is fastest: AES on the widest vectors; HMAC-SHA2-256 and SHA1 on the CPU's SHA
+- ChaCha20-Poly1305, CCM, and of other ciphers the XCBC and CMAC go through the manager's ring: jobs may come back in
+  any order or late, so each carries its position, and the ring is flushed before the list is returned.
+- The library has no CCM with 192-bit keys: its CBC and CTR make it up, one packet after the other.
+- CBC, CTR, NULL and HMAC go through the two synchronous bursts, first the one, then the other, over job structures of
+  our own whose constant fields stay filled from list to list. That is faster than the ring's chained jobs by a tenth,
+  and it lets each half run where it is fastest: AES on the widest vectors; HMAC-SHA2-256 and SHA1 on the CPU's SHA
   instructions, which the library uses in its SSE code only (two lanes of SHA-NI do twice as much SHA2-256 as eight of
   AVX2). Which manager hashes faster is measured when the engine is made.
 
@@ -23,10 +25,12 @@ from libc.string cimport memcpy, memset
 
 from ext.clock cimport now_ns
 from ext.crypto cimport (
-    CIPHER_AES_CBC, CIPHER_AES_GCM, CIPHER_CHACHA20_POLY1305, CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT,
-    EXPANDED_IPAD, EXPANDED_OPAD, INTEGRITY_HMAC_SHA1, INTEGRITY_HMAC_SHA2_256, INTEGRITY_HMAC_SHA2_384,
-    INTEGRITY_NONE, KEY_EXPANDED, SUITE_CIPHER, SUITE_INTEGRITY_SHIFT, SUITE_KEY, SUITE_KEY_SHIFT,
-    SUITE_ODD_ICV, TEXT_MAX, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_valid, text_fits,
+    CIPHER_AES_CBC, CIPHER_AES_CCM, CIPHER_AES_CTR, CIPHER_AES_GCM, CIPHER_AES_GMAC, CIPHER_CHACHA20_POLY1305,
+    CIPHER_NULL, EXPANDED_DECRYPT, EXPANDED_ENCRYPT, EXPANDED_IPAD, EXPANDED_LAST, EXPANDED_MAC, EXPANDED_OPAD,
+    INTEGRITY_AES_CMAC, INTEGRITY_AES_GMAC, INTEGRITY_AES_XCBC, INTEGRITY_HMAC_SHA1, INTEGRITY_HMAC_SHA2_256,
+    INTEGRITY_HMAC_SHA2_384, INTEGRITY_NONE, KEY_EXPANDED, SUITE_CIPHER, SUITE_INTEGRITY_SHIFT, SUITE_KEY,
+    SUITE_KEY_SHIFT, SUITE_ODD_ICV, TEXT_MAX, Engine, EngineHandle, Job, JobList, Key, icv_length_of, key_valid,
+    text_fits,
 )
 from ext.libipsec_mb cimport *
 from ext.packet cimport BATCH_MAX
@@ -39,7 +43,7 @@ cdef extern from *:
     """
     int posix_memalign(void **area, size_t alignment, size_t size) noexcept nogil
     bint likely "__builtin_expect"(bint condition, bint value) noexcept nogil
-    uint32_t lowest_bit "__builtin_ctz"(uint32_t bits) noexcept nogil
+    uint32_t lowest_bit "__builtin_ctzll"(uint64_t bits) noexcept nogil
 
 cdef extern from "gcm_vaes.h":
     # Job.nonce with Job.aad behind it is what they take for `nonce`.
@@ -52,11 +56,14 @@ cdef extern from "gcm_vaes.h":
     uint32_t gcm_vaes_powers(const uint8_t *expanded, uint32_t rounds, uint32_t size) noexcept nogil
 
 cdef enum:
-    GROUP_INTEGRITY = 7         # mask: a group is Integrity + 8 * (0 NULL, 1 CBC-128, 2 CBC-192, 3 CBC-256),
-    GROUP_CBC = 8
+    GROUP_INTEGRITY = 7         # mask: a group is Integrity + 8 * (0 NULL, 1 to 3 CBC, 4 to 6 CTR, by length of key),
     GROUP_CIPHER_SHIFT = 3
-    GROUP_CHACHA = 31           # or this, which none of those is
-    GROUP_OPEN = 32             # added to `laid_out` for the direction
+    GROUP_CBC = 8
+    GROUP_CTR = 32
+    GROUP_CHACHA = 56           # or one of these, which none of those is
+    GROUP_CCM = 57              # 128 and 256 bits
+    GROUP_CCM_192 = 58
+    GROUP_OPEN = 64             # added to `laid_out` for the direction
     NO_GROUP = 0xFFFFFFFF
     OWN_STRIDE = 2048           # bytes between the scratch packets of _choose_gcm
 
@@ -68,7 +75,7 @@ cdef const uint8_t *ZERO_IV = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
 cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
     """Seal every job of the list in place."""
     cdef MbState *state = <MbState *>engine.state
-    cdef uint32_t groups = 0
+    cdef uint64_t groups = 0
     cdef uint32_t index
     cdef Job *job
     cdef const Key *key
@@ -87,6 +94,9 @@ cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
             state.gcm_seal[job.suite >> SUITE_KEY_SHIFT & SUITE_KEY](
                 <const gcm_key_data *>key.expanded, &state.context, job.text, job.text, job.text_length,
                 job.nonce, job.aad, job.aad_length, job.icv, key.icv_length if job.suite & SUITE_ODD_ICV else 16)
+            job.ok = 1
+        elif job.suite & SUITE_CIPHER == CIPHER_AES_GMAC:
+            _gmac(state, job, job.icv)
             job.ok = 1
         else:
             groups |= _note(state, job, index)
@@ -107,32 +117,61 @@ cdef inline uint32_t _rounds_of(const Job *job) noexcept nogil:
     return 10 + 2 * (job.suite >> SUITE_KEY_SHIFT & SUITE_KEY)
 
 
-cdef inline uint32_t _note(MbState *state, Job *job, uint32_t index) noexcept nogil:
-    """Remember a job that is not GCM; returns its group's bit."""
+cdef inline void _gmac(MbState *state, const Job *job, uint8_t *tag) noexcept nogil:
+    """RFC 4543 3.2: a GCM tag of nothing but AAD, which are SPI, number, IV and text. With ESN the number in it is
+    longer than in the packet (RFC 4543 3.3), so that it comes in two pieces."""
+    cdef uint32_t bits = job.suite >> SUITE_KEY_SHIFT & SUITE_KEY
+    cdef const gcm_key_data *expanded = <const gcm_key_data *>job.key.expanded
+    if job.aad_length == 8:
+        state.gcm_seal[bits](
+            expanded, &state.context, job.text, job.text, 0, job.nonce, job.text - 16, job.text_length + 16, tag, 16)
+        return
+    state.gmac_init[bits](expanded, &state.context, job.nonce, 12)
+    state.gmac_update[bits](expanded, &state.context, job.aad, job.aad_length)
+    state.gmac_update[bits](expanded, &state.context, job.text - 8, job.text_length + 8)
+    state.gmac_finalize[bits](expanded, &state.context, tag, 16)
+
+
+cdef inline uint64_t _note(MbState *state, Job *job, uint32_t index) noexcept nogil:
+    """Remember a job that is neither GCM nor GMAC; returns its group's bit."""
+    cdef uint32_t cipher = job.suite & SUITE_CIPHER
+    cdef uint32_t bits = job.suite >> SUITE_KEY_SHIFT & SUITE_KEY
     cdef uint32_t group = job.suite >> SUITE_INTEGRITY_SHIFT
-    if job.suite & SUITE_CIPHER == CIPHER_CHACHA20_POLY1305:
+    if cipher == CIPHER_CHACHA20_POLY1305:
         group = GROUP_CHACHA
-    elif job.suite & SUITE_CIPHER == CIPHER_AES_CBC:
-        group += GROUP_CBC * (1 + (job.suite >> SUITE_KEY_SHIFT & SUITE_KEY))
+    elif cipher == CIPHER_AES_CCM:
+        group = GROUP_CCM_192 if bits == 1 else GROUP_CCM
+    elif cipher == CIPHER_AES_CBC:
+        group += GROUP_CBC + (bits << GROUP_CIPHER_SHIFT)
+    elif cipher == CIPHER_AES_CTR:
+        group += GROUP_CTR + (bits << GROUP_CIPHER_SHIFT)
     job.ok = 0
     state.member[state.others] = <uint8_t>index
     state.group[state.others] = <uint8_t>group
     state.others += 1
-    return <uint32_t>1 << group
+    return <uint64_t>1 << group
 
 
-cdef void _do_groups(MbState *state, JobList *list, uint32_t groups, bint opening) noexcept nogil:
+cdef void _do_groups(MbState *state, JobList *list, uint64_t groups, bint opening) noexcept nogil:
     """Do what `_note` collected."""
     cdef uint32_t group
     while groups:
         group = lowest_bit(groups)
         groups &= groups - 1
-        if group == GROUP_CHACHA:
-            _do_chacha(state, list, opening)
+        if group == GROUP_CCM_192:
+            _do_ccm192(state, list, opening)
+        elif group >= GROUP_CHACHA:
+            _do_ring(state, list, group, opening)
         elif opening:
             _open_group(state, list, group)
         else:
             _seal_group(state, list, group)
+
+
+cdef inline uint32_t _key_bytes(uint32_t group) noexcept nogil:
+    """Bytes of the cipher's key of a group: 16, 24 or 32; of NULL what the library never looks at."""
+    cdef uint32_t cipher = group >> GROUP_CIPHER_SHIFT
+    return 8 * (cipher + 1 if cipher < 4 else cipher - 2)
 
 
 cdef void _lay_out(MbState *state, uint32_t group, bint opening) noexcept nogil:
@@ -145,13 +184,14 @@ cdef void _lay_out(MbState *state, uint32_t group, bint opening) noexcept nogil:
     state.laid_out = layout
     for slot in range(<uint32_t>BATCH_MAX):
         mb = &state.jobs[slot]
-        mb.key_len_in_bytes = 8 * ((group >> GROUP_CIPHER_SHIFT) + 1)
-        mb.cipher_mode = IMB_CIPHER_CBC
+        mb.key_len_in_bytes = _key_bytes(group)
+        mb.cipher_mode = IMB_CIPHER_CBC if group < GROUP_CTR else IMB_CIPHER_CNTR
         mb.cipher_direction = IMB_DIR_DECRYPT if opening else IMB_DIR_ENCRYPT
         mb.chain_order = IMB_ORDER_HASH_CIPHER if opening else IMB_ORDER_CIPHER_HASH
         mb.hash_alg = _hash_of(group & GROUP_INTEGRITY)
         mb.iv = ZERO_IV
-        mb.iv_len_in_bytes = 16
+        # Of twelve bytes CTR makes the first counter block by a 1 behind them, as RFC 3686 4 has it.
+        mb.iv_len_in_bytes = 16 if group < GROUP_CTR else 12
         mb.hash_start_src_offset_in_bytes = 0
         mb.auth_tag_output_len_in_bytes = icv_length_of(group & GROUP_INTEGRITY)
 
@@ -178,9 +218,8 @@ cdef inline void _lay_hash(IMB_JOB *mb, const Job *job) noexcept nogil:
 
 
 cdef void _seal_group(MbState *state, JobList *list, uint32_t group) noexcept nogil:
-    """Encipher, then hash: CBC and NULL."""
+    """Encipher, then hash: CBC, CTR and NULL."""
     cdef uint32_t integrity = group & GROUP_INTEGRITY
-    cdef uint32_t bits = group >> GROUP_CIPHER_SHIFT
     cdef uint32_t count = 0
     cdef uint32_t done = 0
     cdef uint32_t slot
@@ -195,24 +234,85 @@ cdef void _seal_group(MbState *state, JobList *list, uint32_t group) noexcept no
         state.position[count] = state.member[slot]
         count += 1
         mb.src = job.esp
-        if bits:
+        if group >= GROUP_CBC:
             mb.dst = job.text
             mb.enc_keys = job.key.expanded + EXPANDED_ENCRYPT
             mb.cipher_start_src_offset_in_bytes = <uint64_t>(job.text - job.esp)
             mb.msg_len_to_cipher_in_bytes = job.text_length
-            mb.iv = ZERO_IV
+            mb.iv = ZERO_IV if group < GROUP_CTR else &job.nonce[0]
         if integrity:
             _lay_hash(mb, job)
             mb.auth_tag_output = job.icv
     done = count
-    if bits:
+    if group >= GROUP_CTR:
         done = IMB_SUBMIT_CIPHER_BURST_NOCHECK(
-            state.manager, state.jobs, count, IMB_CIPHER_CBC, IMB_DIR_ENCRYPT, <IMB_KEY_SIZE_BYTES>(8 * (bits + 1)))
+            state.manager, state.jobs, count, IMB_CIPHER_CNTR, IMB_DIR_ENCRYPT, <IMB_KEY_SIZE_BYTES>_key_bytes(group))
+    elif group >= GROUP_CBC:
+        done = IMB_SUBMIT_CIPHER_BURST_NOCHECK(
+            state.manager, state.jobs, count, IMB_CIPHER_CBC, IMB_DIR_ENCRYPT, <IMB_KEY_SIZE_BYTES>_key_bytes(group))
     if integrity and done == count:
-        done = IMB_SUBMIT_HASH_BURST_NOCHECK(state.hasher[integrity], state.jobs, count, _hash_of(integrity))
+        done = _hash(state, list, count, integrity)
     if done == count:
         for slot in range(count):
             list.jobs[state.position[slot]].ok = 1
+
+
+cdef uint32_t _hash(MbState *state, JobList *list, uint32_t count, uint32_t integrity) noexcept nogil:
+    """The ICVs of state.jobs[:count]; returns how many were made."""
+    cdef uint32_t slot
+    cdef IMB_JOB *mb
+    cdef const Job *job
+    if integrity < INTEGRITY_AES_XCBC:
+        return IMB_SUBMIT_HASH_BURST_NOCHECK(state.hasher[integrity], state.jobs, count, _hash_of(integrity))
+    if integrity != INTEGRITY_AES_GMAC:
+        return _mac_by_ring(state, list, count, integrity)
+    for slot in range(count):
+        mb = &state.jobs[slot]
+        job = &list.jobs[state.position[slot]]
+        state.gcm_seal[job.suite >> SUITE_KEY_SHIFT & SUITE_KEY](
+            <const gcm_key_data *>job.key.expanded, &state.context, mb.auth_tag_output, mb.src, 0, job.nonce, mb.src,
+            mb.msg_len_to_hash_in_bytes, mb.auth_tag_output, 16)
+    return count
+
+
+cdef uint32_t _mac_by_ring(MbState *state, JobList *list, uint32_t count, uint32_t integrity) noexcept nogil:
+    """AES-XCBC and AES-CMAC, which no synchronous burst does."""
+    cdef uint32_t slot
+    cdef uint32_t done
+    cdef uint32_t more
+    cdef IMB_JOB *mb
+    cdef const uint8_t *expanded
+    if IMB_GET_NEXT_BURST(state.manager, count, state.ring) != count:
+        return 0
+    for slot in range(count):
+        mb = state.ring[slot]
+        expanded = &list.jobs[state.position[slot]].key.expanded[0]
+        mb.cipher_mode = IMB_CIPHER_NULL
+        mb.cipher_direction = IMB_DIR_ENCRYPT
+        mb.chain_order = IMB_ORDER_CIPHER_HASH
+        mb.src = state.jobs[slot].src
+        mb.msg_len_to_cipher_in_bytes = 0
+        mb.hash_start_src_offset_in_bytes = 0
+        mb.msg_len_to_hash_in_bytes = state.jobs[slot].msg_len_to_hash_in_bytes
+        mb.auth_tag_output = state.jobs[slot].auth_tag_output
+        mb.auth_tag_output_len_in_bytes = 12
+        if integrity == INTEGRITY_AES_XCBC:
+            mb.hash_alg = IMB_AUTH_AES_XCBC
+            mb.xcbc_k1 = <const uint32_t *>(expanded + EXPANDED_MAC)
+            mb.xcbc_k2 = expanded + EXPANDED_LAST
+            mb.xcbc_k3 = expanded + EXPANDED_LAST + 16
+        else:
+            mb.hash_alg = IMB_AUTH_AES_CMAC
+            mb.cmac_key = expanded + EXPANDED_MAC
+            mb.cmac_subkey1 = expanded + EXPANDED_LAST
+            mb.cmac_subkey2 = expanded + EXPANDED_LAST + 16
+    done = IMB_SUBMIT_BURST_NOCHECK(state.manager, count, state.ring)
+    while done < count:
+        more = IMB_FLUSH_BURST(state.manager, count - done, state.ring)
+        if more == 0:
+            break
+        done += more
+    return done
 
 
 # The list, open.
@@ -220,7 +320,7 @@ cdef void _seal_group(MbState *state, JobList *list, uint32_t group) noexcept no
 cdef void _open(Engine *engine, JobList *list) noexcept nogil:
     """Verify and open every job of the list in place."""
     cdef MbState *state = <MbState *>engine.state
-    cdef uint32_t groups = 0
+    cdef uint64_t groups = 0
     cdef uint32_t index
     cdef uint8_t tag[16]
     cdef Job *job
@@ -239,6 +339,9 @@ cdef void _open(Engine *engine, JobList *list) noexcept nogil:
                 job.nonce, job.aad, job.aad_length, tag, 16)
             job.ok = (same_icv(tag, job.icv, key.icv_length) if job.suite & SUITE_ODD_ICV
                       else same_icv16(tag, job.icv))
+        elif job.suite & SUITE_CIPHER == CIPHER_AES_GMAC:
+            _gmac(state, job, tag)
+            job.ok = same_icv16(tag, job.icv)
         else:
             groups |= _note(state, job, index)
     if groups:
@@ -246,9 +349,8 @@ cdef void _open(Engine *engine, JobList *list) noexcept nogil:
 
 
 cdef void _open_group(MbState *state, JobList *list, uint32_t group) noexcept nogil:
-    """Hash, compare, then decipher what matched: CBC and NULL."""
+    """Hash, compare, then decipher what matched: CBC, CTR and NULL."""
     cdef uint32_t integrity = group & GROUP_INTEGRITY
-    cdef bint cbc = group >= GROUP_CBC
     cdef uint32_t length = icv_length_of(integrity)
     cdef uint32_t count = 0
     cdef uint32_t position, slot
@@ -271,56 +373,64 @@ cdef void _open_group(MbState *state, JobList *list, uint32_t group) noexcept no
             _lay_hash(mb, job)
             mb.auth_tag_output = list.computed[position]
     if integrity:
-        if IMB_SUBMIT_HASH_BURST_NOCHECK(
-                state.hasher[integrity], state.jobs, count, _hash_of(integrity)) != count:
+        if _hash(state, list, count, integrity) != count:
             for slot in range(count):
                 list.jobs[state.position[slot]].ok = 0
             return
         for slot in range(count):
             position = state.position[slot]
             list.jobs[position].ok = same_icv(list.computed[position], list.received[position], length)
-    if cbc:
+    if group >= GROUP_CBC:
         _decipher(state, list, group, count)
 
 
 cdef void _decipher(MbState *state, JobList *list, uint32_t group, uint32_t count) noexcept nogil:
-    """CBC-decrypt those of the group's jobs that are `ok` and have text behind the IV."""
+    """Decipher those of the group's jobs that are `ok` and have text (behind the IV, with CBC)."""
     cdef uint32_t kept = 0
+    cdef uint32_t done = 0
     cdef uint32_t slot
+    cdef uint32_t block = 16 if group < GROUP_CTR else 0
     cdef Job *job
     cdef IMB_JOB *mb
     for slot in range(count):
         job = &list.jobs[state.position[slot]]
-        if job.ok != 1 or job.text_length == 16:
+        if job.ok != 1 or job.text_length == block:
             continue
         # The hash is done, so the structures may be filled anew, from the first.
         mb = &state.jobs[kept]
         state.position[kept] = state.position[slot]
         kept += 1
         mb.src = job.text
-        mb.dst = job.text + 16
-        mb.iv = job.text
+        mb.dst = job.text + block
+        mb.iv = job.text if block else &job.nonce[0]
+        mb.enc_keys = job.key.expanded + EXPANDED_ENCRYPT
         mb.dec_keys = job.key.expanded + EXPANDED_DECRYPT
-        mb.cipher_start_src_offset_in_bytes = 16
-        mb.msg_len_to_cipher_in_bytes = job.text_length - 16
-    if kept and IMB_SUBMIT_CIPHER_BURST_NOCHECK(
-            state.manager, state.jobs, kept, IMB_CIPHER_CBC, IMB_DIR_DECRYPT,
-            <IMB_KEY_SIZE_BYTES>(8 * ((group >> GROUP_CIPHER_SHIFT) + 1))) != kept:
+        mb.cipher_start_src_offset_in_bytes = block
+        mb.msg_len_to_cipher_in_bytes = job.text_length - block
+    if kept == 0:
+        return
+    if block:
+        done = IMB_SUBMIT_CIPHER_BURST_NOCHECK(
+            state.manager, state.jobs, kept, IMB_CIPHER_CBC, IMB_DIR_DECRYPT, <IMB_KEY_SIZE_BYTES>_key_bytes(group))
+    else:
+        done = IMB_SUBMIT_CIPHER_BURST_NOCHECK(
+            state.manager, state.jobs, kept, IMB_CIPHER_CNTR, IMB_DIR_DECRYPT, <IMB_KEY_SIZE_BYTES>_key_bytes(group))
+    if done != kept:
         for slot in range(kept):
             list.jobs[state.position[slot]].ok = 0
 
 
 # Both directions.
 
-cdef void _do_chacha(MbState *state, JobList *list, bint opening) noexcept nogil:
-    """Seal or open the list's ChaCha20-Poly1305 jobs through the manager's ring."""
+cdef void _do_ring(MbState *state, JobList *list, uint32_t group, bint opening) noexcept nogil:
+    """Seal or open the list's ChaCha20-Poly1305 or CCM jobs through the manager's ring."""
     cdef uint32_t wanted = 0
     cdef uint32_t count, done, position, slot
     cdef Job *job
     cdef uint8_t members[BATCH_MAX]
     for slot in range(state.others):
         position = state.member[slot]
-        if state.group[slot] == GROUP_CHACHA and text_fits(&list.jobs[position]):
+        if state.group[slot] == group and text_fits(&list.jobs[position]):
             members[wanted] = <uint8_t>position
             wanted += 1
     # The ring holds four batches and is always left empty, so it has room; what it had none for would stay not ok.
@@ -328,7 +438,10 @@ cdef void _do_chacha(MbState *state, JobList *list, bint opening) noexcept nogil
     for slot in range(count):
         position = members[slot]
         job = &list.jobs[position]
-        _lay_chacha(state.ring[slot], job, opening)
+        if group == GROUP_CHACHA:
+            _lay_chacha(state.ring[slot], job, opening)
+        else:
+            _lay_ccm(state.ring[slot], job, opening)
         state.ring[slot].auth_tag_output = &list.computed[position][0] if opening else job.icv
         state.ring[slot].user_data = <void *><size_t>position
     done = IMB_SUBMIT_BURST_NOCHECK(state.manager, count, state.ring)
@@ -363,6 +476,28 @@ cdef inline void _lay_chacha(IMB_JOB *mb, const Job *job, bint opening) noexcept
     mb.auth_tag_output_len_in_bytes = 16
 
 
+cdef inline void _lay_ccm(IMB_JOB *mb, const Job *job, bint opening) noexcept nogil:
+    """Fill one job of the ring; the tag covers plaintext, and its length enters it (RFC 3610 2.2)."""
+    mb.cipher_mode = IMB_CIPHER_CCM
+    mb.hash_alg = IMB_AUTH_AES_CCM
+    mb.cipher_direction = IMB_DIR_DECRYPT if opening else IMB_DIR_ENCRYPT
+    mb.chain_order = IMB_ORDER_CIPHER_HASH if opening else IMB_ORDER_HASH_CIPHER
+    mb.enc_keys = job.key.expanded + EXPANDED_ENCRYPT
+    mb.dec_keys = job.key.expanded + EXPANDED_ENCRYPT
+    mb.key_len_in_bytes = job.key.encryption_length
+    mb.src = job.text
+    mb.dst = job.text
+    mb.cipher_start_src_offset_in_bytes = 0
+    mb.msg_len_to_cipher_in_bytes = job.text_length
+    mb.hash_start_src_offset_in_bytes = 0
+    mb.msg_len_to_hash_in_bytes = job.text_length
+    mb.iv = &job.nonce[1]
+    mb.iv_len_in_bytes = 11
+    mb.ccm_aad = &job.aad[0]
+    mb.ccm_aad_length = job.aad_length
+    mb.auth_tag_output_len_in_bytes = job.key.icv_length
+
+
 cdef void _collect(MbState *state, JobList *list, uint32_t count, bint opening) noexcept nogil:
     """Take the verdicts of completed jobs of the ring."""
     cdef uint32_t position, slot
@@ -372,35 +507,152 @@ cdef void _collect(MbState *state, JobList *list, uint32_t count, bint opening) 
             continue
         position = <uint32_t><size_t>state.ring[slot].user_data
         job = &list.jobs[position]
-        job.ok = same_icv16(list.computed[position], job.icv) if opening else 1
+        job.ok = same_icv(list.computed[position], job.icv, job.key.icv_length) if opening else 1
+
+
+# CCM with 192-bit keys.
+
+cdef void _do_ccm192(MbState *state, JobList *list, bint opening) noexcept nogil:
+    """Seal or open the list's CCM jobs with keys of 192 bits: RFC 3610 2.2 and 2.3 over the library's CBC and CTR."""
+    cdef uint32_t position, slot
+    cdef uint8_t counter[16]
+    cdef uint8_t tag[16]
+    cdef uint8_t *own
+    cdef Job *job
+    state.laid_out = NO_GROUP       # the first of the job structures is used up here
+    for slot in range(state.others):
+        position = state.member[slot]
+        job = &list.jobs[position]
+        if state.group[slot] != GROUP_CCM_192 or not text_fits(job):
+            continue
+        own = list.computed[position]
+        memset(counter, 0, 16)
+        counter[0] = 3              # four bytes of length and counter, less 1
+        memcpy(counter + 1, job.nonce + 1, 11)
+        if not opening:
+            _ccm_tag(state, job, tag)
+        memset(own, 0, 16)
+        _cipher_one(state, job.key, True, counter, own, own, 16)
+        counter[15] = 1
+        if job.text_length:
+            _cipher_one(state, job.key, True, counter, job.text, job.text, job.text_length)
+        if opening:
+            _ccm_tag(state, job, tag)
+        _xor16(own, tag)
+        if opening:
+            job.ok = same_icv(own, job.icv, job.key.icv_length)
+        else:
+            memcpy(job.icv, own, job.key.icv_length)
+            job.ok = 1
+
+
+cdef inline void _xor16(uint8_t *into, const uint8_t *other) noexcept nogil:
+    cdef uint32_t at
+    for at in range(16):
+        into[at] ^= other[at]
+
+
+cdef void _ccm_tag(MbState *state, const Job *job, uint8_t *tag) noexcept nogil:
+    """RFC 3610 2.2: CBC-MAC over lengths and nonce, AAD with its length before it, and text, each padded with zeros."""
+    cdef uint8_t *chain = state.chain
+    cdef uint32_t at = 0
+    cdef uint32_t held = 32
+    cdef uint32_t taken
+    memset(tag, 0, 16)
+    memset(chain, 0, 32)
+    chain[0] = 0x40 | (job.key.icv_length - 2) << 2 | 3
+    memcpy(chain + 1, job.nonce + 1, 11)
+    chain[13] = <uint8_t>(job.text_length >> 16)
+    chain[14] = <uint8_t>(job.text_length >> 8)
+    chain[15] = <uint8_t>job.text_length
+    chain[17] = job.aad_length      # 8 or 12: with two bytes before it less than a block
+    memcpy(chain + 18, job.aad, job.aad_length)
+    while True:
+        taken = min(<uint32_t>sizeof(state.chain) - held, job.text_length - at)
+        memcpy(chain + held, job.text + at, taken)
+        at += taken
+        held += taken
+        while held % 16:
+            chain[held] = 0
+            held += 1
+        _cipher_one(state, job.key, False, tag, chain, chain, held)
+        memcpy(tag, chain + held - 16, 16)
+        held = 0
+        if at == job.text_length:
+            return
+
+
+cdef void _cipher_one(MbState *state, const Key *key, bint counting, const uint8_t *iv, const uint8_t *text,
+                      uint8_t *into, uint32_t length) noexcept nogil:
+    """Encipher one piece of text, by CTR from counter block `iv` or by CBC; a burst of one cannot fail."""
+    cdef IMB_JOB *mb = &state.jobs[0]
+    mb.cipher_mode = IMB_CIPHER_CNTR if counting else IMB_CIPHER_CBC
+    mb.cipher_direction = IMB_DIR_ENCRYPT
+    mb.chain_order = IMB_ORDER_CIPHER_HASH
+    mb.enc_keys = key.expanded + EXPANDED_ENCRYPT
+    mb.key_len_in_bytes = key.encryption_length
+    mb.src = text
+    mb.dst = into
+    mb.cipher_start_src_offset_in_bytes = 0
+    mb.msg_len_to_cipher_in_bytes = length
+    mb.iv = iv
+    mb.iv_len_in_bytes = 16
+    if counting:
+        IMB_SUBMIT_CIPHER_BURST_NOCHECK(
+            state.manager, mb, 1, IMB_CIPHER_CNTR, IMB_DIR_ENCRYPT, <IMB_KEY_SIZE_BYTES>key.encryption_length)
+    else:
+        IMB_SUBMIT_CIPHER_BURST_NOCHECK(
+            state.manager, mb, 1, IMB_CIPHER_CBC, IMB_DIR_ENCRYPT, <IMB_KEY_SIZE_BYTES>key.encryption_length)
 
 
 # Keys.
 
 cdef int _expand(Engine *engine, Key *key) noexcept nogil:
-    """Key schedules, GCM hash keys and HMAC's two inner states into key.expanded."""
+    """Key schedules, GCM hash keys and what MACs make of their key into key.expanded."""
     cdef MbState *state = <MbState *>engine.state
-    cdef keyexp_t schedule
+    cdef uint8_t unused[256]
     if <size_t>key & 63 or not key_valid(key):
         return -1
-    if key.cipher == CIPHER_AES_GCM:
-        if key.encryption_length == 16:
-            state.manager.gcm128_pre(key.encryption, <gcm_key_data *>key.expanded)
-        elif key.encryption_length == 24:
-            state.manager.gcm192_pre(key.encryption, <gcm_key_data *>key.expanded)
-        else:
-            state.manager.gcm256_pre(key.encryption, <gcm_key_data *>key.expanded)
-    elif key.cipher == CIPHER_AES_CBC:
-        schedule = state.manager.keyexp_256
-        if key.encryption_length == 16:
-            schedule = state.manager.keyexp_128
-        elif key.encryption_length == 24:
-            schedule = state.manager.keyexp_192
-        schedule(key.encryption, key.expanded + EXPANDED_ENCRYPT, key.expanded + EXPANDED_DECRYPT)
-    if key.integrity != INTEGRITY_NONE:
+    if key.cipher == CIPHER_AES_GCM or key.cipher == CIPHER_AES_GMAC:
+        _expand_gcm(state.manager, key.encryption, key.encryption_length, key.expanded)
+    elif key.cipher != CIPHER_NULL and key.cipher != CIPHER_CHACHA20_POLY1305:
+        _expand_aes(state.manager, key.encryption, key.encryption_length, key.expanded + EXPANDED_ENCRYPT,
+                    key.expanded + EXPANDED_DECRYPT)
+    if key.integrity == INTEGRITY_AES_GMAC:
+        _expand_gcm(state.manager, key.integrity_key, key.integrity_length, key.expanded)
+    elif key.integrity == INTEGRITY_AES_XCBC:
+        state.manager.xcbc_keyexp(key.integrity_key, key.expanded + EXPANDED_MAC, key.expanded + EXPANDED_LAST,
+                                  key.expanded + EXPANDED_LAST + 16)
+    elif key.integrity == INTEGRITY_AES_CMAC:
+        _expand_aes(state.manager, key.integrity_key, 16, key.expanded + EXPANDED_MAC, unused)
+        explicit_bzero(unused, sizeof(unused))
+        state.manager.cmac_subkey_gen_128(key.expanded + EXPANDED_MAC, key.expanded + EXPANDED_LAST,
+                                          key.expanded + EXPANDED_LAST + 16)
+    elif key.integrity != INTEGRITY_NONE:
         _expand_hmac(state.manager, key, 0x36, key.expanded + EXPANDED_IPAD)
         _expand_hmac(state.manager, key, 0x5C, key.expanded + EXPANDED_OPAD)
     return 0
+
+
+cdef void _expand_gcm(IMB_MGR *manager, const uint8_t *key, uint32_t length, uint8_t *into) noexcept nogil:
+    """Round keys and the hash key's powers."""
+    if length == 16:
+        manager.gcm128_pre(key, <gcm_key_data *>into)
+    elif length == 24:
+        manager.gcm192_pre(key, <gcm_key_data *>into)
+    else:
+        manager.gcm256_pre(key, <gcm_key_data *>into)
+
+
+cdef void _expand_aes(IMB_MGR *manager, const uint8_t *key, uint32_t length, uint8_t *encrypt,
+                      uint8_t *decrypt) noexcept nogil:
+    """Round keys, up to 240 bytes each way."""
+    cdef keyexp_t schedule = manager.keyexp_256
+    if length == 16:
+        schedule = manager.keyexp_128
+    elif length == 24:
+        schedule = manager.keyexp_192
+    schedule(key, encrypt, decrypt)
 
 
 cdef void _expand_hmac(IMB_MGR *manager, const Key *key, uint8_t pad, uint8_t *state) noexcept nogil:
@@ -451,7 +703,10 @@ cdef class MbEngine(EngineHandle):
         self.state.gcm_seal[0], self.state.gcm_open[0] = manager.gcm128_enc, manager.gcm128_dec
         self.state.gcm_seal[1], self.state.gcm_open[1] = manager.gcm192_enc, manager.gcm192_dec
         self.state.gcm_seal[2], self.state.gcm_open[2] = manager.gcm256_enc, manager.gcm256_dec
-        self.state.hasher = [NULL, manager, manager, manager, manager]
+        self.state.gmac_init = [manager.gmac128_init, manager.gmac192_init, manager.gmac256_init]
+        self.state.gmac_update = [manager.gmac128_update, manager.gmac192_update, manager.gmac256_update]
+        self.state.gmac_finalize = [manager.gmac128_finalize, manager.gmac192_finalize, manager.gmac256_finalize]
+        self.state.hasher = [NULL, manager, manager, manager, manager, manager, manager, manager]
         self.state.laid_out = NO_GROUP
         self.c.state = self.state
         self.c.expand = _expand
@@ -660,12 +915,15 @@ cdef int _find_key_lines(Engine *engine) except -1:
         engine.key_lines[opening][<int>CIPHER_NULL] = 1 << (EXPANDED_IPAD // 64) | 1 << (EXPANDED_OPAD // 64)
         engine.key_lines[opening][<int>CIPHER_AES_CBC] = engine.key_lines[opening][<int>CIPHER_NULL] | (
             rounds_of_256 << ((EXPANDED_DECRYPT if opening else EXPANDED_ENCRYPT) // 64))
+        engine.key_lines[opening][<int>CIPHER_AES_CTR] = engine.key_lines[opening][<int>CIPHER_NULL] | rounds_of_256
+        engine.key_lines[opening][<int>CIPHER_AES_CCM] = rounds_of_256
         engine.key_lines[opening][<int>CIPHER_CHACHA20_POLY1305] = 1 << 16      # the raw key
         engine.key_lines[opening][<int>CIPHER_AES_GCM] = 0
         if state.own_limit:
             engine.key_lines[opening][<int>CIPHER_AES_GCM] = rounds_of_256
             for index in range(8):
                 engine.key_lines[opening][<int>CIPHER_AES_GCM] |= <uint32_t>1 << ((state.own_powers + 16 * index) // 64)
+            engine.key_lines[opening][<int>CIPHER_AES_GMAC] = engine.key_lines[opening][<int>CIPHER_AES_GCM]
             continue
         for line in range(KEY_EXPANDED // 64 + 1):
             # First with nothing spoilt: the tag that is wanted.
@@ -681,5 +939,6 @@ cdef int _find_key_lines(Engine *engine) except -1:
                 memcpy(wanted, tag, 16)
             elif not same_icv16(wanted, tag):
                 engine.key_lines[opening][<int>CIPHER_AES_GCM] |= <uint32_t>1 << (line - 1)
+        engine.key_lines[opening][<int>CIPHER_AES_GMAC] = engine.key_lines[opening][<int>CIPHER_AES_GCM]
     free(key)
     return 0

@@ -22,6 +22,7 @@ cdef extern from "<openssl/evp.h>" nogil:
     int EVP_CIPHER_CTX_ctrl(EVP_CIPHER_CTX *context, int kind, int length, void *data) noexcept
     int EVP_CTRL_AEAD_GET_TAG
     int EVP_CTRL_AEAD_SET_TAG
+    int EVP_CTRL_AEAD_SET_IVLEN
     # 1 when done. A NULL cipher or key keeps the one that the context has.
     int EVP_CipherInit_ex2(EVP_CIPHER_CTX *context, const EVP_CIPHER *cipher, const unsigned char *key,
                            const unsigned char *iv, int encrypt, const OSSL_PARAM *parameters) noexcept

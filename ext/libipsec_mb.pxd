@@ -12,6 +12,9 @@ cdef extern from "<intel-ipsec-mb.h>" nogil:
         IMB_STATUS_COMPLETED
     ctypedef enum IMB_CIPHER_MODE:
         IMB_CIPHER_CBC
+        IMB_CIPHER_CNTR
+        IMB_CIPHER_NULL
+        IMB_CIPHER_CCM
         IMB_CIPHER_CHACHA20_POLY1305
     ctypedef enum IMB_CIPHER_DIRECTION:
         IMB_DIR_ENCRYPT
@@ -21,6 +24,9 @@ cdef extern from "<intel-ipsec-mb.h>" nogil:
         IMB_AUTH_HMAC_SHA_256
         IMB_AUTH_HMAC_SHA_384
         IMB_AUTH_HMAC_SHA_512
+        IMB_AUTH_AES_XCBC
+        IMB_AUTH_AES_CMAC
+        IMB_AUTH_AES_CCM
         IMB_AUTH_CHACHA20_POLY1305
     ctypedef enum IMB_CHAIN_ORDER:
         IMB_ORDER_CIPHER_HASH
@@ -51,6 +57,14 @@ cdef extern from "<intel-ipsec-mb.h>" nogil:
         uint64_t auth_tag_output_len_in_bytes
         const uint8_t *hmac_ipad "u.HMAC._hashed_auth_key_xor_ipad"
         const uint8_t *hmac_opad "u.HMAC._hashed_auth_key_xor_opad"
+        const uint32_t *xcbc_k1 "u.XCBC._k1_expanded"
+        const uint8_t *xcbc_k2 "u.XCBC._k2"
+        const uint8_t *xcbc_k3 "u.XCBC._k3"
+        const void *cmac_key "u.CMAC._key_expanded"
+        const void *cmac_subkey1 "u.CMAC._skey1"
+        const void *cmac_subkey2 "u.CMAC._skey2"
+        const void *ccm_aad "u.CCM.aad"
+        uint64_t ccm_aad_length "u.CCM.aad_len_in_bytes"
         const void *chacha_aad "u.CHACHA20_POLY1305.aad"
         uint64_t chacha_aad_length "u.CHACHA20_POLY1305.aad_len_in_bytes"
         IMB_STATUS status
@@ -63,8 +77,16 @@ cdef extern from "<intel-ipsec-mb.h>" nogil:
     ctypedef void (*aes_gcm_enc_dec_t)(
         const gcm_key_data *key, gcm_context_data *context, uint8_t *out, const uint8_t *text, uint64_t length,
         const uint8_t *iv, const uint8_t *aad, uint64_t aad_length, uint8_t *tag, uint64_t tag_length) noexcept
+    ctypedef void (*aes_gmac_init_t)(
+        const gcm_key_data *key, gcm_context_data *context, const uint8_t *iv, uint64_t iv_length) noexcept
+    ctypedef void (*aes_gmac_update_t)(
+        const gcm_key_data *key, gcm_context_data *context, const uint8_t *text, uint64_t length) noexcept
+    ctypedef void (*aes_gmac_finalize_t)(
+        const gcm_key_data *key, gcm_context_data *context, uint8_t *tag, uint64_t tag_length) noexcept
     ctypedef void (*aes_gcm_pre_t)(const void *key, gcm_key_data *expanded) noexcept
     ctypedef void (*keyexp_t)(const void *key, void *encrypt, void *decrypt) noexcept
+    ctypedef void (*cmac_subkey_gen_t)(const void *expanded, void *subkey1, void *subkey2) noexcept
+    ctypedef void (*xcbc_keyexp_t)(const void *key, void *k1, void *k2, void *k3) noexcept
     ctypedef void (*hash_one_block_t)(const void *block, void *digest) noexcept
 
     ctypedef struct IMB_MGR:
@@ -73,6 +95,8 @@ cdef extern from "<intel-ipsec-mb.h>" nogil:
         keyexp_t keyexp_128
         keyexp_t keyexp_192
         keyexp_t keyexp_256
+        cmac_subkey_gen_t cmac_subkey_gen_128
+        xcbc_keyexp_t xcbc_keyexp
         hash_one_block_t sha1_one_block
         hash_one_block_t sha256_one_block
         hash_one_block_t sha384_one_block
@@ -83,6 +107,15 @@ cdef extern from "<intel-ipsec-mb.h>" nogil:
         aes_gcm_enc_dec_t gcm128_dec
         aes_gcm_enc_dec_t gcm192_dec
         aes_gcm_enc_dec_t gcm256_dec
+        aes_gmac_init_t gmac128_init
+        aes_gmac_init_t gmac192_init
+        aes_gmac_init_t gmac256_init
+        aes_gmac_update_t gmac128_update
+        aes_gmac_update_t gmac192_update
+        aes_gmac_update_t gmac256_update
+        aes_gmac_finalize_t gmac128_finalize
+        aes_gmac_finalize_t gmac192_finalize
+        aes_gmac_finalize_t gmac256_finalize
         aes_gcm_pre_t gcm128_pre
         aes_gcm_pre_t gcm192_pre
         aes_gcm_pre_t gcm256_pre
