@@ -55,7 +55,7 @@ log = logging.getLogger("esplanade.ike")
 
 T = TypeVar("T")
 
-FLUSH_PAUSE, LONGEST_PAUSE = 10.0, 1.0  # after new policies: times what they took, and seconds
+FLUSH_PAUSE, LONGEST_PAUSE = 20.0, 1.0  # after new policies: times what they took, and seconds
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
 
 
@@ -309,7 +309,7 @@ class IkeDaemon:
     async def _flush_when_wanted(self) -> None:
         """New policies into effect; what comes meanwhile goes with the next turn.
 
-        A turn costs as much as there are policies, so while many come it pauses: a sixth of the time is spent here.
+        A turn costs as much as there are policies, so while many come it pauses: a twentieth of the time is spent here.
         """
         while True:
             await self._flush_wanted.wait()
