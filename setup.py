@@ -52,6 +52,7 @@ MODULES = {  # module of ext: libraries it links
     "porttool": [],
     "portbench": [],
     "kernelbench": [],
+    "traffic": [],
 }
 if platform.machine() != "x86_64":
     # libipsec-mb is written for x86-64; crypto_evp serves everywhere.

@@ -23,6 +23,8 @@ BENCHES = {
     "tables": "cost of lookup with 1, 1,000 and 100,000 SAs under random access",
     "scaling": "two workers beside one, on one SA and on many",
     "ports": "packets per second received and forwarded, per driver",
+    "rate": "packets per second of one worker beside its bare ports, and the highest rate without loss",
+    "latency": "one way through a gateway under half load, beside plain kernel forwarding",
     "chain": "iperf3 through two gateways, per driver, beside plain kernel forwarding",
     "ike": "handshakes per CPU second beside strongSwan's, and a thousand tunnels",
 }

@@ -10,13 +10,16 @@ from ipaddress import IPv4Address
 IMIX = (64, 576, 64, 64, 576, 64, 1420, 64, 576, 64, 64, 576)
 
 
-def udp_packet(source: IPv4Address, destination: IPv4Address, size: int) -> bytes:
-    """An IPv4 packet of `size` bytes (28 or more) with a UDP datagram of zeros, all checksums right."""
+def udp_packet(
+    source: IPv4Address, destination: IPv4Address, size: int, *, port: int = 9, fill: int = 0
+) -> bytes:
+    """An IPv4 packet of `size` bytes (28 or more) with a UDP datagram of bytes `fill`, all checksums right."""
     addresses = source.packed + destination.packed
     header = struct.pack("!BBHHHBBH", 0x45, 0, size, 0, 0, 64, socket.IPPROTO_UDP, 0)
     header = header[:10] + struct.pack("!H", _checksum(header + addresses)) + addresses
     # A UDP checksum of zero is none (RFC 768).
-    return header + struct.pack("!HHHH", 9, 9, size - len(header), 0) + bytes(size - len(header) - 8)
+    datagram = struct.pack("!HHHH", port, port, size - len(header), 0)
+    return header + datagram + bytes([fill]) * (size - len(header) - 8)
 
 
 def _checksum(data: bytes) -> int:

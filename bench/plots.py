@@ -45,6 +45,60 @@ CHARTS: dict[str, Sequence[Chart]] = {
             unit="Gb/s",
         ),
     ),
+    "rings": (
+        Chart(
+            name="rings",
+            title="A worker's whole loop between memory ports, relative to the bare cipher call",
+            x=lambda row: f"{row['algorithm']} {row['direction']}",
+            series=lambda row: f"{row['size']} B",
+            value="ratio",
+            unit="time / time of the bare cipher call",
+            line=1.0,
+        ),
+    ),
+    "scaling": (
+        Chart(
+            name="scaling",
+            title="Two workers beside one, each on a CPU of its own",
+            x=lambda row: f"{row['sas']} SAs {row['direction']} {row['size']} B",
+            series=lambda row: f"{row['workers']} workers",
+            value="ratio",
+            unit="rate / rate of one worker",
+            line=2.0,
+        ),
+    ),
+    "rate": (
+        Chart(
+            name="rate-saturated",
+            title="One worker with more to do than it can, and its ports alone",
+            x=lambda row: f"{row['driver']} {row['size']} B",
+            series=lambda row: "of the bare ports",
+            value="ratio_bare_port",
+            unit="rate / rate of the ports with nothing in between",
+            line=1.0,
+        ),
+        Chart(
+            name="rate-no-loss",
+            title="Highest rate without loss through one gateway (RFC 2544)",
+            x=lambda row: str(row["driver"]),
+            series=lambda row: f"{row['size']} B",
+            value="no_loss_mpps",
+            unit="million packets per second",
+        ),
+    ),
+    "latency": (
+        *(
+            Chart(
+                name=f"latency-{name}",
+                title=f"One way through one gateway under half load, {title}",
+                x=lambda row: f"{row['driver']} {row['size']} B",
+                series=lambda row: f"load {row['load']}",
+                value=f"{name}_us",
+                unit="microseconds",
+            )
+            for name, title in (("p50", "median"), ("p99", "99 of 100 packets"))
+        ),
+    ),
     "tables": (
         Chart(
             name="tables",
@@ -104,14 +158,19 @@ def draw(name: str, rows: Sequence[Row], directory: Path = RESULTS) -> list[Path
 
     mpl.use("Agg")
     directory.mkdir(parents=True, exist_ok=True)
-    charts = [chart for chart in CHARTS[name] if any(chart.value in row for row in rows)]
+    charts = [chart for chart in CHARTS[name] if chartable(chart, rows)]
     return [path for chart in charts for path in _draw(chart, rows, directory)]
+
+
+def chartable(chart: Chart, rows: Sequence[Row]) -> list[Row]:
+    """The rows that have a height."""
+    return [row for row in rows if row.get(chart.value) is not None]
 
 
 def _draw(chart: Chart, rows: Sequence[Row], directory: Path) -> list[Path]:
     from matplotlib import pyplot
 
-    rows = [row for row in rows if chart.value in row]
+    rows = chartable(chart, rows)
     groups = list(dict.fromkeys(chart.x(row) for row in rows))
     series = list(dict.fromkeys(chart.series(row) for row in rows))
     width = 0.8 / max(len(series), 1)

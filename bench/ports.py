@@ -59,7 +59,7 @@ def measure_driver(driver: str, cpu: int, options: Options) -> list[Row]:
             for size in SIZES:
                 rounds = []
                 for _ in range(options.rounds or ROUNDS):
-                    with offered(lab, size, seconds, cpu):
+                    with flood(lab, frame(lab, size), seconds, cpu):
                         wait_for_packets(ports[0])
                         packets, nanoseconds = measure(*ports, seconds)
                     rounds.append(packets * 1e3 / nanoseconds)
@@ -77,10 +77,10 @@ def measure_driver(driver: str, cpu: int, options: Options) -> list[Row]:
 
 
 @contextmanager
-def offered(lab: Lab, size: int, seconds: float, cpu: int) -> Iterator[None]:
-    """Packets of `size` bytes from the client towards the server, for the time of the block."""
+def flood(lab: Lab, content: bytes, seconds: float, cpu: int) -> Iterator[None]:
+    """Copies of a frame leave the client, more than anything can take, for the time of the block."""
     command = [sys.executable, "-m", "bench.generator", "eth0", f"{seconds + START_SECONDS:g}", str(cpu)]
-    generator = lab.client.start([*command, frame(lab, size).hex()], cwd=SOURCE_ROOT)
+    generator = lab.client.start([*command, content.hex()], cwd=SOURCE_ROOT)
     try:
         yield
         if not generator.running and generator.wait(0) != 0:

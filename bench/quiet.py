@@ -55,3 +55,25 @@ def _session_nice() -> int:
 def _set_session_nice(nice: int) -> None:
     with contextlib.suppress(OSError):  # no groups, or no permission
         SESSION.write_text(f"{nice}\n")
+
+
+@contextlib.contextmanager
+def network_foremost() -> Iterator[None]:
+    """As `foremost`, and the kernel's own threads that move packets with us: they must not wait for who feeds them."""
+    before = {pid: os.getpriority(os.PRIO_PROCESS, pid) for pid in _softirq_threads()}
+    with foremost(), contextlib.ExitStack() as undo:
+        for pid, nice in before.items():
+            with contextlib.suppress(PermissionError):
+                os.setpriority(os.PRIO_PROCESS, pid, FIRST)
+                undo.callback(os.setpriority, os.PRIO_PROCESS, pid, nice)
+        yield
+
+
+def _softirq_threads() -> list[int]:
+    """ksoftirqd of every CPU; none where a container hides them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if path.read_text().startswith("ksoftirqd/"):
+                found.append(int(path.parent.name))
+    return found

@@ -1,0 +1,240 @@
+"""The device under test: one worker of gateway A in this process, between a generator and a sink.
+
+    client eth0 ---- lan0  gateway A  wan0 ---- wan0 (sink)  gateway B
+    first CPU: generator and sink (ext.traffic)      last CPU: the worker, or what is measured in its place
+
+The worker is the product's own (ext.loop) on the product's own ports and tables; only control is left out. So the same
+sockets can be measured with nothing in between (ext.portbench.forward), or not at all: plain kernel forwarding.
+What is sent reaches gateway B's outer address in clear, or as ESP, and the sink takes both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from bench.packets import udp_packet
+from control.config.proposal import parse_proposal
+from control.lab import Lab
+from control.lab.topology import FAR_LAN, SEGMENTS, address
+from dataplane.api import DataPlane
+from dataplane.model import (
+    Action,
+    AdjacencySpec,
+    Direction,
+    Encap,
+    PolicySpec,
+    PortSpec,
+    Role,
+    SaSpec,
+    SelectorSpec,
+)
+from dataplane.ports import drivers
+from dataplane.tables import Limits
+from ext.loop import Loop
+from ext.packet import Pool, PortHandle
+from ext.sa import TablesView
+
+DRIVERS = ("xdp", "packet", "tun")
+ALGORITHM = "aes128gcm16-esn"
+SPI = 0x5000
+ENDS_FRAMES = 8192
+WORKER_FRAMES = 16384
+LAN_A, LAN_B = SEGMENTS["lan-a"][0], SEGMENTS["lan-b"][0]
+SENDER, TARGET = LAN_A[2], LAN_B[2]
+OUTER = {host: IPv4Address(str(address(host, "wan0"))) for host in ("gwa", "gwb")}
+ENCAP_PORT = 4500
+FILL = 0xA5  # not zero: what comes in clear to the encapsulation port must not look like IKE
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A laboratory with both ends open."""
+
+    lab: Lab
+    source: PortHandle
+    sink: PortHandle
+    macs: tuple[bytes, bytes]  # lan0's, the client's
+    stack: ExitStack = field(repr=False)
+
+    def frames(self, sizes: Sequence[int], *, clear: bool) -> list[bytes]:
+        """From the client: to the far network (which gateway A protects), or `clear` to gateway B itself."""
+        target = OUTER["gwb"] if clear else TARGET
+        link = self.macs[0] + self.macs[1] + b"\x08\x00"
+        return [link + udp_packet(SENDER, target, size, port=ENCAP_PORT, fill=FILL) for size in sizes]
+
+
+@contextlib.contextmanager
+def bench() -> Iterator[Bench]:
+    """The laboratory: neighbours known, ends open, forwarding by the kernel."""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(queues=1, static_neighbours=True))
+        client = _end(lab, stack, "client", "eth0", Role.PROTECTED)
+        sink = _end(lab, stack, "gwb", "wan0", Role.UNPROTECTED)
+        macs = tuple(
+            bytes.fromhex(lab.mac(*at).replace(":", "")) for at in (("gwa", "lan0"), ("client", "eth0"))
+        )
+        yield Bench(lab=lab, source=client, sink=sink, macs=(macs[0], macs[1]), stack=stack)
+
+
+def _end(lab: Lab, stack: ExitStack, host: str, interface: str, role: Role) -> PortHandle:
+    """An AF_XDP port of an end host; the unprotected one takes what is for its address."""
+    own = (OUTER[host],) if role is Role.UNPROTECTED else ()
+    spec = PortSpec(name=host, role=role, driver="xdp", interface=interface, addresses=own)
+
+    def make() -> PortHandle:
+        prepared = drivers.prepare(spec, workers=1)
+        stack.callback(prepared.close)
+        pool = Pool(ENDS_FRAMES, drivers.frame_size([spec]))
+        handle: Any = drivers.open_ports([(spec, prepared.mode, prepared.fds)], 0, 1, pool)[0]
+        stack.callback(handle.close)
+        opened: PortHandle = handle
+        return opened
+
+    return lab.spaces[host].call(make)
+
+
+class Dut:
+    """Gateway A's ports, tables and worker, of one driver, while its `with` block lasts."""
+
+    def __init__(self, bench: Bench, driver: str) -> None:
+        """Nothing is opened before `with`."""
+        self._bench, self.driver = bench, driver
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Dut:
+        """Open ports, fill tables."""
+        lab = self._bench.lab
+        with ExitStack() as stack:
+            specs = self._specs(lab)
+            pool = Pool(WORKER_FRAMES, drivers.frame_size(specs))
+            self.dataplane = DataPlane.create(ports=specs, limits=Limits(max_sas=64, max_policies=8))
+            stack.callback(self.dataplane.close)
+            self.ports = lab.spaces["gwa"].call(lambda: self._open(specs, pool, stack))
+            asyncio.run(self._fill(lab))
+            self.view = TablesView(self.dataplane.tables.fd, 0)
+            self._stop = os.eventfd(0, os.EFD_NONBLOCK)
+            stack.callback(os.close, self._stop)
+            self.loop = Loop(self.view, self.dataplane.tables.engine, self.ports, None, self._stop)
+            if self.driver == "tun":
+                self._route_into(lab, stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close them; the kernel forwards again."""
+        self._stack.close()
+
+    @property
+    def mode(self) -> str:
+        """What the ports really run as."""
+        return str(self.ports[0].mode)
+
+    @property
+    def has_bare(self) -> bool:
+        """Whether the ports can be measured with nothing in between: both have the same kind of link."""
+        return self.driver != "tun"
+
+    def _specs(self, lab: Lab) -> list[PortSpec]:
+        own = (OUTER["gwa"],)
+        if self.driver == "tun":
+            return [
+                PortSpec(name="lan", role=Role.PROTECTED, driver="tun", interface="esp0"),
+                PortSpec(name="wan", role=Role.UNPROTECTED, driver="udp", interface="", addresses=own),
+            ]
+        mac = {name: bytes.fromhex(lab.mac("gwa", name).replace(":", "")) for name in ("lan0", "wan0")}
+        common: dict[str, Any] = {"driver": self.driver}
+        return [
+            PortSpec(name="lan", role=Role.PROTECTED, interface="lan0", mac=mac["lan0"], **common),
+            PortSpec(
+                name="wan", role=Role.UNPROTECTED, interface="wan0", mac=mac["wan0"], addresses=own, **common
+            ),
+        ]
+
+    def _open(self, specs: Sequence[PortSpec], pool: Pool, stack: ExitStack) -> list[Any]:
+        assigned = []
+        for spec in specs:
+            prepared = drivers.prepare(
+                spec, workers=1, remotes=[*SEGMENTS[FAR_LAN["gwa"]], IPv4Network(OUTER["gwb"])]
+            )
+            stack.callback(prepared.close)
+            assigned.append((spec, prepared.mode, prepared.fds))
+        handles: list[Any] = [*drivers.open_ports(assigned, 0, 1, pool)]
+        for handle in handles:
+            stack.callback(handle.close)
+        return handles
+
+    async def _fill(self, lab: Lab) -> None:
+        proposal = parse_proposal(ALGORITHM)
+        sa = SaSpec(
+            name="out",
+            direction=Direction.OUT,
+            spi=SPI,
+            local=OUTER["gwa"],
+            remote=OUTER["gwb"],
+            proposal=proposal,
+            encryption_key=os.urandom(proposal.encryption_key_length),
+            integrity_key=b"",
+            encap=Encap(source_port=ENCAP_PORT, destination_port=ENCAP_PORT)
+            if self.driver == "tun"
+            else None,
+            negotiated=True,
+        )
+        selector = SelectorSpec.from_networks(LAN_A, LAN_B)
+        self.dataplane.add_sas([sa])
+        mac = b"" if self.driver == "tun" else bytes.fromhex(lab.mac("gwb", "wan0").replace(":", ""))
+        self.dataplane.set_sa_adjacency("out", AdjacencySpec(port="wan", destination_mac=mac))
+        await self.dataplane.set_policies(
+            [PolicySpec(name="out", action=Action.PROTECT, selector=selector, sa="out")]
+        )
+
+    def _route_into(self, lab: Lab, stack: ExitStack) -> None:
+        """The kernel leads the client's packets into the device."""
+        space = lab.spaces["gwa"]
+        space.ip("link set esp0 up", f"route replace {LAN_B} dev esp0")
+        via = f"route replace {LAN_B} via {OUTER['gwb']}"
+        stack.callback(lambda: space.ip(via))
+
+    def next_sequence(self) -> int:
+        """The ESP number of the next packet, low half; the tables hold one SA, which is the first."""
+        return self.view.sequence(0)[0] & 0xFFFFFFFF
+
+    def transmitted(self) -> int:
+        """Packets that the unprotected port has taken so far."""
+        return self.dataplane.stats(sas=False).ports[1].tx_packets
+
+    def rate_for(self, seconds: float) -> float:
+        """Let the worker run on this thread; million packets per second."""
+        timer = threading.Timer(seconds, os.eventfd_write, (self._stop, 1))
+        before, begun = self.transmitted(), time.perf_counter_ns()
+        timer.start()
+        self.loop.run()
+        nanoseconds = time.perf_counter_ns() - begun
+        timer.join()
+        os.eventfd_read(self._stop)
+        return (self.transmitted() - before) * 1e3 / nanoseconds
+
+    @contextlib.contextmanager
+    def working(self, cpu: int) -> Iterator[None]:
+        """Within: the worker runs, on a thread of its own, on `cpu`."""
+
+        def work() -> None:
+            os.sched_setaffinity(0, {cpu})
+            self.loop.run()
+
+        thread = threading.Thread(target=work, name="worker")
+        thread.start()
+        try:
+            yield
+        finally:
+            os.eventfd_write(self._stop, 1)
+            thread.join()
+            os.eventfd_read(self._stop)

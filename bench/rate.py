@@ -1,0 +1,192 @@
+"""How many packets a second one worker seals, beside the same sockets with nothing in between, and without loss.
+
+Saturated (`mpps`, `bare_mpps`): a generator in the kernel offers more than anything can take; the worker and, in turns,
+a bare receive-to-transmit forward of the very same sockets on the same CPU take what they can. `ratio_bare_port` is
+of these. Without loss (`no_loss_mpps`, `bare_no_loss_mpps`): the search of RFC 2544 section 26.1 with our own
+generator, which numbers every packet: the highest rate at which all come back, to within 25,000 packets per second.
+`limit` says "generator" where that was as fast as it could send, and more may be possible.
+
+IMIX has no saturated figure: the kernel's generator knows one packet at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bench.dut import DRIVERS, Bench, Dut, bench
+from bench.options import Options
+from bench.packets import IMIX
+from bench.ports import flood, wait_for_packets
+from bench.quiet import network_foremost
+from bench.report import Row
+from control.lab import LabError
+from ext import portbench
+from ext.traffic import Exchange, exchange
+
+SIZES: dict[str, tuple[int, ...]] = {"64": (64,), "512": (512,), "1400": (1400,), "imix": IMIX}
+SECONDS = 0.5
+ROUNDS = 5
+TRIAL_SECONDS = 0.25
+TRIES = 3  # a loss that does not come again was the machine's
+STEPS = 6  # of the search: halves of halves
+KEPT_UP = 0.97  # of what was asked for, or the generator was the limit
+HIGHEST = 1.5e6  # packets per second: more than one AF_XDP socket in copy mode sends
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoLoss:
+    """What the search came to."""
+
+    pps: float
+    limit: str  # "gateway", or "generator"
+
+
+def run(options: Options) -> list[Row]:
+    """Rows {driver, mode, size, mpps, bare_mpps, ratio_bare_port, no_loss_mpps, bare_no_loss_mpps, limit, runs}."""
+    cpus = two_cpus()
+    rows: list[Row] = []
+    for driver in filter(options.wants, DRIVERS):
+        with bench() as ends, Dut(ends, driver) as dut, network_foremost():
+            for size in SIZES:
+                row = measure(ends, dut, size, cpus, options)
+                rows.append(row)
+                shown = {key: row[key] for key in ("mpps", "ratio_bare_port", "no_loss_mpps")}
+                print(f"{driver} {size}: {shown}", file=sys.stderr, flush=True)
+    return rows
+
+
+def two_cpus() -> tuple[int, int]:
+    """For the generator, and for what is measured; LabError where there is one."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        raise LabError("one CPU; generator and gateway need one each")
+    return cpus[0], cpus[-1]
+
+
+def measure(ends: Bench, dut: Dut, size: str, cpus: tuple[int, int], options: Options) -> Row:
+    """One size."""
+    sizes = SIZES[size]
+    ours, bare, ratios = [], [], []
+    if len(sizes) == 1:
+        for _ in range(options.rounds or ROUNDS):
+            ours.append(saturated(ends, dut, sizes[0], cpus, options.seconds or SECONDS, worker=True))
+            if dut.has_bare:
+                bare.append(saturated(ends, dut, sizes[0], cpus, options.seconds or SECONDS, worker=False))
+                ratios.append(ours[-1] / bare[-1])
+    free = no_loss(lambda rate: through_worker(ends, dut, sizes, rate, cpus))
+    free_bare = no_loss(lambda rate: through_bare(ends, dut, sizes, rate, cpus)) if dut.has_bare else None
+    return {
+        "driver": dut.driver,
+        "mode": dut.mode,
+        "size": size,
+        "mpps": statistics.median(ours) if ours else None,
+        "bare_mpps": statistics.median(bare) if bare else None,
+        "ratio_bare_port": statistics.median(ratios) if ratios else None,
+        "no_loss_mpps": free.pps / 1e6,
+        "bare_no_loss_mpps": None if free_bare is None else free_bare.pps / 1e6,
+        "limit": free.limit,
+        "runs": ours,
+    }
+
+
+# ---- saturated
+
+
+def saturated(
+    ends: Bench, dut: Dut, size: int, cpus: tuple[int, int], seconds: float, *, worker: bool
+) -> float:
+    """Million packets per second sealed by the worker, or passed on by its ports alone."""
+    frame = ends.frames((size,), clear=not worker)[0]
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpus[1]})
+    try:
+        with flood(ends.lab, frame, seconds, cpus[0]):
+            if not worker:
+                wait_for_packets(dut.ports[0])
+                packets, nanoseconds = portbench.forward(dut.ports[0], dut.ports[1], seconds)
+                return packets * 1e3 / nanoseconds
+            wait_for_packets(dut.ports[0])
+            return dut.rate_for(seconds)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+# ---- without loss
+
+
+def no_loss(trial: Callable[[float], Exchange]) -> NoLoss:
+    """The highest rate at which `trial` loses nothing."""
+    low, high, best, limit = 0.0, HIGHEST, 0.0, "gateway"
+    for _ in range(STEPS):
+        rate = (low + high) / 2
+        reached, kept_up = _passes(trial, rate)
+        if reached is None:
+            high = rate
+            continue
+        if reached > best:
+            best, limit = reached, "gateway" if kept_up else "generator"
+        if kept_up:
+            low = rate
+        else:
+            high = rate  # more cannot be asked of it
+    return NoLoss(pps=best, limit=limit)
+
+
+def _passes(trial: Callable[[float], Exchange], rate: float) -> tuple[float | None, bool]:
+    """The rate that went through whole, and whether it was the one asked for; (None, ...) when some were lost."""
+    for _ in range(TRIES):
+        done = trial(rate)
+        sent = done.sent * 1e9 / done.nanoseconds
+        if done.sent and done.received == done.sent:
+            return sent, sent >= KEPT_UP * rate
+    return None, True
+
+
+def through_worker(
+    ends: Bench,
+    dut: Dut,
+    sizes: tuple[int, ...],
+    rate: float,
+    cpus: tuple[int, int],
+    seconds: float = TRIAL_SECONDS,
+) -> Exchange:
+    """One run through the worker."""
+    with dut.working(cpus[1]), on_cpu(cpus[0]):
+        frames = ends.frames(sizes, clear=False)
+        return exchange(ends.source, frames, rate, seconds, ends.sink, dut.next_sequence())
+
+
+def through_bare(
+    ends: Bench, dut: Dut, sizes: tuple[int, ...], rate: float, cpus: tuple[int, int]
+) -> Exchange:
+    """One run through the ports alone."""
+
+    def work() -> None:
+        os.sched_setaffinity(0, {cpus[1]})
+        portbench.forward(dut.ports[0], dut.ports[1], TRIAL_SECONDS + 0.3)
+
+    thread = threading.Thread(target=work, name="forward")
+    thread.start()
+    try:
+        with on_cpu(cpus[0]):
+            frames = ends.frames(sizes, clear=True)
+            return exchange(ends.source, frames, rate, TRIAL_SECONDS, ends.sink)
+    finally:
+        thread.join()
+
+
+@contextmanager
+def on_cpu(cpu: int) -> Iterator[None]:
+    """This thread, on that CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
