@@ -53,6 +53,13 @@ class Integrity(enum.IntEnum):
     AES_GMAC = 7  # of AH
 
 
+class Mode(enum.Enum):
+    """What ESP encloses (RFC 4301 section 4.1): whole packets, or what is behind their IP header."""
+
+    TUNNEL = "tunnel"
+    TRANSPORT = "transport"
+
+
 class Df(enum.Enum):
     """The outer Don't Fragment bit (RFC 4301 section 8.1)."""
 
@@ -217,7 +224,7 @@ class SelectorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SaSpec:
-    """One security association, tunnel mode (RFC 4301 section 4.4.2)."""
+    """One security association (RFC 4301 section 4.4.2). DF, DSCP and TTL are of tunnel mode's outer header."""
 
     name: str
     direction: Direction
@@ -225,6 +232,7 @@ class SaSpec:
     local: Address  # this gateway's outer address
     remote: Address  # the peer's outer address
     proposal: EspProposal
+    mode: Mode = Mode.TUNNEL
     encryption_key: bytes = field(repr=False)  # salt appended, as in KEYMAT
     integrity_key: bytes = field(default=b"", repr=False)
     encap: Encap | None = None
@@ -238,13 +246,24 @@ class SaSpec:
     mss_clamp: bool = False
     negotiated: bool = False  # keys by IKE, gone with this process; else numbers are reserved on disk
     iv_mask: bytes | None = field(default=None, repr=False)  # None: zero (AEAD), random (CBC)
+    # Inbound, transport mode in UDP: (local, remote) as the peer's TCP and UDP checksums have them, before NAT.
+    # None: unknown, checksums are made anew (RFC 3948 section 3.1.2).
+    nat_original: tuple[Address, Address] | None = None
 
     def inner_mtu(self, path: int) -> int:
-        """The largest inner packet whose outer packet fits a path MTU, bytes; 0 when none does."""
-        overhead = (20 if self.local.version == 4 else 40) + (8 if self.encap is not None else 0)
+        """The largest inner packet whose outer packet fits a path MTU, bytes; 0 when none does.
+
+        Transport mode: whatever the length of its header, so with 16-byte blocks up to 12 bytes less than could be.
+        """
+        header = 20 if self.local.version == 4 else 40
+        overhead = header + (8 if self.encap is not None else 0)
         overhead += 8 + self.proposal.iv_length + self.proposal.icv_length
         room = path - overhead
-        return min(max(room - room % self.proposal.alignment - 2, 0), 65535)
+        room -= room % self.proposal.alignment + 2
+        if self.mode is Mode.TRANSPORT:
+            # Options are multiples of 4 bytes, extension headers of 8: they shift the blocks by so much.
+            room += header - max(self.proposal.alignment - (4 if header == 20 else 8), 0)
+        return min(max(room, 0), 65535)
 
 
 @dataclass(frozen=True, kw_only=True)

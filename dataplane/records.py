@@ -28,6 +28,7 @@ from dataplane.model import (
     Direction,
     EspProposal,
     Integrity,
+    Mode,
     PolicySpec,
     SaSpec,
     SelectorSpec,
@@ -43,6 +44,9 @@ HARD_LIMIT = 2**32
 HARD_LIMIT_ESN = 2**64 - 2**32
 
 ANY_PORTS = (0, 65535)
+#: Offsets in the header template of an inbound SA in transport mode; see ext/sa.pxd.
+MEND_KNOWN = 2
+MEND_SUM = 4
 
 _LOW = 2**64 - 1
 _KEY_BITS = {
@@ -92,6 +96,14 @@ def check_sa(spec: SaSpec) -> None:
         raise ValueError(f"iv_mask has {len(spec.iv_mask)} bytes; it has at most 16")
     if spec.direction is Direction.IN:
         _check_inbound(spec)
+    if spec.nat_original is not None:
+        if spec.mode is not Mode.TRANSPORT or spec.encap is None or spec.direction is not Direction.IN:
+            raise ValueError(
+                "nat_original is for inbound SAs in transport mode and UDP (RFC 3948 section 3.1.2)"
+            )
+        for address in spec.nat_original:
+            if address.version != spec.local.version:
+                raise ValueError(f"nat_original {address} is not of the SA's family, IPv{spec.local.version}")
 
 
 def _check_proposal(spec: SaSpec) -> None:
@@ -153,7 +165,11 @@ def _check_inbound(spec: SaSpec) -> None:
             "an inbound SA needs selectors: what decrypted packets may be (RFC 4301 section 5.2)"
         )
     for selector in spec.selectors:
-        selector_family(selector)
+        family = selector_family(selector)
+        if spec.mode is Mode.TRANSPORT and family != spec.local.version:
+            raise ValueError(
+                f"selector of IPv{family} for a transport mode SA of IPv{spec.local.version}: {selector}"
+            )
 
 
 def split_address(address: Address) -> tuple[int, int]:
@@ -204,15 +220,37 @@ def adjacency_row(
 
 
 def outer_header(spec: SaSpec) -> bytes:
-    """The outer IP header template: lengths, ID, checksum, DF and ECN are the packet path's to fill."""
+    """The outer IP header template: lengths, ID, checksum, DF and ECN are the packet path's to fill.
+
+    In transport mode it is never sent: it tells the family, the two ends, and what mends checksums behind NAT.
+    """
     protocol = PROTOCOL_UDP if spec.encap is not None else PROTOCOL_ESP
     traffic_class = (spec.dscp or 0) << 2
     addresses = spec.local.packed + spec.remote.packed
     if spec.local.version == 4:
-        return bytes([0x45, traffic_class, 0, 0, 0, 0, 0, 0, spec.ttl, protocol, 0, 0]) + addresses
-    return (
-        (0x60000000 | traffic_class << 20).to_bytes(4, "big") + bytes([0, 0, protocol, spec.ttl]) + addresses
-    )
+        header = bytes([0x45, traffic_class, 0, 0, 0, 0, 0, 0, spec.ttl, protocol, 0, 0]) + addresses
+    else:
+        start = (0x60000000 | traffic_class << 20).to_bytes(4, "big")
+        header = start + bytes([0, 0, protocol, spec.ttl]) + addresses
+    if spec.nat_original is not None:
+        header = header[:MEND_KNOWN] + b"\x01\0" + _negated_sum(spec.nat_original) + header[MEND_SUM + 2 :]
+    return header
+
+
+def _negated_sum(addresses: tuple[Address, Address]) -> bytes:
+    """What takes two addresses out of an Internet checksum: the complement of their sum, as on the wire."""
+    packed = addresses[0].packed + addresses[1].packed
+    total = sum(int.from_bytes(packed[at : at + 2], "big") for at in range(0, len(packed), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return (0xFFFF - total).to_bytes(2, "big")
+
+
+def header_length(spec: SaSpec) -> int:
+    """Bytes of outer IP header that ESP adds; 0 in transport mode, where packets keep their own."""
+    if spec.mode is Mode.TRANSPORT:
+        return 0
+    return 20 if spec.local.version == 4 else 40
 
 
 def inner_mtu(spec: SaSpec, mtu: int) -> int:
@@ -266,7 +304,7 @@ def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | by
         ),
         adjacency,
         inner_mtu(spec, mtu),
-        len(header),
+        header_length(spec),
         sa_flags(spec),
         suite(proposal),
         proposal.iv_length,

@@ -24,6 +24,7 @@ from dataplane.layout import CACHE_LINE, NO_INDEX, ROUTE_KERNEL, Records
 from dataplane.model import AdjacencySpec, Direction, EspProposal, PolicySpec, RouteSpec, SaSpec
 from dataplane.records import (
     adjacency_row,
+    header_length,
     hot_row,
     inbound_row,
     inner_mtu,
@@ -194,7 +195,8 @@ class Tables:
         """The outer addresses and encapsulation of `spec` for a live inbound SA; each store is whole by itself."""
         inbound, hot = self._inbounds[index], self._hots[index]
         inbound["local_high"], inbound["local_low"] = split_address(spec.local)
-        hot["header_length"] = len(outer_header(spec))
+        hot["header"] = outer_header(spec)
+        hot["header_length"] = header_length(spec)
         hot["flags"] = sa_flags(spec)
 
     def set_end(self, index: int, limit: int) -> None:

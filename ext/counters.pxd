@@ -21,7 +21,7 @@ cpdef enum Verdict:
     DROP_TOO_BIG                # inner packet over the SA's effective MTU (an ICMP error answers it)
     DROP_HEADROOM               # frame has no room for the outer headers or the trailer
     DROP_ENCAP_MISMATCH         # UDP-encapsulated, and the SA is not (or the reverse)
-    DROP_WRONG_ADDRESS          # SPI known, outer destination is not this SA's
+    DROP_WRONG_ADDRESS          # SPI known, outer destination is not this SA's; out: ends are not its transport's
     DROP_ESP_TRUNCATED          # too short for header, IV, trailer and ICV
     DROP_ESP_MISALIGNED         # ciphertext is no multiple of the cipher's block
     DROP_REPLAY                 # sequence number was accepted before
@@ -42,7 +42,7 @@ cpdef enum Verdict:
     DROP_HEADER_LENGTH          # IHL below 5 or past the packet
     DROP_LENGTH                 # IP total length past the frame or below the header
     DROP_CHECKSUM               # IPv4 header checksum is wrong
-    DROP_FRAGMENT               # an outer fragment reached the dataplane
+    DROP_FRAGMENT               # an outer fragment reached the dataplane, or any for transport mode
     DROP_EXTENSION_HEADER       # IPv6 extension headers: truncated, too many, or unknown
     DROP_TTL                    # TTL or hop limit used up (an ICMP error answers it)
     DROP_NO_POLICY              # no SPD entry: discard by default, RFC 4301 5.1

@@ -1,17 +1,18 @@
-"""Inbound ESP, tunnel mode: 1 find SA 2 admit 3 open 4 finish 5 check selectors and route.
+"""Inbound ESP, tunnel and transport mode: 1 find SA 2 admit 3 open 4 finish 5 check selectors and route.
 
     find SA    outer header -> ESP header (through UDP where there is one) -> SPI -> SA
     admit      addresses, encapsulation, lengths, replay check; the engine's job
     open       the engine checks and deciphers the whole batch in place
     finish     replay window moved, only now that the ICV has passed (RFC 4303 3.4.3); padding and next header
-               checked; `data` moved to the inner packet, which is parsed; ECN (RFC 6040)
+               checked; `data` moved to the inner packet, which is parsed; ECN (RFC 6040). Transport mode: the IP
+               header moves to the right, up to its payload; checksums mended behind NAT (RFC 3948 3.1.2)
     selectors  the inner packet must be what the SA is for (RFC 4301 5.2), then it is routed
 
-Fragments, ESP behind extension headers other than those `wire` walks, and transport mode end in named drops.
+Fragments and ESP behind extension headers other than those `wire` walks end in named drops.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from ext.counters cimport (
     BYPASSED, DROP_CLEARTEXT, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED, DROP_ESP_TRUNCATED,
@@ -28,13 +29,13 @@ from ext.policy cimport (
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
-    ACTION_BYPASS, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Policy, Replay, Sa, spi_find,
-    spi_touch,
+    ACTION_BYPASS, MEND_KNOWN, MEND_SUM, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Policy, Replay,
+    Sa, spi_find, spi_touch,
 )
 from ext.wire cimport (
     PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, bswap64,
-    clamp_mss, decrement_ttl, fold, likely, load16, load32, load64, parse_next, put_raw16, put_raw32, put_raw64,
-    raw16, raw32, raw64, store32, store64, touch, unlikely,
+    clamp_mss, complete_checksum, decrement_ttl, fold, likely, load16, load32, load64, parse_next, put_raw16, put_raw32,
+    put_raw64, raw16, raw32, raw64, restamp_ipv4, store16, store32, store64, sum_bytes, touch, unlikely,
 )
 
 cdef extern from *:
@@ -194,9 +195,9 @@ cdef void _touch_sas(const Batch *batch, const Tables *tables, const Engine *eng
 cdef inline bint _addresses_match(const Packet *packet, const Sa *sa) noexcept nogil:
     """The outer destination is the SA's own, in its family. The source may differ: a peer behind NAT moves."""
     if packet.family == 4:
-        return load32(packet.data + 16) == sa.inbound.local_low and sa.hot.header_length == 20
+        return load32(packet.data + 16) == sa.inbound.local_low and sa.hot.header[0] >> 4 == 4
     return (load64(packet.data + 24) == sa.inbound.local_high and load64(packet.data + 32) == sa.inbound.local_low
-            and sa.hot.header_length == 40)
+            and sa.hot.header[0] >> 4 == 6)
 
 
 cdef inline uint8_t _suits(const Packet *packet, const Sa *sa) noexcept nogil:
@@ -350,14 +351,8 @@ cdef inline uint8_t _merge_ecn(Packet *packet, uint8_t outer_tos) noexcept nogil
     return PASS
 
 
-cdef inline uint8_t _strip_one(Packet *packet, const Job *job, uint32_t iv_block) noexcept nogil:
-    """Trailer checks, then `data` at the inner packet. `iv_block`: bytes of IV that Job.text begins with."""
-    cdef const uint8_t *end = job.icv
-    cdef uint8_t *text = job.text + iv_block
-    cdef uint32_t text_length = job.text_length - iv_block
-    cdef uint32_t trailer = raw16(end - 2)
-    cdef uint32_t padding = trailer & 0xFF
-    cdef uint32_t next_header = trailer >> 8
+cdef inline uint8_t _check_padding(const uint8_t *end, uint32_t padding, uint32_t text_length) noexcept nogil:
+    """Pad bytes count up from 1 (RFC 4303 2.4), and are the text's. PASS or DROP_PADDING."""
     if unlikely(padding + ESP_TRAILER > text_length, 0):
         return DROP_PADDING
     if likely(padding < 8, 1):
@@ -367,6 +362,19 @@ cdef inline uint8_t _strip_one(Packet *packet, const Job *job, uint32_t iv_block
             return DROP_PADDING
     elif memcmp(end - 2 - padding, esp_pad_bytes, padding) != 0:
         return DROP_PADDING
+    return PASS
+
+
+cdef inline uint8_t _strip_one(Packet *packet, const Job *job, uint32_t iv_block) noexcept nogil:
+    """Trailer checks, then `data` at the inner packet. `iv_block`: bytes of IV that Job.text begins with."""
+    cdef const uint8_t *end = job.icv
+    cdef uint8_t *text = job.text + iv_block
+    cdef uint32_t text_length = job.text_length - iv_block
+    cdef uint32_t trailer = raw16(end - 2)
+    cdef uint32_t padding = trailer & 0xFF
+    cdef uint32_t next_header = trailer >> 8
+    if unlikely(_check_padding(end, padding, text_length) != PASS, 0):
+        return DROP_PADDING
     if unlikely(next_header != PROTOCOL_IPIP and next_header != PROTOCOL_IPV6, 0):
         return DROP_DUMMY if next_header == PROTOCOL_NONE else DROP_NEXT_HEADER
     text_length -= ESP_TRAILER + padding
@@ -375,6 +383,74 @@ cdef inline uint8_t _strip_one(Packet *packet, const Job *job, uint32_t iv_block
     # What receive knew of checksums was about the outer packet.
     packet.flags = 0
     return PASS if text[0] >> 4 == (4 if next_header == PROTOCOL_IPIP else 6) else DROP_INNER_MALFORMED
+
+
+cdef uint32_t _next_header_at(const Packet *packet, uint32_t front) noexcept nogil:
+    """Where the headers before ESP, `front` bytes, name what follows them."""
+    cdef uint32_t at = 6
+    cdef uint32_t offset = 40
+    if packet.family == 4:
+        return 9
+    while offset < front:
+        at = offset
+        offset += (<uint32_t>packet.data[offset + 1] + 1) * 8
+    return at
+
+
+cdef uint8_t _strip_transport(Packet *packet, const Job *job, uint32_t iv_block) noexcept nogil:
+    """Trailer checks, then the IP header goes up to its payload, with its length and protocol as they were."""
+    cdef const uint8_t *end = job.icv
+    cdef uint8_t *text = job.text + iv_block
+    cdef uint32_t text_length = job.text_length - iv_block
+    cdef uint32_t padding = end[-2]
+    cdef uint32_t front = packet.transport - (UDP_HEADER if packet.flags & PACKET_UDP_ENCAP else 0)
+    cdef uint8_t *header = text - front
+    if _check_padding(end, padding, text_length) != PASS:
+        return DROP_PADDING
+    if end[-1] == PROTOCOL_NONE:
+        return DROP_DUMMY
+    packet.data[_next_header_at(packet, front)] = end[-1]
+    memmove(header, packet.data, front)
+    packet.data = header
+    packet.length = front + text_length - ESP_TRAILER - padding
+    if packet.family == 4:
+        store16(header + 2, <uint16_t>packet.length)
+        restamp_ipv4(header)
+    else:
+        store16(header + 4, <uint16_t>(packet.length - 40))
+    packet.flags = 0
+    return PASS
+
+
+cdef uint8_t _check_payload(Packet *packet, const Sa *sa) noexcept nogil:
+    """What transport mode brought, once parsed: no fragment, and a checksum that NAT cannot have broken."""
+    cdef uint8_t *checksum
+    cdef const uint8_t *header = packet.data
+    cdef uint64_t total
+    cdef uint16_t mended
+    cdef uint32_t at
+    if packet.flags & PACKET_FRAGMENT:
+        return DROP_INNER_MALFORMED     # RFC 4303 3.1.1
+    if not sa.hot.flags & SA_ENCAP or (packet.protocol != PROTOCOL_TCP and packet.protocol != PROTOCOL_UDP):
+        return PASS
+    at = 16 if packet.protocol == PROTOCOL_TCP else 6
+    if packet.length < packet.transport + at + 2:
+        return PASS                     # cut short: the stack's to refuse
+    checksum = packet.data + packet.transport + at
+    if packet.protocol == PROTOCOL_UDP and packet.family == 4 and raw16(checksum) == 0:
+        return PASS                     # RFC 768: there is none
+    if not sa.hot.header[<int>MEND_KNOWN]:
+        complete_checksum(packet)       # RFC 3948 3.1.2 b: the ICV has vouched for the payload
+        return PASS
+    # RFC 3948 3.1.2 a, with RFC 1624: without the addresses that the sender summed, with those that the packet has.
+    total = <uint64_t><uint16_t>~raw16(checksum) + raw16(sa.hot.header + MEND_SUM)
+    if packet.family == 4:
+        total += <uint64_t>raw32(header + 12) + raw32(header + 16)
+    else:
+        total += sum_bytes(header + 8, 32)
+    mended = ~fold(total)
+    put_raw16(checksum, 0xFFFF if mended == 0 and packet.protocol == PROTOCOL_UDP else mended)
+    return PASS
 
 
 cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil:
@@ -388,6 +464,7 @@ cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) n
     cdef uint32_t sa = NO_INDEX
     cdef uint32_t iv_block = 0
     cdef uint32_t clamp = 0
+    cdef bint transport = False
     cdef uint8_t tos
     cdef uint8_t verdict
     cdef const Job *job
@@ -414,18 +491,24 @@ cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) n
             tables.sa_counters[sa].last_used = now
             iv_block = 16 if tables.sas[sa].hot.iv_length == 16 else 0
             clamp = tables.sas[sa].hot.flags & SA_MSS_CLAMP
+            transport = tables.sas[sa].hot.header_length == 0
             flow.first = 0
             flow.leader = NO_INDEX
         verdict = replay_accept(replay, packet.sequence)
         if likely(verdict == PASS, 1):
             tos = packet.tos
-            verdict = _strip_one(packet, job, iv_block)
+            if likely(not transport, 1):
+                verdict = _strip_one(packet, job, iv_block)
+            else:
+                verdict = _strip_transport(packet, job, iv_block)
             if likely(verdict == PASS, 1):
                 if unlikely(parse_next(batch, index, &scratch.leaders, &flow) != PASS, 0):
                     packet.verdict = DROP_INNER_MALFORMED
                     continue
                 packet.inner_bytes = packet.length
-                if unlikely(tos & ECN_MASK, 0):
+                if unlikely(transport, 0):
+                    verdict = _check_payload(packet, &tables.sas[sa])
+                elif unlikely(tos & ECN_MASK, 0):
                     verdict = _merge_ecn(packet, tos)
                 if unlikely(clamp and packet.protocol == PROTOCOL_TCP, 0):
                     clamp_mss(packet, tables.sas[sa].hot.inner_mtu)

@@ -1,33 +1,35 @@
-"""Outbound ESP, tunnel mode: 1 look up 2 admit 3 number 4 build 5 seal 6 account.
+"""Outbound ESP, tunnel and transport mode: 1 look up 2 admit 3 number 4 build 5 seal 6 account.
 
     lookup_policies   (policy.pyx) policy -> SA
     touch_sas         with many flows: their SAs' lines are fetched before anybody waits for them
     admit             TTL, size against the tunnel's MTU, room in the frame; leaders' SAs
                       handed to their followers
     number            one atomic add per SA and batch; a number is never given out twice (RFC 4303 3.3.3)
-    build             trailer behind, ESP header, UDP and outer IP before the inner packet, where it lies
+    build             trailer behind, ESP header, UDP and outer IP before the inner packet, where it lies; transport
+                      mode: the packet's own IP header moves to the left, and ESP goes between (RFC 4303 3.1.1)
     seal              the engine enciphers the whole batch
     account           per-SA counters, one update per SA
 
 Numbers are taken after every check that can refuse a packet, so none is wasted on a drop. The IV is the
-64-bit number XOR a constant of the SA: unique by construction (RFC 4106 3.1). Transport mode and
-fragmentation of oversize packets without DF do not live here.
+64-bit number XOR a constant of the SA: unique by construction (RFC 4106 3.1). Fragmentation of
+oversize packets without DF does not live here.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy, memmove
 
 from ext.counters cimport (
-    DROP_CRYPTO, DROP_HEADROOM, DROP_NO_POLICY, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED, DROP_TOO_BIG,
-    DROP_TTL, PASS, SaCounters,
+    DROP_CRYPTO, DROP_FRAGMENT, DROP_HEADROOM, DROP_NO_POLICY, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED,
+    DROP_TOO_BIG, DROP_TTL, DROP_WRONG_ADDRESS, PASS, SaCounters,
 )
 from ext.crypto cimport Job, Key, put_job, suite_is_aead, touch_key
-from ext.packet cimport NO_INDEX, NO_LEADER, Packet
+from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, Packet
 from ext.policy cimport FEW, lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
 from ext.wire cimport (
-    PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, fold, likely, load16, one_hop_less,
-    put_raw16, put_raw32, put_raw64, raw32, raw64, store32, sum_bytes, touch, unlikely,
+    PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, fold,
+    likely, load16, one_hop_less, put_raw16, put_raw32, put_raw64, raw32, raw64, restamp_ipv4, store16, store32,
+    sum_bytes, touch, unlikely,
 )
 
 cdef extern from *:
@@ -50,6 +52,7 @@ cdef enum:
     ESP_HEADER = 8
     UDP_HEADER = 8
     PLAIN_OVERHEAD = 20 + ESP_HEADER + 8 + 16   # IPv4, ESP, IV and ICV
+    TRANSPORT_MODE = 1          # beside SA_MSS_CLAMP: what admit() has to see to for the packets of a leader
     LINK_ROOM = 14              # a link header still has to fit before the outer header
     TRAILER_SLACK = 16          # padding is stored 16 bytes at a time
     RUNS_SEARCHED = 4           # a flow joins one of the last few SAs' runs, else begins a new one
@@ -108,6 +111,15 @@ cdef inline uint32_t _find_run(Outbound *scratch, uint32_t sa) noexcept nogil:
     return scratch.run_count - 1
 
 
+cdef uint8_t _between_ends(const Packet *packet, const SaHot *hot) noexcept nogil:
+    """In transport mode the packet's own header goes out: its addresses must be the SA's (RFC 4301 4.1)."""
+    cdef uint32_t at = 12 if packet.family == 4 else 8
+    cdef uint32_t size = 8 if packet.family == 4 else 32
+    if hot.header[0] >> 4 != packet.family or memcmp(packet.data + at, hot.header + at, size):
+        return DROP_WRONG_ADDRESS
+    return PASS
+
+
 cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil:
     """Hand the leaders' SAs to their followers; refuse what cannot leave, before it costs a sequence number."""
     cdef uint32_t index
@@ -117,7 +129,7 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
     cdef uint32_t run_index = 0
     cdef uint32_t mtu = 0
     cdef uint32_t hops = 0
-    cdef uint8_t clamp = 0
+    cdef uint8_t special = 0
     cdef Packet *packet
     cdef Run *run = NULL
     cdef uint32_t packets = 0
@@ -139,7 +151,10 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
                 run_index = _find_run(scratch, sa)
                 run = &scratch.runs[run_index]
                 mtu = tables.sas[sa].hot.inner_mtu
-                clamp = tables.sas[sa].hot.flags & SA_MSS_CLAMP
+                special = tables.sas[sa].hot.flags & SA_MSS_CLAMP
+                if unlikely(tables.sas[sa].hot.header_length == 0, 0):
+                    special |= TRANSPORT_MODE
+                    verdict = _between_ends(packet, &tables.sas[sa].hot)
         if unlikely(verdict != PASS, 0):
             packet.verdict = verdict
             continue
@@ -156,8 +171,13 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
         if unlikely(packet.headroom < HEAD_MOST + LINK_ROOM or packet.tailroom < TAIL_MOST, 0):
             packet.verdict = DROP_HEADROOM
             continue
-        if unlikely(clamp and packet.protocol == PROTOCOL_TCP, 0):
-            clamp_mss(packet, mtu)
+        if unlikely(special, 0):
+            # RFC 4303 3.1.1: transport mode takes whole packets; the receiver would put fragments together first.
+            if special & TRANSPORT_MODE and packet.flags & PACKET_FRAGMENT:
+                packet.verdict = DROP_FRAGMENT
+                continue
+            if special & SA_MSS_CLAMP and packet.protocol == PROTOCOL_TCP:
+                clamp_mss(packet, mtu)
         if forwards:
             if likely(packet.family == 4, 1):
                 put_raw32(packet.data + 8, one_hop_less(hops))
@@ -271,6 +291,8 @@ cdef void build(Batch *batch, const Tables *tables, Outbound *scratch) noexcept 
             end = _cut_short(batch, scratch, run, sa, first, end)
         if likely(stamp.plain, 1):
             _build_plain(batch, scratch, run.next, sa, &stamp, first, end)
+        elif sa.hot.header_length == 0:
+            _build_transport(batch, scratch, run.next, sa, &stamp, first, end)
         else:
             _build_any(batch, scratch, run.next, sa, &stamp, first, end)
         run.next += end - first
@@ -304,13 +326,13 @@ cdef inline Job *_begin_job(Outbound *scratch, uint32_t at, const Sa *sa) noexce
     return job
 
 
-cdef inline uint32_t _write_trailer(const Packet *packet, uint32_t align_mask) noexcept nogil:
+cdef inline uint32_t _write_trailer(uint8_t *text, uint32_t length, uint32_t next_header,
+                                    uint32_t align_mask) noexcept nogil:
     """RFC 4303 2.4: pad bytes count up from 1; then their number and the next header. Returns the text's length."""
-    cdef uint32_t padding = (0 - (packet.length + 2)) & align_mask
-    cdef uint8_t *trailer = packet.data + packet.length
-    memcpy(trailer, esp_padding, 16)
-    put_raw16(trailer + padding, <uint16_t>(padding | (0x0400 if packet.family == 4 else 0x2900)))
-    return packet.length + padding + 2
+    cdef uint32_t padding = (0 - (length + 2)) & align_mask
+    memcpy(text + length, esp_padding, 16)
+    put_raw16(text + length + padding, <uint16_t>(padding | next_header << 8))
+    return length + padding + 2
 
 
 cdef void _build_plain(Batch *batch, Outbound *scratch, uint64_t sequence, const Sa *sa, const Stamp *stamp,
@@ -386,19 +408,15 @@ cdef void _build_any(Batch *batch, Outbound *scratch, uint64_t sequence, const S
         packet = &batch.packets[scratch.admitted[at]]
         job = _begin_job(scratch, at, sa)
         job.text = packet.data
-        job.text_length = _write_trailer(packet, stamp.align_mask)
+        job.text_length = _write_trailer(packet.data, packet.length,
+                                         PROTOCOL_IPIP if packet.family == 4 else PROTOCOL_IPV6, stamp.align_mask)
         job.icv = packet.data + job.text_length
         total = job.text_length + stamp.overhead
         varying = _copied_outward(packet, stamp)
         outer = packet.data - stamp.lead
         esp = packet.data - hot.iv_length - ESP_HEADER
         job.esp = esp
-        memcpy(esp, &hot.spi, 4)
-        store32(esp + 4, <uint32_t>sequence)
-        if suite_is_aead(hot.suite):
-            _write_aead(sa, sequence, esp, job)
-        else:
-            _write_unauthenticated(sa, sequence, esp, job)
+        _write_esp(sa, sequence, esp, job)
         if hot.flags & SA_ENCAP:
             # RFC 3948 2.1: the UDP checksum is zero over IPv4; account() fills it in over IPv6.
             total += UDP_HEADER
@@ -410,6 +428,72 @@ cdef void _build_any(Batch *batch, Outbound *scratch, uint64_t sequence, const S
             _write_ipv6(outer, hot, packet.tos & (0xFF if hot.flags & SA_DSCP_COPY else 3), total)
         packet.length = total + hot.header_length
         packet.data = outer
+        packet.adjacency = stamp.adjacency
+        packet.sequence = sequence
+        sequence += 1
+
+
+cdef uint32_t _header_in_front(const Packet *packet, uint32_t *next_at) noexcept nogil:
+    """Bytes of IP header and extension headers that stay before ESP; `next_at` is where they name what follows.
+
+    IPv6: those that routers look at (RFC 4303 3.1.1): hop-by-hop options, a routing header and what comes before that
+    one. Destination options for the last hop alone are enciphered. The parser has checked all bounds.
+    """
+    cdef uint32_t offset = 40
+    cdef uint32_t front = 40
+    cdef uint8_t next_header
+    if packet.family == 4:
+        next_at[0] = 9
+        return packet.transport
+    next_at[0] = 6
+    next_header = packet.data[6]
+    while offset < packet.transport and (next_header == 0 or next_header == 43 or next_header == 60):
+        if next_header != 60:
+            next_at[0] = offset
+            front = offset + (<uint32_t>packet.data[offset + 1] + 1) * 8
+        next_header = packet.data[offset]
+        offset += (<uint32_t>packet.data[offset + 1] + 1) * 8
+    return front
+
+
+cdef void _build_transport(Batch *batch, Outbound *scratch, uint64_t sequence, const Sa *sa, const Stamp *stamp,
+                           uint32_t first, uint32_t end) noexcept nogil:
+    """Packets of one SA in transport mode: their own header moves to the left, changed in length and protocol."""
+    cdef const SaHot *hot = &sa.hot
+    cdef bint encap = hot.flags & SA_ENCAP
+    cdef uint32_t shift = ESP_HEADER + hot.iv_length + (UDP_HEADER if encap else 0)
+    cdef uint8_t protocol = PROTOCOL_UDP if encap else PROTOCOL_ESP
+    cdef uint32_t at
+    cdef uint32_t front
+    cdef uint32_t next_at
+    cdef Packet *packet
+    cdef Job *job
+    cdef uint8_t *esp
+    cdef uint8_t *header
+    for at in range(first, end):
+        packet = &batch.packets[scratch.admitted[at]]
+        job = _begin_job(scratch, at, sa)
+        front = _header_in_front(packet, &next_at)
+        header = packet.data - shift
+        job.text = packet.data + front
+        job.text_length = _write_trailer(job.text, packet.length - front, packet.data[next_at], stamp.align_mask)
+        job.icv = job.text + job.text_length
+        memmove(header, packet.data, front)
+        esp = job.text - hot.iv_length - ESP_HEADER
+        job.esp = esp
+        packet.length = front + job.text_length + stamp.overhead + (UDP_HEADER if encap else 0)
+        packet.data = header
+        _write_esp(sa, sequence, esp, job)
+        header[next_at] = protocol
+        if packet.family == 4:
+            store16(header + 2, <uint16_t>packet.length)
+            restamp_ipv4(header)
+        else:
+            store16(header + 4, <uint16_t>(packet.length - 40))
+            scratch.udp6 += encap
+        if encap:
+            put_raw64(esp - UDP_HEADER,
+                      raw32(hot.encap_ports) | <uint64_t>bswap16(<uint16_t>(packet.length - front)) << 32)
         packet.adjacency = stamp.adjacency
         packet.sequence = sequence
         sequence += 1
@@ -434,6 +518,16 @@ cdef inline void _write_ipv6(uint8_t *outer, const SaHot *hot, uint8_t inner_tos
     first |= <uint64_t>bswap16(<uint16_t>payload) << 32
     put_raw64(outer, first)
     memcpy(outer + 8, hot.header + 8, 32)
+
+
+cdef inline void _write_esp(const Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
+    """SPI, number and what follows them until the text begins."""
+    memcpy(esp, &sa.hot.spi, 4)
+    store32(esp + 4, <uint32_t>sequence)
+    if suite_is_aead(sa.hot.suite):
+        _write_aead(sa, sequence, esp, job)
+    else:
+        _write_unauthenticated(sa, sequence, esp, job)
 
 
 cdef inline void _write_aead(const Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
@@ -488,8 +582,8 @@ cdef void account(Batch *batch, const Tables *tables, Outbound *scratch, uint64_
     if unlikely(scratch.udp6 > 0, 0):
         for index in range(scratch.jobs.count):
             packet = &batch.packets[scratch.jobs.jobs[index].packet]
-            if packet.data[0] >> 4 == 6 and packet.data[6] == PROTOCOL_UDP:
-                _checksum_udp6(packet.data, packet.length)
+            if packet.data[0] >> 4 == 6 and tables.sas[packet.sa].hot.flags & SA_ENCAP:
+                _checksum_udp6(packet, scratch.jobs.jobs[index].esp - UDP_HEADER)
     for index in range(scratch.run_count):
         run = &scratch.runs[index]
         if unlikely(run.count == 0, 0):
@@ -500,9 +594,10 @@ cdef void account(Batch *batch, const Tables *tables, Outbound *scratch, uint64_
         counters.last_used = now
 
 
-cdef void _checksum_udp6(uint8_t *header, uint32_t length) noexcept nogil:
-    cdef uint64_t total = sum_bytes(header + 8, length - 8)     # addresses and the whole UDP datagram
+cdef void _checksum_udp6(Packet *packet, uint8_t *udp) noexcept nogil:
+    cdef uint32_t length = <uint32_t>(packet.data + packet.length - udp)
+    cdef uint64_t total = sum_bytes(packet.data + 8, 32) + sum_bytes(udp, length)
     cdef uint16_t checksum
-    total += bswap16(<uint16_t>(length - 40)) + bswap16(PROTOCOL_UDP)
+    total += bswap16(<uint16_t>length) + bswap16(PROTOCOL_UDP)
     checksum = ~fold(total)
-    put_raw16(header + 46, checksum if checksum else 0xFFFF)
+    put_raw16(udp + 6, checksum if checksum else 0xFFFF)

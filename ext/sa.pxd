@@ -41,6 +41,9 @@ cdef enum:
     VALUE_DIRECT = 0x40000000
     ROUTE_KERNEL = 0xFFFFFFFE   # a route's value: the kernel's, whatever the SPD says (NO_INDEX: ask the SPD first)
     ACQUIRES = 64               # entries of an AcquireRing, a power of two
+    # In SaHot.header of an inbound SA in transport mode and UDP:
+    MEND_KNOWN = 2              # this byte is 1 where both addresses before NAT are known,
+    MEND_SUM = 4                # and here is the complement of their sum (16 bits, memory order)
     SA_LINES = 39               # odd, so that hot lines of neighbours fall into different cache sets
 
 cdef enum SaFlag:
@@ -61,13 +64,14 @@ cdef struct SaSequence:         # 64 bytes: written by workers
     uint8_t  spare[24]
 
 cdef struct SaHot:              # 64 bytes: read per packet; while live only `adjacency` and `inner_mtu` change
-    uint8_t  header[40]         # outer IP header template (IPv4 in the first 20); length, ID, checksum zero
+    uint8_t  header[40]         # outer IP header template (IPv4 in the first 20); length, ID, checksum zero.
+                                # Transport mode, inbound in UDP: see MEND_KNOWN
     uint8_t  encap_ports[4]     # UDP source, destination; network order
     uint32_t spi                # network order
     uint8_t  salt[4]
     uint32_t adjacency          # outbound: where the outer packet leaves; NO_INDEX: ask the kernel
     uint16_t inner_mtu          # outbound: largest inner packet, host order (outer PMTU less overhead)
-    uint8_t  header_length      # 20 or 40 (without UDP)
+    uint8_t  header_length      # 20 or 40 (without UDP); 0: transport mode, packets keep their own header
     uint8_t  flags              # SaFlag
     uint8_t  suite              # crypto.suite_of(key)
     uint8_t  iv_length          # 0, 8 or 16

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from control.config.policies import Policy
 from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS, PortConfig
 from control.config.table import Report, Table
-from dataplane.model import Action, Direction, Role, SaSpec
+from dataplane.model import Action, Direction, Mode, Role, SaSpec
 
 PORTS_MOST = 7  # of one worker, beside its way to the kernel
 
@@ -181,10 +181,28 @@ def check_policies(policies: list[Policy], sas: dict[str, SaSpec]) -> None:
                         f'got "{name}", whose direction is "{sas[name].direction.value}"; '
                         f'want an SA with direction = "{direction.value}"',
                     )
+                elif name in sas and sas[name].mode is Mode.TRANSPORT:
+                    _check_hosts(policy, key, sas[name])
         if policy.action is Action.PROTECT and not policy.inbound:
             policy.table.warn(
                 "in", "is missing, so nothing that answers this traffic is accepted by this policy"
             )
+
+
+def _check_hosts(policy: Policy, key: str, sa: SaSpec) -> None:
+    """In transport mode a policy is between the SA's own two hosts (RFC 4301 section 4.1)."""
+    for spec in policy.specs:
+        for side, address in (("local", sa.local), ("remote", sa.remote)):
+            first, last = getattr(spec.selector, f"{side}_first"), getattr(spec.selector, f"{side}_last")
+            if first == last == address:
+                continue
+            got = f"{first}" if first == last else f"{first}-{last}"
+            policy.table.error(
+                side,
+                f'got {got}, and {key} = "{sa.name}" is in transport mode, which protects its own two hosts; '
+                f'want "{address}"',
+            )
+            return
 
 
 def check_use(sas: list[tuple[Table, SaSpec]], policies: list[Table]) -> None:

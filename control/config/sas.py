@@ -6,7 +6,7 @@ from control.config.problems import kind, show
 from control.config.proposal import EXAMPLES, format_proposal, parse_proposal
 from control.config.table import Table
 from control.config.values import parse_address, parse_hex, parse_spi
-from dataplane.model import Df, Direction, Encap, EspProposal, SaSpec
+from dataplane.model import Address, Df, Direction, Encap, EspProposal, Mode, SaSpec
 
 
 def read_sa(table: Table) -> SaSpec | None:
@@ -14,6 +14,7 @@ def read_sa(table: Table) -> SaSpec | None:
     before = len(table.report.problems)
     name = table.name()
     direction = table.choice("direction", ("in", "out"), None)
+    mode = Mode(table.choice("mode", tuple(mode.value for mode in Mode), "tunnel") or "tunnel")
     spi = _spi(table)
     local = table.parsed("local", parse_address, required="this gateway's outer address")
     remote = table.parsed("remote", parse_address, required="the peer's outer address")
@@ -28,6 +29,13 @@ def read_sa(table: Table) -> SaSpec | None:
     sequence = table.integer("sequence", 1, largest, 1, "the first number to send or expect")
     window = replay_window(table)
     encap = _encap(table)
+    nat_original = _nat_original(table, mode, direction, encap)
+    if mode is Mode.TRANSPORT:
+        for key in ("dscp", "ttl", "df"):
+            if table.has(key):
+                table.error(
+                    key, 'has no meaning with mode = "transport", where packets keep their own IP header'
+                )
     dscp = dscp_of(table)
     ttl = table.integer("ttl", 1, 255, 64, "hops")
     df = table.choice("df", tuple(df.value for df in Df), "copy") or "copy"
@@ -51,6 +59,8 @@ def read_sa(table: Table) -> SaSpec | None:
         local=local,
         remote=remote,
         proposal=proposal,
+        mode=mode,
+        nat_original=nat_original,
         encryption_key=encryption_key,
         integrity_key=integrity_key,
         encap=encap,
@@ -149,6 +159,40 @@ def _encap(table: Table) -> Encap | None:
     )
     ports.finish()
     return encap
+
+
+def _nat_original(
+    table: Table, mode: Mode, direction: str | None, encap: Encap | None
+) -> tuple[Address, Address] | None:
+    """`{ local = "10.0.0.1", remote = "10.9.0.1" }`: both ends as the peer's checksums have them, before NAT."""
+    value = table.raw("nat_original")
+    if value is None:
+        return None
+    if mode is not Mode.TRANSPORT or encap is None or direction != "in":
+        table.error(
+            "nat_original",
+            'has no meaning but with mode = "transport", encap and direction = "in"; leave it out',
+        )
+        return None
+    if not isinstance(value, dict):
+        table.error(
+            "nat_original",
+            f'got {kind(value)} ({show(value)}), want {{ local = "10.0.0.1", remote = "10.9.0.1" }}',
+        )
+        return None
+    ends = Table(table.report, table.key("nat_original"), value)
+    ends.label = table.label
+    local = ends.parsed("local", parse_address, required="our address as the peer sees it")
+    remote = ends.parsed("remote", parse_address, required="the peer's own address")
+    ends.finish()
+    if local is None or remote is None:
+        return None
+    if local.version != remote.version:
+        ends.error(
+            "remote", f"got an IPv{remote.version} address and local is IPv{local.version}, want one family"
+        )
+        return None
+    return local, remote
 
 
 def dscp_of(table: Table) -> int | None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from control.config import ConfigError, load, parse
-from dataplane.model import Action, Df, Direction, Encap, Role
+from dataplane.model import Action, Df, Direction, Encap, Mode, Role
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "00112233445566778899aabbccddeeff01020304"
@@ -524,3 +524,78 @@ def test_only_config_error_for_one_wild_value(section: str, index: int, key: str
         parse(values)
     except ConfigError as error:
         assert error.problems
+
+
+def transport() -> dict[str, Any]:
+    """GOOD between two hosts."""
+    values = copy.deepcopy(GOOD)
+    for sa in values["sa"]:
+        sa["mode"] = "transport"
+        for key in ("df", "dscp", "ttl"):
+            sa.pop(key, None)
+    values["policy"] = [
+        {
+            "name": "l2tp",
+            "local": "192.0.2.1",
+            "remote": "192.0.2.2",
+            "protocol": "udp",
+            "remote_port": 1701,
+            "out": "ab",
+            "in": "ba",
+        }
+    ]
+    return values
+
+
+def test_transport_mode() -> None:
+    """The mode, and the addresses before NAT, arrive."""
+    values = transport()
+    values["sa"][1]["nat_original"] = {"local": "10.0.0.1", "remote": "10.9.0.1"}
+    out, into = parse(values).sas
+    assert (out.mode, into.mode) == (Mode.TRANSPORT, Mode.TRANSPORT)
+    assert into.nat_original == (ip_address("10.0.0.1"), ip_address("10.9.0.1"))
+    assert parse(GOOD).sas[0].mode is Mode.TUNNEL
+
+
+@pytest.mark.parametrize(
+    ("section", "index", "key", "value", "line"),
+    [
+        (
+            "policy",
+            0,
+            "remote",
+            "192.0.2.0/24",
+            'got 192.0.2.0-192.0.2.255, and out = "ab" is in transport mode, which protects its own two hosts; '
+            'want "192.0.2.2"',
+        ),
+        (
+            "sa",
+            0,
+            "ttl",
+            9,
+            'has no meaning with mode = "transport", where packets keep their own IP header',
+        ),
+        ("sa", 0, "mode", "beet", 'got \'beet\', want "tunnel" or "transport"'),
+        (
+            "sa",
+            0,
+            "nat_original",
+            {"local": "10.0.0.1", "remote": "10.9.0.1"},
+            'has no meaning but with mode = "transport", encap and direction = "in"; leave it out',
+        ),
+        (
+            "sa",
+            1,
+            "nat_original",
+            {"local": "10.0.0.1", "remote": "fd00::1"},
+            "got an IPv6 address and local is IPv4, want one family",
+        ),
+    ],
+)
+def test_transport_mode_refused(section: str, index: int, key: str, value: object, line: str) -> None:
+    """What transport mode cannot be is said."""
+    values = transport()
+    values[section][index][key] = value
+    with pytest.raises(ConfigError) as caught:
+        parse(values)
+    assert any(line in problem for problem in caught.value.lines()), caught.value.lines()

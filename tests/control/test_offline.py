@@ -221,3 +221,33 @@ def test_pipes_and_links_stay_what_they_are(tmp_path: Path) -> None:
         assert len(os.read(reader, 1 << 16)) == target.stat().st_size
     finally:
         os.close(reader)
+
+
+@pytest.mark.parametrize("encap", [False, True])
+def test_transport_mode(tmp_path: Path, encap: bool) -> None:
+    """Between two hosts: the packets' own headers stay, scapy opens them, and they come back as they went."""
+    paths = {}
+    for site in "ab":
+        path = config(tmp_path / f"{site}.toml", site=site, encap=encap)
+        text = path.read_text().replace("proposal =", 'mode = "transport"\n        proposal =')
+        here, there = ("1", "2") if site == "a" else ("2", "1")
+        text = text.replace(f'["10.{here}.0.0/16", "2001:db8:{here}::/48"]', f'"192.0.2.{here}"')
+        path.write_text(text.replace(f'["10.{there}.0.0/16", "2001:db8:{there}::/48"]', f'"192.0.2.{there}"'))
+        paths[site] = str(path)
+    host = IP(src="192.0.2.1", dst="192.0.2.2", ttl=7, id=99)
+    inner = [host / UDP(sport=5, dport=6) / Raw(b"x" * size) for size in (0, 1, 1300, 8900)]
+    wrpcap(str(tmp_path / "clear.pcap"), inner)
+    clear, esp, back = (str(tmp_path / f"{name}.pcap") for name in ("clear", "esp", "back"))
+    assert cli.main(["pcap", "--config", paths["a"], clear, esp]) == 0
+    peer = SecurityAssociation(
+        ESP,
+        spi=0x1001,
+        crypt_algo="AES-GCM",
+        crypt_key=bytes.fromhex(KEYS["ab"]),
+        nat_t_header=UDP(sport=4500, dport=4500) if encap else None,
+    )
+    for packet, wanted in zip(rdpcap(esp), inner, strict=True):
+        assert (packet[IP].ttl, packet[IP].id, UDP in packet) == (7, 99, encap)
+        assert bytes(peer.decrypt(IP(bytes(packet)))) == bytes(wanted)
+    assert cli.main(["pcap", "--config", paths["b"], esp, back]) == 0
+    assert [bytes(packet[IP]) for packet in rdpcap(back)] == [bytes(packet) for packet in inner]
