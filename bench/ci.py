@@ -3,7 +3,8 @@
     kernels   look-up to finish beside the bare cipher call                      any machine
     rings     a worker's whole loop between memory ports beside the same call    any machine
     scaling   two workers on one SA beside one                                   two CPUs
-    chain     TCP through two gateways beside plain forwarding                   root, for namespaces
+    rate      one worker on AF_XDP beside the same sockets with nothing between  root, for namespaces; two CPUs
+    chain     TCP through two gateways beside plain forwarding                   root
 
 Rounds go over all probes in turn, so a bad minute is one round of each; what is unclear after five gets more
 (bench.gate). What the machine does not allow is listed as not measured: it is for who reads the summary to want it.
@@ -24,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import chain, rings, scaling
+from bench import chain, dut, rate, rings, scaling
 from bench.gate import (
     Baseline,
     Figure,
@@ -37,7 +38,7 @@ from bench.gate import (
     write_baseline,
 )
 from bench.options import Options, slowdown
-from bench.quiet import foremost, undisturbed
+from bench.quiet import foremost, network_foremost, undisturbed
 from bench.report import Row
 from bench.tunnels import Tunnels, inner_packet, tunnels
 from control.config.proposal import parse_proposal
@@ -55,6 +56,9 @@ CHAIN_SECONDS = 1
 # iperf3, two gateways and two hosts on a CI machine's few cores vary by far more than code between two commits does.
 CHAIN_SLACK = 4.0
 SCALING_SLACK = 2.0
+RATE_DRIVER, RATE_SIZES = "xdp", (64, 1400)
+RATE_SECONDS = 0.3
+RATE_SLACK = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +230,30 @@ def scaling_round(
     return {name: statistics.median(each[scaling.WORKERS] / each[1] for each in slices)}
 
 
+def rate_probes(stack: ExitStack) -> Iterator[Probe]:
+    """One worker between AF_XDP sockets, saturated."""
+    if os.geteuid() != 0 or len(os.sched_getaffinity(0)) < 2:
+        return
+    cpus = rate.two_cpus()
+    ends = stack.enter_context(dut.bench())
+    worker = stack.enter_context(dut.Dut(ends, RATE_DRIVER))
+    names = {size: f"rate {RATE_DRIVER} {size} B, of the bare ports" for size in RATE_SIZES}
+
+    def one_round() -> Mapping[str, float]:
+        ratios = {}
+        with network_foremost():
+            for size, name in names.items():
+                ours, bare = (
+                    rate.saturated(ends, worker, size, cpus, RATE_SECONDS, worker=sealing)
+                    for sealing in (True, False)
+                )
+                ratios[name] = ours / bare
+        return ratios
+
+    figures = tuple(Figure(name=name, higher=True, slack=RATE_SLACK) for name in names.values())
+    yield Probe(figures=figures, round=one_round)
+
+
 def chain_probes(stack: ExitStack) -> Iterator[Probe]:
     """TCP, in turns; all laboratories stand side by side."""
     if os.geteuid() != 0:
@@ -245,5 +273,6 @@ PROBES: dict[str, Callable[[ExitStack], Iterator[Probe]]] = {
     "kernels": kernel_probes,
     "rings": ring_probes,
     "scaling": scaling_probes,
+    "rate": rate_probes,
     "chain": chain_probes,
 }

@@ -213,14 +213,22 @@ class Dut:
 
     def rate_for(self, seconds: float) -> float:
         """Let the worker run on this thread; million packets per second."""
-        timer = threading.Timer(seconds, os.eventfd_write, (self._stop, 1))
         before, begun = self.transmitted(), time.perf_counter_ns()
+        self._run_for(seconds)
+        return (self.transmitted() - before) * 1e3 / (time.perf_counter_ns() - begun)
+
+    def idle_cpu_percent(self, seconds: float) -> float:
+        """Of one CPU, what the worker uses while nothing comes."""
+        before, begun = time.thread_time(), time.perf_counter()
+        self._run_for(seconds)
+        return (time.thread_time() - before) * 100 / (time.perf_counter() - begun)
+
+    def _run_for(self, seconds: float) -> None:
+        timer = threading.Timer(seconds, os.eventfd_write, (self._stop, 1))
         timer.start()
         self.loop.run()
-        nanoseconds = time.perf_counter_ns() - begun
         timer.join()
         os.eventfd_read(self._stop)
-        return (self.transmitted() - before) * 1e3 / nanoseconds
 
     @contextlib.contextmanager
     def working(self, cpu: int) -> Iterator[None]:

@@ -4,6 +4,8 @@ First the rate without loss is found (bench.rate); half of it is then offered, p
 is from before the sender's system call to after the receiver's look into its ring, on one clock. Plain kernel
 forwarding has a laboratory of its own and the same rate in turns; `added` is ours less its, of the same percentile.
 
+Apart from that: what a worker costs that has nothing to do, and how long the first packet takes that wakes it.
+
 The sender is on one CPU, the worker on another. Where somebody else wants these CPUs, p99 is how long the scheduler
 lets them wait: it belongs to the machine.
 """
@@ -29,16 +31,20 @@ SIZES = (64, 1400)
 LOAD = 0.5
 SECONDS = 0.5
 ROUNDS = 5
+IDLE_SECONDS = 1.0
+WAKE_RATE = 20.0  # packets per second: each finds the worker asleep
 PERCENTILES = {"p50_us": 50.0, "p99_us": 99.0, "p999_us": 99.9}
 
 
 def run(options: Options) -> list[Row]:
-    """Rows {driver, mode, size, load, mpps, p50_us, p99_us, p999_us, plain_*, added_p50_us, added_p99_us, lost, runs}.
+    """Rows {driver, mode, size, load, mpps, p50_us, p99_us, p999_us, plain_*, added_p50_us, added_p99_us, lost, runs},
+    and those of `measure_idle`.
 
     Percentiles are medians over the rounds; runs: each round's p99_us.
     """
     cpus = two_cpus()
     rows: list[Row] = []
+    idle: list[Row] = []
     for driver in filter(options.wants, DRIVERS):
         with ExitStack() as stack:
             plain = stack.enter_context(bench())
@@ -49,7 +55,24 @@ def run(options: Options) -> list[Row]:
                 rows.append(measure(plain, ends, dut, size, cpus, options))
                 shown = {key: round(float(str(rows[-1][key])), 1) for key in PERCENTILES}
                 print(f"{driver} {size} B: {shown}", file=sys.stderr, flush=True)
-    return rows
+            idle.append(measure_idle(ends, dut, cpus))
+    return [*rows, *idle]
+
+
+def measure_idle(ends: Bench, dut: Dut, cpus: tuple[int, int]) -> Row:
+    """{driver, mode, idle_cpu_percent, wake_p50_us, wake_p99_us, wakes}: a worker that sleeps, and is woken."""
+    with on_cpu(cpus[1]):
+        share = dut.idle_cpu_percent(IDLE_SECONDS)
+    done = through_worker(ends, dut, (SIZES[0],), WAKE_RATE, cpus, 2 * IDLE_SECONDS)
+    woken = percentiles([done])
+    return {
+        "driver": dut.driver,
+        "mode": dut.mode,
+        "idle_cpu_percent": share,
+        "wake_p50_us": woken["p50_us"][0],
+        "wake_p99_us": woken["p99_us"][0],
+        "wakes": done.received,
+    }
 
 
 def measure(plain: Bench, ends: Bench, dut: Dut, size: int, cpus: tuple[int, int], options: Options) -> Row:
