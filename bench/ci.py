@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from bench.quiet import foremost, network_foremost, undisturbed
 from bench.report import Row
 from bench.tunnels import Tunnels, inner_packet, tunnels
 from control.config.proposal import parse_proposal
+from control.lab import LabError
 from ext.kernelbench import measure
 
 ROUNDS = 5
@@ -92,9 +93,10 @@ def run(
                 break
             print(f"round {number + 1}: {len(todo)} of {len(probes)} probes", file=sys.stderr, flush=True)
             for probe in todo:
-                for name, ratio in probe.round().items():
+                for name, ratio in _round(probe).items():
                     found.setdefault(name, []).append(ratio)
     known = {figure.name for figure in figures}
+    tried = known - found.keys()
     unknown = [
         name for name in baseline.ratios if name not in known and options.wants(name.partition(" ")[0])
     ]
@@ -103,12 +105,25 @@ def run(
         judge(figure, found.get(figure.name, ()), baseline, cpu=cpu, tolerance=tolerance)
         for figure in figures
     ]
+    # What was tried and never came to anything is no pass.
+    judgements = [
+        replace(each, finding=Finding.UNCLEAR) if each.figure.name in tried else each for each in judgements
+    ]
     if new_baseline is not None:
         medians = {name: statistics.median(ratios) for name, ratios in found.items()}
         write_baseline(new_baseline, machine, cpu, medians)
     text = markdown(judgements, baseline, cpu=cpu, tolerance=tolerance)
     status = 0 if baseline_path is None else exit_status(judgements)
     return status, text, [row(each, found) for each in judgements]
+
+
+def _round(probe: Probe) -> Mapping[str, float]:
+    """One round; nothing when the machine did not let it come to an end."""
+    try:
+        return probe.round()
+    except (LabError, ZeroDivisionError) as error:
+        print(f"{probe.figures[0].name}: {error}", file=sys.stderr, flush=True)
+        return {}
 
 
 def more_to_tell(
@@ -120,7 +135,7 @@ def more_to_tell(
 ) -> list[Probe]:
     """The probes of which more rounds could tell more; none when the run's status is decided."""
     findings = {
-        figure.name: judge(figure, found[figure.name], baseline, cpu=cpu, tolerance=tolerance).finding
+        figure.name: judge(figure, found.get(figure.name, ()), baseline, cpu=cpu, tolerance=tolerance).finding
         for probe in probes
         for figure in probe.figures
     }

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench import ci
+from bench.gate import Figure
+from bench.options import Options
+from control.lab import LabError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -51,6 +56,20 @@ def test_a_slowdown_is_found(baseline: Path) -> None:
     done = bench("--baseline", str(baseline), slowdown="1.5")
     assert done.returncode == 1, done.stdout
     assert "| **slower** |" in done.stdout
+
+
+def test_a_probe_that_comes_to_nothing_is_no_pass(baseline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 2, and it is listed, however well the others did."""
+
+    def fails() -> dict[str, float]:
+        raise LabError("no packet came in")
+
+    figure = Figure(name="broken")
+    monkeypatch.setitem(ci.PROBES, "broken", lambda stack: iter([ci.Probe(figures=(figure,), round=fails)]))
+    options = Options(only=("kernels", "broken"))
+    status, text, rows = ci.run(baseline, 0.5, None, {}, options)
+    assert status == 2, text
+    assert [row["finding"] for row in rows if row["figure"] == "broken"] == ["too noisy"]
 
 
 def test_no_baseline_is_an_error(tmp_path: Path) -> None:
