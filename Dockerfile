@@ -5,7 +5,7 @@
 #       -v /etc/esplanade:/etc/esplanade:ro -v /var/lib/esplanade:/var/lib/esplanade \
 #       esplanade run -c /etc/esplanade/esplanade.toml
 #
-# A third stage, not part of the above, measures (docs/performance.md); results are in /src/bench/results:
+# A stage of its own measures (docs/performance.md); results are in /src/bench/results:
 #
 #   docker build --target bench -t esplanade-bench .
 #   docker run --rm --privileged esplanade-bench --ci --baseline bench/baseline.json
@@ -23,8 +23,10 @@ RUN python3 -m venv /opt/esplanade \
     && /opt/esplanade/bin/pip install --no-cache-dir . \
     && /opt/esplanade/bin/pip uninstall -y setuptools pip
 
-FROM build AS bench
-RUN apt-get update && PYTHONDONTWRITEBYTECODE=1 ./run bench --help >/dev/null && rm -rf /var/lib/apt/lists/*
+FROM debian:bookworm AS bench
+WORKDIR /src
+COPY . .
+RUN ./run bench --help && rm -rf /var/lib/apt/lists/*
 # Privileged: benches make network namespaces, and come before whatever else the machine does.
 ENTRYPOINT ["./run", "bench"]
 
