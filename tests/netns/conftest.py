@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from control.lab.space import Space, free_tag, make_spaces
+from control.lab.space import Space, free_tag, make_spaces, sweep
+from tests.peers.linux.guest import Guest, booted
 
 # It wants a strongSwan that no distribution has yet.
 collect_ignore = [] if "ESPLANADE_CHARON" in os.environ else ["test_strongswan_hybrid.py"]
@@ -28,3 +29,11 @@ def spaces(tmp_path: Path) -> Iterator[Callable[..., list[Space]]]:
     yield make
     for space in made:
         space.close()
+
+
+@pytest.fixture(scope="session")
+def linux() -> Iterator[Guest]:
+    """Debian's kernel as a peer, booted when first asked for and shared by all tests."""
+    sweep()
+    with booted() as guest:
+        yield guest

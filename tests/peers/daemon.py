@@ -49,9 +49,12 @@ class Daemon(Peer):
         directory: Path,
         tables: Mapping[str, Mapping[str, Any]],
         files: Mapping[str, bytes] | None = None,
+        *,
+        base: str = BASE,
     ) -> None:
-        """Write everything; nothing runs yet."""
+        """Write everything; nothing runs yet. `base` is what the configuration begins with."""
         self.space = space
+        self._base = base
         self.directory = directory / f"esplanade-{space.name}"
         self.directory.mkdir(parents=True, exist_ok=True)
         for name, content in (files or {}).items():
@@ -62,7 +65,7 @@ class Daemon(Peer):
 
     def configure(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Write a configuration; `reload` applies it."""
-        text = BASE.format(directory=self.directory)
+        text = self._base.format(directory=self.directory)
         for heading, values in tables.items():
             # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML.
             text += f"\n[{heading}]\n" + "".join(

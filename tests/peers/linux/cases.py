@@ -1,0 +1,209 @@
+"""One agreement to be proven with the kernel's IPsec, in the words of both sides.
+
+A `Case` is a pair of SAs on keys written by hand, with addresses, SPIs and keys that follow from its number: all
+cases of a run can stand side by side in one gateway. `tables` says it in our configuration's words, `states` and
+`policies` in those of `ip xfrm`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from control.config import parse_proposal
+
+# Outer addresses by family: ours, the kernel's.
+OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8:f::1", "2001:db8:f::2")}
+# Where the protected hosts' addresses begin: ours, the kernel's.
+INNER = {4: ("10.1.0.0", "10.2.0.0"), 6: ("2001:db8:1::", "2001:db8:2::")}
+PREFIX_LENGTH = {4: 16, 6: 64}
+HOST_LENGTH = {4: 32, 6: 128}
+ENCAP_PORT = 4500
+# Extended sequence numbers begin so short of 2**32 that every test crosses it (RFC 4303 appendix A).
+ESN_START = 2**32 - 300
+
+# Our keywords -> the kernel's algorithm and its ICV in bits.
+AEADS = {
+    "aes128gcm16": ("rfc4106(gcm(aes))", 128),
+    "aes192gcm16": ("rfc4106(gcm(aes))", 128),
+    "aes256gcm16": ("rfc4106(gcm(aes))", 128),
+    "chacha20poly1305": ("rfc7539esp(chacha20,poly1305)", 128),
+}
+CIPHERS = {
+    "aes128": "cbc(aes)",
+    "aes192": "cbc(aes)",
+    "aes256": "cbc(aes)",
+    "null": "ecb(cipher_null)",
+}
+INTEGRITIES = {
+    "sha1": ("hmac(sha1)", 96),
+    "sha256": ("hmac(sha256)", 128),
+    "sha384": ("hmac(sha384)", 192),
+    "sha512": ("hmac(sha512)", 256),
+}
+SUITES = (*AEADS, *(f"{cipher}-{integrity}" for cipher in CIPHERS for integrity in INTEGRITIES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Everything that a pair of SAs can differ in."""
+
+    suite: str  # our keywords, without esn
+    outer: int = 4  # family of the tunnel's ends
+    inner: int = 4  # family of what goes through it
+    protocol: str = "esp"
+    mode: str = "tunnel"
+    esn: bool = False
+    encap: bool = False
+    driver: str = "packet"  # of our ports
+
+    @property
+    def mix(self) -> str:
+        """The families, inner in outer."""
+        return f"{self.inner}in{self.outer}"
+
+    def __str__(self) -> str:
+        """The test's name."""
+        words = [self.protocol, self.mode, self.mix, self.suite]
+        words += ["esn"] * self.esn + ["udp"] * self.encap
+        return "-".join([*words, *([self.driver] if self.driver != "packet" else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A case under a number that no other case of the run has."""
+
+    case: Case
+    number: int
+
+    @property
+    def name(self) -> str:
+        """What its SAs and its policy are called, followed by -out and -in."""
+        return f"case{self.number}"
+
+    @property
+    def spi_out(self) -> int:
+        """Of the SA that we send by."""
+        return 0x10000 + 2 * self.number
+
+    @property
+    def spi_in(self) -> int:
+        """Of the SA that the kernel sends by."""
+        return self.spi_out + 1
+
+    @property
+    def local(self) -> str:
+        """Our protected host's address."""
+        return str(ip_address(INNER[self.case.inner][0]) + 1 + self.number)
+
+    @property
+    def remote(self) -> str:
+        """The kernel's."""
+        return str(ip_address(INNER[self.case.inner][1]) + 1 + self.number)
+
+    @property
+    def keys(self) -> dict[str, tuple[bytes, bytes]]:
+        """By direction, seen from us: encryption (with its salt) and integrity key."""
+        proposal = parse_proposal(self._keywords)
+        chance = random.Random(self.number)
+        return {
+            direction: (
+                chance.randbytes(proposal.encryption_key_length),
+                chance.randbytes(proposal.integrity_key_length),
+            )
+            for direction in ("out", "in")
+        }
+
+    @property
+    def _keywords(self) -> str:
+        return self.case.suite + ("-esn" if self.case.esn else "")
+
+    @property
+    def first(self) -> int:
+        """The first sequence number of both directions."""
+        return ESN_START if self.case.esn else 1
+
+    # --- ours ----------------------------------------------------------------------------------------
+
+    def tables(self) -> str:
+        """Our SAs and the policy, as configuration."""
+        ours, theirs = OUTER[self.case.outer]
+        text = ""
+        for direction, spi in (("out", self.spi_out), ("in", self.spi_in)):
+            encryption, integrity = self.keys[direction]
+            values = {
+                "name": f"{self.name}-{direction}",
+                "direction": direction,
+                "spi": spi,
+                "local": ours,
+                "remote": theirs,
+                "proposal": self._keywords,
+                "encap": self.case.encap,
+                "sequence": self.first,
+            }
+            values |= {"encryption_key": encryption.hex()} if encryption else {}
+            values |= {"integrity_key": integrity.hex()} if integrity else {}
+            text += table("[sa]", values)
+        policy = {"name": self.name, "local": self.local, "remote": self.remote}
+        return text + table("[policy]", policy | {"out": f"{self.name}-out", "in": f"{self.name}-in"})
+
+    # --- the kernel's --------------------------------------------------------------------------------
+
+    def states(self) -> list[str]:
+        """Its SAs, as `ip` commands."""
+        ours, theirs = OUTER[self.case.outer]
+        sides = (("out", ours, theirs, self.spi_out), ("in", theirs, ours, self.spi_in))
+        return [
+            f"xfrm state add src {source} dst {target} proto {self.case.protocol} spi {spi:#x} "
+            f"mode {self.case.mode} flag af-unspec {self._numbers(inbound=direction == 'out')} "
+            f"{self._algorithms(direction)} {self._encap}"
+            for direction, source, target, spi in sides
+        ]
+
+    def _numbers(self, *, inbound: bool) -> str:
+        """Replay window, and the last number had or sent."""
+        last = self.first - 1
+        if not self.case.esn:
+            return "replay-window 32"
+        seen = f"replay-seq {last & 0xFFFFFFFF:#x} replay-seq-hi {last >> 32:#x}"
+        sent = f"replay-oseq {last & 0xFFFFFFFF:#x} replay-oseq-hi {last >> 32:#x}"
+        return f"replay-window 1024 {seen if inbound else sent} flag esn"
+
+    def _algorithms(self, direction: str) -> str:
+        encryption, integrity = (f'"0x{key.hex()}"' if key else '""' for key in self.keys[direction])
+        if self.case.suite in AEADS:
+            name, bits = AEADS[self.case.suite]
+            return f'aead "{name}" {encryption} {bits}'
+        cipher, _, hash_name = self.case.suite.partition("-")
+        name, bits = INTEGRITIES[hash_name]
+        return f'enc "{CIPHERS[cipher]}" {encryption} auth-trunc "{name}" {integrity} {bits}'
+
+    @property
+    def _encap(self) -> str:
+        if not self.case.encap:
+            return ""
+        return f"encap espinudp {ENCAP_PORT} {ENCAP_PORT} {'::' if self.case.outer == 6 else '0.0.0.0'}"
+
+    def policies(self) -> list[str]:
+        """Its policies, as `ip` commands."""
+        ours, theirs = OUTER[self.case.outer]
+        length = HOST_LENGTH[self.case.inner]
+        here, there = f"{self.local}/{length}", f"{self.remote}/{length}"
+        tail = f"proto {self.case.protocol} mode {self.case.mode}"
+        return [
+            f"xfrm policy add src {there} dst {here} dir out tmpl src {theirs} dst {ours} spi {self.spi_in:#x} {tail}",
+            f"xfrm policy add src {here} dst {there} dir in tmpl src {ours} dst {theirs} {tail}",
+        ]
+
+
+def table(heading: str, values: dict[str, object]) -> str:
+    """A table of TOML; strings, numbers and booleans are written as in JSON."""
+    return f"\n[{heading}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def numbered(cases: Sequence[Case]) -> dict[Case, Pair]:
+    """Each case with a number of its own."""
+    return {case: Pair(case=case, number=number) for number, case in enumerate(dict.fromkeys(cases))}

@@ -1,0 +1,234 @@
+"""Our gateway and the kernel's IPsec on one cable, and one case after another proven between them.
+
+    host eth0 ---- lan0 [gateway] wan0 ---- bridge ---- eth0 [guest]
+
+Both families everywhere. The gateway holds all cases of the run from the start; the guest has the states and policies
+of the case at hand only, so its counters are that case's. The protected addresses are the host's and the guest's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from control.lab.space import PREFIX, LabError, free_tag, make_spaces
+from tests.peers.daemon import Daemon
+from tests.peers.linux import traffic
+from tests.peers.linux.cases import HOST_LENGTH, INNER, OUTER, PREFIX_LENGTH, Case, Pair, numbered, table
+from tests.peers.linux.guest import LINK_MTU, Guest
+
+LAN_MTU = 9000
+PLAIN_MTU = 1500
+DATAGRAMS = 1000
+LARGEST = {LAN_MTU: 8900, PLAIN_MTU: 1300}  # bytes of UDP payload, per MTU of the protected side
+STREAM = 1 << 18  # bytes by TCP
+PINGS = 3
+
+
+class World:
+    """A gateway with all of `cases`, on the guest's cable."""
+
+    def __init__(self, guest: Guest, cases: Sequence[Case], driver: str) -> None:
+        """Nothing runs before `open`."""
+        self.guest = guest
+        self.driver = driver
+        # Native XDP takes no jumbo frames from a veth.
+        self.mtu = PLAIN_MTU if driver == "xdp" else LAN_MTU
+        self.pairs = numbered(cases)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[World]:
+        """Everything up meanwhile."""
+        with contextlib.ExitStack() as stack:
+            directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{free_tag()}-linux-"))
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            tag = free_tag()
+            self.host, self.gateway = make_spaces([f"{PREFIX}-{tag}-host", f"{PREFIX}-{tag}-gw"], directory)
+            for space in (self.host, self.gateway):
+                stack.callback(space.close)
+                space.sysctl(ipv6__conf__default__accept_dad=0)
+            stack.enter_context(self.guest.attached(self.gateway, "wan0"))
+            self._wire()
+            self.ours = Daemon(self.gateway, directory, {}, base=self._configuration())
+            self.ours.start()
+            stack.callback(self.ours.stop)
+            yield self
+
+    def _wire(self) -> None:
+        """Addresses and routes on all three."""
+        mtu, wan = self.mtu, LINK_MTU if self.mtu == LAN_MTU else PLAIN_MTU
+        self.gateway.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
+        self.gateway.ip(
+            f"link add lan0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {self.host.name}",
+            f"link set wan0 mtu {wan} up",
+            "link set lan0 up",
+            *(f"address add {OUTER[family][0]}/{length} dev wan0" for family, length in ((4, 24), (6, 64))),
+            *(f"address add {self._router(family)}/{PREFIX_LENGTH[family]} dev lan0" for family in (4, 6)),
+        )
+        self.host.ip(
+            "link set lo up",
+            "link set eth0 up",
+            *(
+                f"address add {pair.local}/{PREFIX_LENGTH[pair.case.inner]} dev eth0"
+                for pair in self.pairs.values()
+            ),
+        )
+        families = {pair.case.inner for pair in self.pairs.values()}
+        self.host.ip(
+            *(
+                f"route add {INNER[family][1]}/{PREFIX_LENGTH[family]} via {self._router(family)}"
+                for family in families
+            )
+        )
+        self.guest.ip(
+            f"link set eth0 mtu {wan}",
+            *(
+                f"address replace {OUTER[family][1]}/{length} dev eth0{' nodad' if family == 6 else ''}"
+                for family, length in ((4, 24), (6, 64))
+            ),
+            *(
+                f"route replace {INNER[family][0]}/{PREFIX_LENGTH[family]} via {OUTER[family][0]}"
+                for family in (4, 6)
+            ),
+        )
+
+    @staticmethod
+    def _router(family: int) -> str:
+        """The gateway's address on the protected side: the last but one of the network."""
+        return "10.1.255.254" if family == 4 else "2001:db8:1::ffff:fffe"
+
+    def _configuration(self) -> str:
+        text = '[gateway]\nworkers = 1\nstate_dir = "{directory}/state"\nrun_dir = "{directory}/run"\n'
+        for name, role in (("lan", "protected"), ("wan", "unprotected")):
+            text += table(
+                "[port]", {"name": name, "role": role, "driver": self.driver, "interface": f"{name}0"}
+            )
+        return text + "".join(pair.tables() for pair in self.pairs.values())
+
+    # --- one case ------------------------------------------------------------------------------------
+
+    def prove(self, case: Case) -> Agreement:
+        """Set the case up in the guest, send everything through it, and read all counters."""
+        pair = self.pairs[case]
+        length = HOST_LENGTH[case.inner]
+        nodad = " nodad" if case.inner == 6 else ""
+        if case.encap:
+            self.guest.encapsulate()
+        self.guest.ip(f"address add {pair.remote}/{length} dev lo{nodad}", *pair.states(), *pair.policies())
+        errors, ours = self.guest.xfrm_errors(), self.ours.status()
+        try:
+            self.guest.ask("echo", address=pair.remote)
+            return self._send(pair, errors, ours)
+        finally:
+            self.guest.ask("silence")
+            self.guest.ip(
+                "xfrm policy flush", "xfrm state flush", f"address delete {pair.remote}/{length} dev lo"
+            )
+
+    def _send(self, pair: Pair, errors: dict[str, int], ours: dict[str, Any]) -> Agreement:
+        pings = self._ping(pair)
+        sent = self.host.call(
+            lambda: traffic.datagrams(
+                pair.local, pair.remote, count=DATAGRAMS, largest=LARGEST[self.mtu], seed=pair.number
+            )
+        )
+        stream = self.host.call(lambda: traffic.stream(pair.local, pair.remote, STREAM, seed=pair.number))
+        now = self.guest.xfrm_errors()
+        return Agreement(
+            pings_lost=pings,
+            datagrams=sent,
+            streamed=stream,
+            kernel=kernel_counters(self.guest),
+            kernel_errors={
+                name: count - errors[name] for name, count in now.items() if count != errors[name]
+            },
+            ours=our_counters(self.ours.status(), pair),
+            our_drops=changes(ours["drops"], self.ours.status()["drops"]),
+        )
+
+    def _ping(self, pair: Pair) -> int:
+        """Pings lost, of `PINGS` each way."""
+        argv = ["ping", "-n", "-i", "0.05", "-c", str(PINGS), "-w", "20", "-I"]
+        outputs = (
+            self.host.run([*argv, pair.local, pair.remote], check=False).output(),
+            self.guest.run([*argv, pair.remote, pair.local], check=False),
+        )
+        # With a deadline ping sends more than it was told while answers are late: those to the first count.
+        answered = [
+            {int(number) for number in re.findall(r"icmp_seq=(\d+) .*time=", output)} for output in outputs
+        ]
+        return sum(len(set(range(1, PINGS + 1)) - numbers) for numbers in answered)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """Of one SA: packets that passed, and those that were refused, by reason."""
+
+    packets: int
+    refused: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What came of a case."""
+
+    pings_lost: int
+    datagrams: dict[str, int]
+    streamed: int  # bytes
+    kernel: dict[int, Counters]  # by SPI
+    kernel_errors: dict[str, int]  # changes of /proc/net/xfrm_stat
+    ours: dict[int, Counters]
+    our_drops: dict[str, int]  # of the whole gateway
+
+    def check(self, pair: Pair) -> None:
+        """AssertionError unless nothing is lost, and both sides counted the same packets and no error."""
+        assert self.pings_lost == 0, self
+        assert self.datagrams == {"sent": DATAGRAMS, "back": DATAGRAMS, "lost": 0, "wrong": 0}, self
+        assert self.streamed == STREAM, self
+        assert self.kernel_errors == {}, self
+        assert self.our_drops == {}, self
+        for spi in (pair.spi_out, pair.spi_in):
+            assert self.kernel[spi] == self.ours[spi], self
+            assert self.kernel[spi].packets > DATAGRAMS, self
+            assert not any(self.kernel[spi].refused.values()), self
+
+
+def kernel_counters(guest: Guest) -> dict[int, Counters]:
+    """What `ip -s xfrm state` counts, by SPI."""
+    found = {}
+    for block in re.split(r"^(?=src )", guest.run(["ip", "-s", "xfrm", "state"]), flags=re.MULTILINE):
+        spi = re.search(r"spi 0x([0-9a-f]+)", block)
+        packets = re.search(r"lifetime current:\s+\d+\(bytes\), (\d+)\(packets\)", block)
+        failures = re.search(r"replay-window (\d+) replay (\d+) failed (\d+)", block)
+        if spi and packets and failures:
+            refused = {"replay": int(failures[2]), "failed": int(failures[3])}
+            found[int(spi[1], 16)] = Counters(
+                packets=int(packets[1]), refused={name: count for name, count in refused.items() if count}
+            )
+        elif block.strip():
+            raise LabError(f"ip -s xfrm state said something else than expected: {block}")
+    return found
+
+
+def our_counters(status: dict[str, Any], pair: Pair) -> dict[int, Counters]:
+    """The same of our two SAs."""
+    return {
+        sa["spi"]: Counters(
+            packets=sa["packets"], refused={name: count for name, count in sa["drops"].items() if count}
+        )
+        for sa in status["sas"]
+        if sa["spi"] in (pair.spi_out, pair.spi_in)
+    }
+
+
+def changes(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """Counters that grew."""
+    return {
+        name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)
+    }
