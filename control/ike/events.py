@@ -101,6 +101,8 @@ class ChildSa:
     remote_selectors: tuple[TrafficSelector, ...]
     path: PeerPath
     encapsulated: bool  # ESP in UDP between the ports of `path`
+    # Transport mode through a NAT: our address and the peer's as its TCP and UDP checksums have them; None: unknown.
+    nat_original: tuple[Address, Address] | None = None
     established: float  # time
     rekey_at: float  # time; 0 is never
     expires_at: float  # time; 0 is never

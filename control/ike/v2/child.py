@@ -23,6 +23,7 @@ from control.ike.proposal import Proposal, Suite, select, suite_of
 from control.ike.settings import ChildSettings, Mode, TrafficSelector
 from control.ike.v2.lifetimes import Random, child_times
 from control.ike.wire.proposal import OfferedProposal
+from dataplane.model import Address
 
 SPI_LENGTH = 4  # bytes of an ESP SPI
 RESERVED_SPIS = 256  # 0 to 255 are IANA's (RFC 4303 section 2.1)
@@ -134,6 +135,7 @@ def make_child(
     selectors: Selectors,
     path: PeerPath,
     encapsulated: bool,
+    nat_original: tuple[Address, Address] | None = None,
     now: float,
     random: Random,
 ) -> ChildSa:
@@ -170,6 +172,7 @@ def make_child(
         remote_selectors=selectors.remote,
         path=path,
         encapsulated=encapsulated,
+        nat_original=nat_original,
         established=now,
         rekey_at=times.replace_at,
         expires_at=times.expires_at,

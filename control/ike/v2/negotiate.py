@@ -10,6 +10,7 @@ of the children of a connection the one that fits best is taken.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from control.ike.errors import LocalError, PeerError
@@ -29,6 +30,7 @@ from control.ike.selectors import (
     with_packet,
 )
 from control.ike.settings import ChildSettings, Mode
+from control.ike.v2 import transport
 from control.ike.v2.child import (
     Keying,
     Selectors,
@@ -70,6 +72,7 @@ class Agreed:
     spi_out: int
     mode: Mode
     selectors: Narrowed
+    nat_original: tuple[Address, Address] | None = None  # transport mode: see `ChildSa`
 
 
 def dynamic_addresses(sa: IkeSa) -> tuple[Sequence[Address], Sequence[Address]]:
@@ -120,21 +123,31 @@ def add_request(message: Outgoing, request: ChildRequest) -> None:
     )
 
 
-def accept(request: ChildRequest, response: Incoming) -> Agreed:
+def accept(sa: IkeSa, request: ChildRequest, response: Incoming) -> Agreed:
     """What the response agrees to; raises PeerError for anything that was not asked for."""
     answer = response.need(SaPayload).proposals
     suite, spi_out = accept_suite(answer, request.proposals)
-    selectors = accept_narrowed(
-        answered_local=response.need(TsPayload, initiator=True).selectors,
-        answered_remote=response.need(TsPayload, initiator=False).selectors,
-        asked_local=request.local,
-        asked_remote=request.remote,
-    )
     # RFC 7296 section 1.3.1: a responder that does not echo the notification makes a tunnel mode SA.
-    transport = response.notify(NotifyType.USE_TRANSPORT_MODE) is not None
-    if transport and request.settings.mode is not Mode.TRANSPORT:
+    is_transport = response.notify(NotifyType.USE_TRANSPORT_MODE) is not None
+    if is_transport and request.settings.mode is not Mode.TRANSPORT:
         raise PeerError(
             NotifyType.INVALID_SYNTAX, "the response is for transport mode; tunnel mode was asked for"
+        )
+    local = response.need(TsPayload, initiator=True).selectors
+    remote = response.need(TsPayload, initiator=False).selectors
+    original = transport.original(sa, local, remote) if is_transport else None
+    if is_transport:
+        local, remote = transport.seen_from_here(sa, local, remote)
+    selectors = accept_narrowed(
+        answered_local=local, answered_remote=remote, asked_local=request.local, asked_remote=request.remote
+    )
+    if is_transport and not transport.between_hosts(sa, selectors.local, selectors.remote):
+        path = sa.way or sa.path
+        raise PeerError(
+            NotifyType.TS_UNACCEPTABLE,
+            f"the response is for transport mode and {show_both(selectors.local, selectors.remote)}; transport mode is "
+            f"between {path.local} and {path.remote} alone (RFC 4301 section 4.1)",
+            advice="leave local_ts and remote_ts dynamic on both sides, or use tunnel mode",
         )
     return Agreed(
         settings=request.settings,
@@ -142,8 +155,9 @@ def accept(request: ChildRequest, response: Incoming) -> Agreed:
         number=answer[0].number,
         spi_in=request.spi,
         spi_out=spi_out,
-        mode=Mode.TRANSPORT if transport else Mode.TUNNEL,
+        mode=Mode.TRANSPORT if is_transport else Mode.TUNNEL,
         selectors=selectors,
+        nat_original=original,
     )
 
 
@@ -204,25 +218,26 @@ def answer(
 
     `candidates` are the children of the connection, or the one that is being rekeyed as `old`.
     """
-    asked_remote = request.need(TsPayload, initiator=True).selectors
-    asked_local = request.need(TsPayload, initiator=False).selectors
-    settings, selectors = _best(sa, tuple(candidates), asked_local, asked_remote, old)
+    remote = request.need(TsPayload, initiator=True).selectors
+    local = request.need(TsPayload, initiator=False).selectors
+    settings, selectors, mode = _best(
+        sa, tuple(candidates), local, remote, old, request.notify(NotifyType.USE_TRANSPORT_MODE) is not None
+    )
     suite, number, spi_out = choose_suite(
         request.need(SaPayload).proposals,
         child_proposals(settings, key_exchange=key_exchange),
         ke_group,
         whose=f"child '{settings.name}' of connection '{sa.connection.name}'",
     )
-    # RFC 7296 section 1.3.1: transport mode is what both must want.
-    transport = settings.mode is Mode.TRANSPORT and request.notify(NotifyType.USE_TRANSPORT_MODE) is not None
     return Agreed(
         settings=settings,
         suite=suite,
         number=number,
         spi_in=sa.host.new_child_spi(),
         spi_out=spi_out,
-        mode=Mode.TRANSPORT if transport else Mode.TUNNEL,
+        mode=mode,
         selectors=selectors,
+        nat_original=transport.original(sa, local, remote) if mode is Mode.TRANSPORT else None,
     )
 
 
@@ -232,41 +247,77 @@ def _best(
     asked_local: Sequence[WireSelector],
     asked_remote: Sequence[WireSelector],
     old: ChildSa | None,
-) -> tuple[ChildSettings, Narrowed]:
+    wants_transport: bool,
+) -> tuple[ChildSettings, Narrowed, Mode]:
     """The child whose policy leaves most of what is asked; the first in the configuration among equals."""
-    best: tuple[tuple[bool, bool], ChildSettings, Narrowed] | None = None
+    best: tuple[tuple[bool, bool, bool], tuple[ChildSettings, Narrowed, Mode]] | None = None
     first_error: TsUnacceptable | None = None
-    ours, theirs = dynamic_addresses(sa)
     for settings in candidates:
-        local, remote = resolve(settings.local, ours), resolve(settings.remote, theirs)
-        if old is not None:
-            # RFC 7296 section 2.9.2: a rekeyed child is not narrower than it was, whatever has changed here since.
-            local += from_settings(old.local_selectors)
-            remote += from_settings(old.remote_selectors)
         try:
-            found = narrow(
-                asked_local=asked_local,
-                asked_remote=asked_remote,
-                allowed_local=local,
-                allowed_remote=remote,
-                whose=f"child '{settings.name}' of connection '{sa.connection.name}'",
-            )
+            found, mode = _narrowed(sa, settings, asked_local, asked_remote, old, wants_transport)
         except TsUnacceptable as error:
             first_error = first_error or error
             continue
+        local, remote = _allowed(sa, settings, None)
         whole = all(any(contains(each, one) for each in asked_local) for one in local) and all(
             any(contains(each, one) for each in asked_remote) for one in remote
         )
-        rank = (not found.cut, whole)
+        rank = ((mode is Mode.TRANSPORT) == wants_transport, not found.cut, whole)
         if best is None or rank > best[0]:
-            best = rank, settings, found
+            best = rank, (settings, found, mode)
     if best is not None:
-        return best[1], best[2]
+        return best[1]
     raise first_error or PeerError(
         NotifyType.TS_UNACCEPTABLE,
         f"connection '{sa.connection.name}' has no child; the peer asks for one",
         advice="give the connection a child, or make the peer's childless",
     )
+
+
+def _allowed(
+    sa: IkeSa, settings: ChildSettings, old: ChildSa | None
+) -> tuple[tuple[WireSelector, ...], tuple[WireSelector, ...]]:
+    """What a child's settings allow on either side, and what it had before."""
+    ours, theirs = dynamic_addresses(sa)
+    local, remote = resolve(settings.local, ours), resolve(settings.remote, theirs)
+    if old is not None:
+        # RFC 7296 section 2.9.2: a rekeyed child is not narrower than it was, whatever has changed here since.
+        local += from_settings(old.local_selectors)
+        remote += from_settings(old.remote_selectors)
+    return local, remote
+
+
+def _narrowed(
+    sa: IkeSa,
+    settings: ChildSettings,
+    asked_local: Sequence[WireSelector],
+    asked_remote: Sequence[WireSelector],
+    old: ChildSa | None,
+    wants_transport: bool,
+) -> tuple[Narrowed, Mode]:
+    """What one child leaves of what is asked, and its mode: transport is what both must want (section 1.3.1)."""
+    local, remote = _allowed(sa, settings, old)
+    whose = f"child '{settings.name}' of connection '{sa.connection.name}'"
+    if wants_transport and settings.mode is Mode.TRANSPORT:
+        asked = transport.seen_from_here(sa, asked_local, asked_remote)
+        with suppress(TsUnacceptable):  # then a tunnel, for what was asked for as it came (section 2.23.1)
+            found = narrow(
+                asked_local=asked[0],
+                asked_remote=asked[1],
+                allowed_local=local,
+                allowed_remote=remote,
+                whose=whose,
+            )
+            if transport.between_hosts(sa, found.local, found.remote):
+                return found, Mode.TRANSPORT
+    found = narrow(
+        asked_local=asked_local,
+        asked_remote=asked_remote,
+        allowed_local=local,
+        allowed_remote=remote,
+        whose=whose,
+    )
+    return found, Mode.TUNNEL
 
 
 def add_answer(message: Outgoing, agreed: Agreed) -> None:
@@ -322,6 +373,7 @@ def install(
         ),
         path=sa.way or sa.path,
         encapsulated=sa.encapsulated,
+        nat_original=agreed.nat_original if sa.encapsulated else None,
         now=now,
         random=sa.host.random,
     )

@@ -239,7 +239,7 @@ class IkeAuth(Task):
                 configure.take(sa, message)
                 negotiate.install(
                     sa,
-                    negotiate.accept(request, message),
+                    negotiate.accept(sa, request, message),
                     now,
                     nonce_i=handshake.nonce_i,
                     nonce_r=handshake.nonce_r,

@@ -269,7 +269,7 @@ class CreateChild(KeyedTask):
         """What the peer chose; from here on it may have installed the child."""
         if self.asked is None:
             raise PeerError(NotifyType.INVALID_SYNTAX, "an answer to nothing that was asked")
-        self.agreed = negotiate.accept(self.asked, message)
+        self.agreed = negotiate.accept(sa, self.asked, message)
         return self.agreed.suite.group, self.agreed.suite.additional_groups
 
     def refused(self, sa: IkeSa, error: NotifyPayload, now: float) -> Result:
