@@ -27,6 +27,7 @@ from control.ike.events import (
     ChildEstablished,
     ChildOutboundReady,
     ChildSa,
+    Closed,
     Event,
     IkeClosed,
     IkeFailed,
@@ -48,7 +49,7 @@ from control.pki.store import Credentials
 from control.reload import IkeChanges
 from control.sa.children import Children, Ways
 from control.sa.spd import Spd
-from control.sa.traps import remote_address, traps
+from control.sa.traps import left_behind, remote_address, trap_of, traps
 from dataplane.api import DataPlane, DataPlaneError
 from dataplane.model import Address
 
@@ -117,6 +118,7 @@ class IkeDaemon:
         self._fetcher = CrlFetcher(credentials.crls, log=log.info)
         self._addresses = addresses
         self._lent: dict[int, tuple[Address, ...]] = {}  # to us, by IKE SA
+        self._left: set[tuple[str, str]] = set()  # children that left a trap, by connection and name
         self._loop = asyncio.get_running_loop()
         self._pumping = False  # a pump is due
         self._timer: asyncio.TimerHandle | None = None
@@ -267,6 +269,9 @@ class IkeDaemon:
         elif isinstance(event, ChildOutboundReady):
             self.children.outbound_ready(event.child)
         elif isinstance(event, ChildClosed):
+            self._leave_trap(
+                event
+            )  # first: its policies stay where they are then, and nothing passes in clear
             self.children.closed(event.child, replaced=event.replaced_by is not None)
         elif isinstance(event, PathChanged):
             self.children.path_changed(event.ike, event.path, event.encapsulated)
@@ -281,6 +286,20 @@ class IkeDaemon:
             self._run(self._set_addresses(), "virtual addresses")
         self._watch.happened(event)
         self.feed.publish([event])
+
+    def _leave_trap(self, event: ChildClosed) -> None:
+        """A child that traffic is to bring back has a policy from now on, if it had none by itself."""
+        connection = self._connections.get(event.connection)
+        children = connection.children if connection is not None else ()
+        child = next((each for each in children if each.name == event.name), None)
+        if connection is None or child is None:
+            return
+        if left_behind(event, child):
+            self._left.add((event.connection, event.name))
+            self.spd.add_trap(trap_of(connection, child, source_address))
+        elif event.why is Closed.LOCAL and (event.connection, event.name) in self._left:
+            self._left.discard((event.connection, event.name))
+            self.spd.remove_trap(event.connection, event.name)
 
     def _give_back(self, ike: int) -> None:
         if self._lent.pop(ike, ()):
@@ -371,7 +390,8 @@ class IkeDaemon:
             self._pools.set(config.pools)
         self._config, self._credentials, self.pools = config, credentials, config.pools
         self._connections = {connection.name: connection for connection in config.connections}
-        self.spd.set_traps(traps(config.connections, source_address))
+        self._left = {each for each in self._left if each[0] not in touched and each not in ended}
+        self.spd.set_traps(traps(config.connections, source_address, self._left))
         await self.spd.flush()
         self._watch.connections = self._connections
         for connection in (*changes.added, *changes.changed):

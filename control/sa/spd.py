@@ -109,6 +109,19 @@ class Spd:
             entry.trap = wanted.get(selector)
             self._drop_unwanted(entry)
 
+    def add_trap(self, trap: Trap) -> None:
+        """One more trap; selectors that another one has are its still."""
+        for selector in trap.selectors:
+            entry = self._entry(selector, f"{trap.connection}/{trap.child}")
+            entry.trap = entry.trap or (trap.connection, trap.child)
+
+    def remove_trap(self, connection: str, child: str) -> None:
+        """A child waits for traffic no more; what it has itself stays."""
+        for entry in list(self._entries.values()):
+            if entry.trap == (connection, child):
+                entry.trap = None
+                self._drop_unwanted(entry)
+
     def add(self, child: int, name: str, sa: str, selectors: Sequence[SelectorSpec]) -> None:
         """From now on packets of these selectors leave by the outbound SA `sa`; `name` begins new policies' names."""
         self._children[child] = tuple(selectors)

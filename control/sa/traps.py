@@ -2,16 +2,18 @@
 
 What such a policy matches is dropped until an SA is there, and the first packet asks for one. So nothing that a
 `start` or `trap` child should protect leaves in clear while its tunnel is down (RFC 4301 section 5.1). Children that
-wait for the peer or for a command (`start_action = none`) have no policy before they are up, and neither has a selector
-that is known only then: a virtual address, or "dynamic" of a peer that may be anyone.
+wait for the peer or for a command (`start_action = none`) have no policy before they are up, and one after it only where
+`close_action` or `dpd_action` says "trap" and neither we nor a newer child of the same took them down. A selector that is
+known only when a child is up has none either: a virtual address, or "dynamic" of a peer that may be anyone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
-from control.ike.settings import ChildSettings, Connection, StartAction, TrafficSelector
+from control.ike.events import ChildClosed, Closed
+from control.ike.settings import ChildSettings, Connection, DpdAction, StartAction, TrafficSelector
 from control.sa.selectors import pairs, resolve
 from control.sa.spd import Trap
 from dataplane.model import Address
@@ -19,20 +21,35 @@ from dataplane.model import Address
 Source = Callable[[Address], Address | None]
 
 
-def traps(connections: Iterable[Connection], source: Source) -> list[Trap]:
-    """The traps of all connections; `source` tells from which address the kernel would reach a peer."""
+def traps(
+    connections: Iterable[Connection], source: Source, left: Collection[tuple[str, str]] = ()
+) -> list[Trap]:
+    """The traps of all connections; `source` tells from which address the kernel would reach a peer.
+
+    `left` are children, by connection and name, that left one behind when they went.
+    """
     found = []
     for connection in connections:
         for child in connection.children:
-            if child.start_action is StartAction.NONE:
+            if child.start_action is StartAction.NONE and (connection.name, child.name) not in left:
                 continue
-            trap = _trap(connection, child, source)
+            trap = trap_of(connection, child, source)
             if trap.selectors:
                 found.append(trap)
     return found
 
 
-def _trap(connection: Connection, child: ChildSettings, source: Source) -> Trap:
+def left_behind(event: ChildClosed, child: ChildSettings) -> bool:
+    """Whether a child that has gone leaves a trap that it did not have before it came."""
+    if child.start_action is not StartAction.NONE or event.replaced_by is not None:
+        return False
+    if event.why is Closed.PEER_DEAD:
+        return child.dpd_action is DpdAction.TRAP
+    return event.why in (Closed.PEER, Closed.EXPIRED) and child.close_action is StartAction.TRAP
+
+
+def trap_of(connection: Connection, child: ChildSettings, source: Source) -> Trap:
+    """The trap of one child, whatever its settings say; without selectors where none is known before it is up."""
     remote = remote_address(connection)
     local = None if connection.virtual_addresses else local_address(connection, source)
     return Trap(

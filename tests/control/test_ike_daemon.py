@@ -203,6 +203,28 @@ def test_traffic_brings_a_trapped_child_about(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_child_that_was_closed_leaves_a_trap(tmp_path: Path) -> None:
+    """It was brought up by command and closed by the peer: traffic brings it back, until we close it ourselves."""
+
+    async def scenario() -> None:
+        trapped = {"close_action": StartAction.TRAP}
+        async with World(tmp_path, left=trapped) as world:
+            left, right = world.left, world.right
+            assert left.spd.policies() == []
+            left.daemon.initiate("to-right", "net")
+            await world.up()
+            right.daemon.terminate_child(right.children[0])
+            await until(lambda: not left.children and not right.children)
+            (policy,) = left.spd.policies()
+            assert policy.sa is None and not world.carried()  # the packet is dropped, and asks for the child
+            await until(world.carried)
+            left.daemon.terminate_child(left.children[0])
+            await until(lambda: not left.children and not right.children)
+            assert left.spd.policies() == []
+
+    asyncio.run(scenario())
+
+
 def test_what_a_child_carries_ends_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After so many packets it is rekeyed, and packets pass all the while."""
     monkeypatch.setattr("control.ike_watch.TRAFFIC_INTERVAL", 0.02)

@@ -286,6 +286,28 @@ def test_a_trap_drops_until_a_child_comes_and_again_after_it(world: World) -> No
     asyncio.run(scenario())
 
 
+def test_a_trap_that_a_child_leaves_behind(world: World) -> None:
+    """Set before the child goes, its policy stays in its place: what it matches never leaves in clear."""
+
+    async def scenario() -> None:
+        await routed(world)
+        for side, child in zip((world.left, world.right), world.pair(1), strict=True):
+            await side.come(child)
+        world.ping()
+        side, packet = world.left, udp("10.1.0.5", "10.2.0.9")
+        (before,) = side.spd.policies()
+        side.spd.add_trap(Trap(connection="branch", child="net", selectors=(PAIR,)))
+        side.children.closed(1, replaced=False)
+        (policy,) = side.spd.policies()
+        assert policy.name == before.name and policy.sa is None and not side.spd.stale
+        assert side.packets.out(packet) == [] and side.packets.drops() == {"policy_no_sa": 1}
+        assert side.spd.trap_of(policy.name) == ("branch", "net")
+        side.spd.remove_trap("branch", "net")
+        assert side.spd.policies() == [] and side.spd.stale
+
+    asyncio.run(scenario())
+
+
 def test_a_child_moves_with_its_ike_sa(world: World) -> None:
     """A new path, encapsulated or not: both SAs follow, and two moves at once end at the last."""
 
