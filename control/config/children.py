@@ -17,11 +17,10 @@ from control.ike.settings import (
     ChildSettings,
     DpdAction,
     Lifetime,
-    Mode,
     StartAction,
     TrafficSelector,
 )
-from dataplane.model import Df
+from dataplane.model import Df, Mode
 
 CHILD_KEYS = (
     *("local_ts", "remote_ts", "esp_proposals", "mode", "start_action", "close_action", "dpd_action"),
@@ -51,8 +50,8 @@ def read_child(
     local, remote = _selectors(table, "local_ts"), _selectors(table, "remote_ts")
     proposals = read_proposals(table, "esp_proposals", Protocol.ESP, remote_access=remote_access)
     mode = Mode(table.choice("mode", [each.value for each in Mode], "tunnel") or "tunnel")
-    if mode is not Mode.TUNNEL:
-        table.error("mode", f'got "{mode.value}", and the dataplane has tunnel mode only; want "tunnel"')
+    if mode is Mode.TRANSPORT:
+        _check_transport(table, local, remote, lends=dials_in or remote_access)
     first = StartAction.START if dials_in else StartAction.TRAP
     start = _start_action(table, "start_action", first if started else StartAction.NONE, started)
     # What was there when the gateway started is to be there again.
@@ -105,6 +104,30 @@ def _check_families(
             "remote_ts",
             f"got IPv{min(theirs)} only and local_ts has IPv{min(ours)} only, want a pair of one family",
         )
+
+
+def _check_transport(
+    table: Table, local: Sequence[TrafficSelector], remote: Sequence[TrafficSelector], *, lends: bool
+) -> None:
+    """It is between the IKE SA's own two hosts (RFC 4301 section 4.1), whose packets keep their header."""
+    if lends:
+        table.error(
+            "mode",
+            'got "transport", and the connection lends or asks for addresses, which want a tunnel; want "tunnel"',
+        )
+    for key, selectors in (("local_ts", local), ("remote_ts", remote)):
+        for each in selectors:
+            network = each.network
+            if (network is not None and network.num_addresses > 1) or each.first != each.last:
+                table.error(
+                    key,
+                    f'got {network or f"{each.first}-{each.last}"}, and mode = "transport" is between the two hosts '
+                    'themselves; want it left out, "dynamic", or "dynamic[tcp/443]"',
+                )
+                break
+    for key in ("dscp", "df"):
+        if table.has(key):
+            table.error(key, 'has no meaning with mode = "transport", where packets keep their own IP header')
 
 
 def _versions(selectors: Sequence[TrafficSelector]) -> set[int]:

@@ -28,7 +28,7 @@ from control.ike.settings import (
     Retransmission,
     Unique,
 )
-from dataplane.model import Address
+from dataplane.model import Address, Mode
 
 DPD_DELAY = 30.0  # seconds; a dead peer is what a gateway must notice by itself
 _NAME = "letters, digits and _ . : @ - (at most 64)"
@@ -100,7 +100,7 @@ def _read(table: Table, name: str, credentials: Credentials, defaults: Defaults)
         keying_tries=table.integer("keyingtries", 0, 1000, 1, "attempts; 0 is for ever"),
         fragmentation=_forced(table, "fragmentation", _FRAGMENTATION),
         fragment_size=defaults.fragment_size,
-        mobike=table.boolean("mobike", True),
+        mobike=_mobike(table, children),
         encap=_encap(table, defaults.encap),
         childless=_forced(table, "childless", _CHILDLESS),
         unique=Unique(table.choice("unique", [each.value for each in Unique], "no") or "no"),
@@ -214,6 +214,18 @@ def _forced(table: Table, key: str, words: dict[str, Choice]) -> Choice:
         return Choice.YES if value else Choice.NO
     word = table.choice(key, words, "")
     return words[word] if word else Choice.YES
+
+
+def _mobike(table: Table, children: Sequence[ChildSettings]) -> bool:
+    """RFC 4555 moves tunnels; what is in transport mode is bound to its two addresses."""
+    hosts = [child.name for child in children if child.mode is Mode.TRANSPORT]
+    mobike = table.boolean("mobike", not hosts)
+    if mobike and hosts:
+        table.error(
+            "mobike",
+            f'is true, and child "{hosts[0]}" is in transport mode, which cannot move; want it left out, or "tunnel"',
+        )
+    return mobike
 
 
 def _encap(table: Table, needed: bool) -> bool:

@@ -15,8 +15,8 @@ import enum
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from control.ike.settings import ChildSettings, Mode, Network, TrafficSelector
-from dataplane.model import Address, EspProposal
+from control.ike.settings import ChildSettings, Network, TrafficSelector
+from dataplane.model import Address, EspProposal, Mode
 
 LONGEST = 4000  # characters of a text that a log or a status shows
 TRACEBACK = "internal error"  # how a text begins that ends in a traceback of ours

@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from control.ike.identity import Identity
 from control.ike.proposal import Proposal
-from dataplane.model import Address, Df
+from dataplane.model import Address, Df, Mode
 
 Network = IPv4Network | IPv6Network
 
@@ -23,13 +23,6 @@ class Auth(enum.Enum):
     PUBKEY = "pubkey"  # any signature that its key can make
     EAP = "eap"
     NONE = "none"  # EAP-only authentication (RFC 5998) of the other side
-
-
-class Mode(enum.Enum):
-    """What a child SA wraps (RFC 4301 section 3.2)."""
-
-    TUNNEL = "tunnel"
-    TRANSPORT = "transport"
 
 
 class StartAction(enum.Enum):

@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from control.ike.events import ChildEstablished, ChildSa, PeerPath
-from control.ike.settings import Mode
 from control.net.mirror import Way
 from control.sa.selectors import pairs
 from control.sa.spd import Spd
 from dataplane.api import DataPlaneError, SaTraffic
-from dataplane.model import Address, AdjacencySpec, Direction, Encap, SaSpec, SelectorSpec
+from dataplane.model import Address, AdjacencySpec, Direction, Encap, Mode, SaSpec, SelectorSpec
 
 log = logging.getLogger("esplanade.sa")
 
@@ -107,6 +106,7 @@ def sa_specs(
                 local=path.local,
                 remote=path.remote,
                 proposal=child.suite,
+                mode=child.mode,
                 encryption_key=child.encryption_key_in if inbound else child.encryption_key_out,
                 integrity_key=child.integrity_key_in if inbound else child.integrity_key_out,
                 encap=encap(path) if encapsulated else None,
@@ -117,6 +117,7 @@ def sa_specs(
                 dscp=settings.dscp,
                 mss_clamp=settings.mss_clamp,
                 negotiated=True,
+                nat_original=child.nat_original if inbound and encapsulated else None,
             )
         )
     return found[0], found[1]
@@ -169,8 +170,6 @@ class Children:
 
     def _install(self, child: ChildSa) -> None:
         """Both SAs; nothing is sent through them yet. All or nothing."""
-        if child.mode is not Mode.TUNNEL:
-            raise DataPlaneError(f"mode {child.mode.value}: the dataplane has tunnel mode only")
         # One set of objects for both directions and the policies: what is worked out of a selector stays with it.
         selectors = pairs(child.local_selectors, child.remote_selectors)
         inbound, outbound = sa_specs(child, child.path, child.encapsulated, selectors)
@@ -266,7 +265,20 @@ class Children:
     def path_changed(self, ike: int, path: PeerPath, encapsulated: bool) -> None:
         """All children of an IKE SA use another path."""
         for installed in self._installed.values():
-            if installed.ike == ike:
+            if installed.ike != ike:
+                continue
+            before = installed.path
+            if installed.sa.mode is Mode.TRANSPORT and (before.local, before.remote) != (
+                path.local,
+                path.remote,
+            ):
+                # Its selectors are the two addresses: RFC 4555 is for tunnels.
+                self._refuse(
+                    installed.sa,
+                    f"transport mode is between {before.local} and {before.remote}, and the peers are at "
+                    f"{path.local} and {path.remote} now",
+                )
+            else:
                 self._move(installed, path, encapsulated)
 
     def _move(self, installed: Installed, path: PeerPath, encapsulated: bool) -> None:

@@ -2,9 +2,9 @@
 
 What such a policy matches is dropped until an SA is there, and the first packet asks for one. So nothing that a
 `start` or `trap` child should protect leaves in clear while its tunnel is down (RFC 4301 section 5.1). Children that
-wait for the peer or for a command (`start_action = none`) have no policy before they are up, and one after it only where
-`close_action` or `dpd_action` says "trap" and neither we nor a newer child of the same took them down. A selector that is
-known only when a child is up has none either: a virtual address, or "dynamic" of a peer that may be anyone.
+wait for the peer or for a command (`start_action = none`) have no policy before they are up, and one afterwards only
+where `close_action` or `dpd_action` says "trap" and it was not us who took them down. A selector that is known only
+when a child is up has none either: a virtual address, or "dynamic" of a peer that may be anyone.
 """
 
 from __future__ import annotations

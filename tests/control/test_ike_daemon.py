@@ -32,7 +32,7 @@ from control.pki.settings import CredentialSettings, PresharedKey
 from control.reload import compare_ike
 from control.sa.spd import Spd
 from dataplane.api import DataPlane
-from dataplane.model import AdjacencySpec, RouteSpec, SaSpec
+from dataplane.model import AdjacencySpec, Mode, RouteSpec, SaSpec
 from tests.control.ike.pair import esp, ike
 from tests.dataplane.conftest import SMALL
 from tests.dataplane.make import memory_ports
@@ -56,13 +56,12 @@ def configuration(
     name: str, ports: tuple[int, int], secret: bytes = b"a shared secret", **rest: Any
 ) -> IkeConfig:
     """One side's connection to the other; `rest` goes to the child."""
-    child = ChildSettings(
-        name="net",
-        local=(TrafficSelector(network=LANS[name]),),
-        remote=(TrafficSelector(network=LANS[OTHER[name]]),),
-        proposals=esp("aes128gcm16-esn"),
-        **rest,
-    )
+    networks = {
+        "local": (TrafficSelector(network=LANS[name]),),
+        "remote": (TrafficSelector(network=LANS[OTHER[name]]),),
+        "proposals": esp("aes128gcm16-esn"),
+    }
+    child = ChildSettings(**{"name": "net", **networks, **rest})
     connection = Connection(
         name=f"to-{OTHER[name]}",
         local_addresses=(ADDRESSES[name],),
@@ -93,6 +92,7 @@ class Side:
         )
         self.packets = Gateway(self.plane)
         self.spd = Spd(self.plane)
+        self.hosts = rest.get("mode") is Mode.TRANSPORT
         self.config = configuration(name, ports, **rest)
         self.daemon = IkeDaemon.create(self.config, self.plane, self.spd, self)
 
@@ -104,7 +104,10 @@ class Side:
 
     async def start(self) -> None:
         self.daemon.sockets.open([ADDRESSES[self.name]])
-        await self.plane.set_routes([RouteSpec(prefix=LANS[self.name], adjacency=AdjacencySpec(port="lan"))])
+        inside = (LANS[self.name], ip_network(ADDRESSES[self.name]))
+        await self.plane.set_routes(
+            [RouteSpec(prefix=prefix, adjacency=AdjacencySpec(port="lan")) for prefix in inside]
+        )
         await self.daemon.start()
 
     async def close(self) -> None:
@@ -143,9 +146,11 @@ class World:
         await self.right.close()
 
     def carried(self) -> bool:
-        """Whether a packet each way arrives."""
+        """Whether a packet each way arrives, of the networks or, in transport mode, of the hosts."""
         for near, far in ((self.left, self.right), (self.right, self.left)):
-            packet = udp(*PING[near.name])
+            packet = udp(
+                *(str(ADDRESSES[each.name]) for each in (near, far)) if near.hosts else PING[near.name]
+            )
             out = near.packets.out(packet)
             if len(out) != 1 or far.packets.back(out[0]) != [packet]:
                 return False
@@ -221,6 +226,29 @@ def test_a_child_that_was_closed_leaves_a_trap(tmp_path: Path) -> None:
             left.daemon.terminate_child(left.children[0])
             await until(lambda: not left.children and not right.children)
             assert left.spd.policies() == []
+
+    asyncio.run(scenario())
+
+
+HOSTS = {"local": (TrafficSelector(),), "remote": (TrafficSelector(),), "mode": Mode.TRANSPORT}
+
+
+def test_transport_mode_between_hosts(tmp_path: Path) -> None:
+    """Packets of the two hosts keep their header, through a rekeying as well; a move ends the child."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, left=START | HOSTS, right=HOSTS) as world:
+            await world.up()
+            [established] = world.left.events(ChildEstablished)
+            assert established.child.mode is Mode.TRANSPORT
+            [sealed] = world.left.packets.out(udp(str(ADDRESSES["left"]), str(ADDRESSES["right"])))
+            assert sealed[12:20] == ADDRESSES["left"].packed + ADDRESSES["right"].packed and sealed[9] == 50
+            world.left.daemon.rekey_child(world.left.children[0])
+            await until(lambda: len(world.right.events(ChildClosed)) == 1)
+            assert world.carried()
+            [ike], moved = world.left.daemon.snapshot(), IPv4Address("127.0.0.3")
+            world.left.daemon.children.path_changed(ike.id, replace(ike.path, local=moved), False)
+            await until(lambda: not world.left.children and not world.right.children)
 
     asyncio.run(scenario())
 

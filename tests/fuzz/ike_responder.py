@@ -29,7 +29,6 @@ from control.ike.settings import (
     Choice,
     Connection,
     EndpointSettings,
-    Mode,
     PoolSettings,
     TrafficSelector,
 )
@@ -38,6 +37,7 @@ from control.ike.wire import build_payload_chain, build_sealed_prefix, parse_mes
 from control.pki.make import issue, make_authority
 from control.pki.settings import EapSecret, PostquantumKey, PresharedKey
 from control.pki.store import Authority, Credentials, LoadedCertificate
+from dataplane.model import Mode
 from tests import ike_messages
 from tests.control.ike.pair import ADDRESS_A, Pair, Side, Wire, child, connection_a, esp, ike, mirror
 from tests.fuzz.ike_mutate import mutate

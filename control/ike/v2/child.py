@@ -20,10 +20,10 @@ from control.ike.errors import PeerError
 from control.ike.events import ChildSa, PeerPath
 from control.ike.numbers import Group, NotifyType, Protocol, name_of
 from control.ike.proposal import Proposal, Suite, select, suite_of
-from control.ike.settings import ChildSettings, Mode, TrafficSelector
+from control.ike.settings import ChildSettings, TrafficSelector
 from control.ike.v2.lifetimes import Random, child_times
 from control.ike.wire.proposal import OfferedProposal
-from dataplane.model import Address
+from dataplane.model import Address, Mode
 
 SPI_LENGTH = 4  # bytes of an ESP SPI
 RESERVED_SPIS = 256  # 0 to 255 are IANA's (RFC 4303 section 2.1)

@@ -29,7 +29,7 @@ from control.ike.selectors import (
     to_settings,
     with_packet,
 )
-from control.ike.settings import ChildSettings, Mode
+from control.ike.settings import ChildSettings
 from control.ike.v2 import transport
 from control.ike.v2.child import (
     Keying,
@@ -45,7 +45,7 @@ from control.ike.v2.sa import Child, IkeSa
 from control.ike.v2.task import Incoming, Outgoing
 from control.ike.wire.payloads import NotifyPayload, SaPayload, TsPayload
 from control.ike.wire.selector import WireSelector
-from dataplane.model import Address
+from dataplane.model import Address, Mode
 
 PacketSelectors = tuple[WireSelector, WireSelector]  # of a packet that asked for a child: local, remote
 

@@ -34,8 +34,8 @@ from control.ike.events import (
     VirtualAddressesAssigned,
 )
 from control.ike.numbers import Protocol
-from control.ike.settings import ChildSettings, Mode, TrafficSelector
-from dataplane.model import Cipher, EspProposal
+from control.ike.settings import ChildSettings, TrafficSelector
+from dataplane.model import Cipher, EspProposal, Mode
 
 PATH = PeerPath(
     local=ip_address("192.0.2.1"), local_port=4500, remote=ip_address("2001:db8::2"), remote_port=4501

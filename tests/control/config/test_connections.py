@@ -18,11 +18,11 @@ from control.ike.settings import (
     Auth,
     Choice,
     DpdAction,
-    Mode,
     StartAction,
     TrafficSelector,
     Unique,
 )
+from dataplane.model import Mode
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 SECRET = "correct horse battery staple"
@@ -33,6 +33,13 @@ remote_addrs = "198.51.100.1"
 psk = "correct horse battery staple"
 local_ts = "10.1.0.0/24"
 remote_ts = "10.2.0.0/24"
+"""
+
+HOSTS = """
+[connections.branch]
+remote_addrs = "198.51.100.1"
+psk = "correct horse battery staple"
+mode = "transport"
 """
 
 FULL = """
@@ -400,7 +407,22 @@ GOLDEN = [
     ),
     (
         SHORTEST + 'mode = "transport"\n',
-        'connections.branch.mode: got "transport", and the dataplane has tunnel mode only; want "tunnel"',
+        'connections.branch.local_ts: got 10.1.0.0/24, and mode = "transport" is between the two hosts themselves; '
+        'want it left out, "dynamic", or "dynamic[tcp/443]"',
+    ),
+    (
+        HOSTS + "mobike = true\n",
+        'connections.branch.mobike: is true, and child "branch" is in transport mode, which cannot move; want it left '
+        'out, or "tunnel"',
+    ),
+    (
+        HOSTS + 'df = "set"\n',
+        'connections.branch.df: has no meaning with mode = "transport", where packets keep their own IP header',
+    ),
+    (
+        HOSTS + 'vips = "0.0.0.0"\n',
+        'connections.branch.mode: got "transport", and the connection lends or asks for addresses, which want a '
+        'tunnel; want "tunnel"',
     ),
     (
         SHORTEST + "ppk_required = true\n",

@@ -1,4 +1,4 @@
-"""Transport mode negotiated: both must want it, between the two hosts alone, and with the addresses of either side of a NAT.
+"""Transport mode negotiated: both must want it, between the two hosts alone, each with its own addresses by a NAT.
 
 A 192.0.2.1 ---- NAT, seen as 198.51.100.7 ---- B 192.0.2.2          RFC 7296 sections 1.3.1 and 2.23.1
 """
@@ -11,12 +11,14 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from control.ike.events import ChildSa, Datagram
-from control.ike.settings import ChildSettings, Connection, Mode, TrafficSelector
+from control.ike.settings import ChildSettings, Connection, TrafficSelector
+from dataplane.model import Mode
 from tests.control.ike.pair import (
     ADDRESS_A,
     ADDRESS_B,
     ESP_PROPOSAL,
     Pair,
+    Side,
     Wire,
     connection_a,
     esp,
@@ -33,9 +35,9 @@ def host_child(**rest: object) -> ChildSettings:
     )
 
 
-def only(side: object) -> ChildSa:
+def only(side: Side) -> ChildSa:
     """The one child of a side."""
-    (found,) = side.sending.values()  # type: ignore[attr-defined]
+    (found,) = side.sending.values()
     return found
 
 

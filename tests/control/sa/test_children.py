@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from control.ike.events import ChildEstablished, ChildSa, PeerPath
-from control.ike.settings import ChildSettings, Mode, TrafficSelector
+from control.ike.settings import ChildSettings, TrafficSelector
 from control.net.mirror import Way
 from control.sa.children import Children
 from control.sa.spd import Spd, Trap
@@ -22,6 +22,7 @@ from dataplane.model import (
     AdjacencySpec,
     Cipher,
     EspProposal,
+    Mode,
     PolicySpec,
     RouteSpec,
     SaSpec,
@@ -341,18 +342,18 @@ def test_a_child_moves_with_its_ike_sa(world: World) -> None:
 
 
 def test_what_the_dataplane_cannot_be_given_is_refused(world: World) -> None:
-    """Transport mode, and an SPI that is taken; nothing stays behind."""
+    """An SPI that cannot be, and one that is taken; nothing stays behind."""
 
     async def scenario() -> None:
         left, _ = world.pair(1)
         side = world.left
-        await side.come(replace(left, mode=Mode.TRANSPORT))
+        await side.come(replace(left, spi_in=5))
         await side.come(left)
         await side.come(replace(left, id=2))
         side.children.outbound_ready(2)
         side.children.closed(2, replaced=True)
         assert side.refused == [
-            "mode transport: the dataplane has tunnel mode only",
+            "SA 'branch/net#1/in': SPI is 0x5; RFC 4303 section 2.1 leaves 0x100 to 0xffffffff",
             "SA 'branch/net#2/in': SPI 0xa0000001 belongs to SA 'branch/net#1/in'",
         ]
         assert set(side.followed) == {"branch/net#1/out"} and set(side.children.installed) == {1}
