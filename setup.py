@@ -38,6 +38,7 @@ MODULES = {  # module of ext: libraries it links
     "bare_evp": ["crypto"],
     "esp_out": [],
     "esp_in": [],
+    "deal": [],
     "icmp": [],
     "loop": [],
     "steering": ["bpf"],

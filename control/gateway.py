@@ -151,6 +151,7 @@ class Gateway:
             engine=config.gateway.engine,
             state_dir=config.gateway.state_dir,
             cpus=config.gateway.cpus,
+            deal=config.gateway.deal,
         )
         stack.push_async_callback(self._stop_dataplane)
         self.dataplane.set_local_addresses(self.mirror.mirror.local_addresses())

@@ -72,12 +72,14 @@ class DataPlane(Book):
         kernel: bool,
         pin: bool,
         cpus: Sequence[int],
+        deal: bool,
     ) -> None:
         super().__init__(tables=tables, keeper=keeper, ports=ports)
         self._workers = workers
         self._kernel = kernel
         self._pin = pin
         self._cpus = tuple(cpus)
+        self._deal = deal
         self._locals: list[Address] = []
         self._prepared: list[PreparedPort] = []
         self._supervisor: Supervisor | None = None
@@ -95,12 +97,14 @@ class DataPlane(Book):
         kernel: bool = True,
         pin: bool = True,
         cpus: Sequence[int] = (),
+        deal: bool = True,
     ) -> Self:
         """Tables without workers yet. `engine` is auto, ipsec-mb or openssl.
 
         `state_dir` is where numbers of manual SAs are reserved; without it manual AEAD SAs are refused.
         `kernel` gives workers a raw socket for what has no adjacency; `pin` ties worker k to the k-th of
-        `cpus`, or of those that this process may use.
+        `cpus`, or of those that this process may use; with `deal` a worker whose core is full lets others open its
+        inbound packets.
         """
         _check_ports(ports)
         if workers < 1:
@@ -120,7 +124,14 @@ class DataPlane(Book):
                 problem = str(error)
         keeper = SequenceKeeper(tables, reserve, problem)
         return cls(
-            tables=tables, keeper=keeper, ports=ports, workers=workers, kernel=kernel, pin=pin, cpus=cpus
+            tables=tables,
+            keeper=keeper,
+            ports=ports,
+            workers=workers,
+            kernel=kernel,
+            pin=pin,
+            cpus=cpus,
+            deal=deal,
         )
 
     # --- life ----------------------------------------------------------------------------------------
@@ -169,6 +180,7 @@ class DataPlane(Book):
                 kernel=self._kernel,
                 pin=self._pin,
                 cpus=self._cpus,
+                deal=self._deal,
             )
             try:
                 await supervisor.start()

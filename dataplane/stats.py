@@ -36,6 +36,8 @@ class WorkerStats:
     lock_error: str  # why its memory is not locked; "" when it is
     loops: int  # rounds of the present process
     sleeps: int  # waits for packets
+    dealt: int  # batches offered to other workers, because this one was full
+    helped: int  # batches of other workers that this one opened
     passed: int  # packets that left by an adjacency
     dropped: int
 
@@ -121,6 +123,8 @@ def worker_stats(tables: Tables, states: Iterable[WorkerState]) -> tuple[WorkerS
                 lock_error=state.lock_error,
                 loops=int(counters["loops"]),
                 sleeps=int(counters["sleeps"]),
+                dealt=int(counters["dealt"]),
+                helped=int(counters["helped"]),
                 passed=int(verdicts[0]),
                 dropped=sum(int(verdicts[number]) for number, _ in _DROPS),
             )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from dataplane.confine import unprivileged_user
 from dataplane.ports.drivers import Assigned, PreparedPort, frame_count, frame_size
 from dataplane.tables import Tables
 from dataplane.worker import Assignment
+from ext.deal import team_size
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,8 @@ class WorkerState:
 class Supervisor:
     """The workers of one dataplane. `ports` are prepared; `kernel` gives each worker a way to the kernel.
 
-    With `pin` worker k is tied to the k-th of `cpus`, in their order and in turn; () takes what we may use.
+    With `pin` worker k is tied to the k-th of `cpus`, in their order and in turn; () takes what we may use. With `deal`
+    several workers open each other's batches (ext/deal.pyx).
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Supervisor:
         kernel: bool = True,
         pin: bool = True,
         cpus: Sequence[int] = (),
+        deal: bool = True,
     ) -> None:
         self._tables = tables
         self._ports = ports
@@ -107,10 +111,28 @@ class Supervisor:
             ports=tuple((port.spec, port.mode, port.fds) for port in ports),
             tables_fd=tables.fd,
         )
+        if deal and workers > 1:
+            self._make_team()
         cpus = cpus or sorted(os.sched_getaffinity(0))
         self.workers = [
             WorkerState(index=index, cpu=cpus[index % len(cpus)] if pin else None) for index in range(workers)
         ]
+
+    def _make_team(self) -> None:
+        """Memory for the frames of all workers, and what each is woken by. It outlives every one of them."""
+        task = self._assignment
+        fd = os.memfd_create("esplanade-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, team_size(task.workers, task.frame_count, task.frame_size))
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        wake_fds = tuple(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(task.workers))
+        self._assignment = replace(task, team_fd=fd, wake_fds=wake_fds)
+
+    def _close_team(self) -> None:
+        task = self._assignment
+        if task.team_fd >= 0:
+            for fd in (task.team_fd, *task.wake_fds):
+                os.close(fd)
+        self._assignment = replace(task, team_fd=-1, wake_fds=())
 
     # --- start ---------------------------------------------------------------------------------------
 
@@ -332,6 +354,7 @@ class Supervisor:
             if worker.channel is not None:
                 self._on_death(worker)
         await self._stop_nursery(seconds)
+        self._close_team()
         return all_gone
 
     async def _gone(self, seconds: float) -> bool:

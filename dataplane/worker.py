@@ -25,6 +25,7 @@ from dataplane import confine
 from dataplane.channel import Channel, ChannelClosedError, Message
 from dataplane.engine import open_engine
 from dataplane.ports import drivers
+from ext.deal import Team
 from ext.loop import Loop
 from ext.packet import Pool, PortHandle
 from ext.sa import TablesView
@@ -45,6 +46,8 @@ class Assignment:
     kernel: bool  # open a raw socket for what has no adjacency
     ports: tuple[drivers.Assigned, ...]
     tables_fd: int
+    team_fd: int = -1  # memory that the workers share to open each other's batches; -1: they do not
+    wake_fds: tuple[int, ...] = ()  # one eventfd per worker, with a team
 
     def to_message(self) -> tuple[Message, list[int]]:
         """The message and the descriptors that go with it."""
@@ -56,6 +59,9 @@ class Assignment:
                 places[name] = len(descriptors)
                 descriptors.append(fd)
             ports.append({"spec": drivers.port_to_json(spec), "mode": mode, "fds": places})
+        team = len(descriptors) if self.team_fd >= 0 else None
+        if team is not None:
+            descriptors += [self.team_fd, *self.wake_fds]
         message: Message = {
             "type": "assign",
             "index": self.index,
@@ -68,13 +74,15 @@ class Assignment:
             "gid": self.gid,
             "kernel": self.kernel,
             "ports": ports,
+            "team": team,
         }
         return message, descriptors
 
     @classmethod
     def from_message(cls, message: Message, descriptors: list[int]) -> Assignment:
         """The reverse of `to_message`, in the worker."""
-        fields = {name: value for name, value in message.items() if name not in ("type", "ports")}
+        fields = {name: value for name, value in message.items() if name not in ("type", "ports", "team")}
+        team = message["team"]
         ports = tuple(
             (
                 drivers.port_from_json(port["spec"]),
@@ -83,6 +91,8 @@ class Assignment:
             )
             for port in message["ports"]
         )
+        if team is not None:
+            fields.update(team_fd=descriptors[team], wake_fds=tuple(descriptors[team + 1 :]))
         return cls(**fields, ports=ports, tables_fd=descriptors[0])
 
 
@@ -121,7 +131,8 @@ def _live(channel: Channel, assignment: Assignment, descriptors: list[int], star
     confine.no_core_dumps()
     view = TablesView(assignment.tables_fd, assignment.index)
     engine = open_engine(assignment.engine)
-    pool = Pool(assignment.frame_count, assignment.frame_size)
+    team = _join_team(assignment)
+    pool = team.pool if team is not None else Pool(assignment.frame_count, assignment.frame_size)
     ports = drivers.open_ports(assignment.ports, assignment.index, assignment.workers, pool)
     kernel = drivers.open_kernel(pool) if assignment.kernel else None
     for fd in descriptors:
@@ -129,7 +140,7 @@ def _live(channel: Channel, assignment: Assignment, descriptors: list[int], star
     lock_error = confine.lock_memory()
     confine.drop_privileges(assignment.uid, assignment.gid)
     view.worker_enter(os.getpid())
-    loop = Loop(view, engine, ports, kernel, channel.fileno())
+    loop = Loop(view, engine, ports, kernel, channel.fileno(), team=team)
     channel.send(
         {
             "type": "ready",
@@ -144,6 +155,20 @@ def _live(channel: Channel, assignment: Assignment, descriptors: list[int], star
         del loop
         _close(ports, kernel)
     return 0
+
+
+def _join_team(assignment: Assignment) -> Team | None:
+    """This worker's part of the memory that all share, where they do."""
+    if assignment.team_fd < 0:
+        return None
+    return Team(
+        assignment.team_fd,
+        assignment.index,
+        assignment.workers,
+        assignment.wake_fds,
+        frame_count=assignment.frame_count,
+        frame_size=assignment.frame_size,
+    )
 
 
 def _close(ports: list[PortHandle], kernel: PortHandle | None) -> None:

@@ -57,6 +57,7 @@ cpdef enum Verdict:
     DROP_TX_FULL                # the transmit ring stayed full
     DROP_TX_ERROR               # the kernel refused the packet on transmit
     DROP_NO_FRAME               # no free frame to receive into
+    DROP_WORKER_LOST            # dealt to another worker, which died or was stopped (ext/deal.pyx)
     DROP_ICMP_LIMIT             # an ICMP error was due and the rate limit was reached
     DROPS_END                   # one past the last drop
     # Not drops: counted by name too.
@@ -80,7 +81,9 @@ cdef struct WorkerCounters:     # 2048 bytes, written by one worker, read by con
     uint64_t sleeps
     uint64_t heartbeat          # loop count mirrored before each sleep; 0 until the loop runs
     uint64_t pid
-    uint64_t reserved[59]
+    uint64_t dealt              # batches offered to other workers
+    uint64_t helped             # batches opened for other workers
+    uint64_t reserved[57]
     uint64_t verdicts[VERDICTS]
     PortCounters ports[PORTS_MAX]
     uint64_t tail[64]

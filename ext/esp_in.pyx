@@ -66,9 +66,19 @@ cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch
     Afterwards a packet that PASSes has `data` at its inner IP header and an adjacency; one that is TO_KERNEL
     is as complete, and the kernel has to find its way.
     """
+    inbound_begin(batch, tables, engine, scratch)
+    engine.open(engine, &scratch.jobs)
+    inbound_end(batch, tables, scratch, now)
+
+
+cdef void inbound_begin(Batch *batch, Tables *tables, const Engine *engine, Inbound *scratch) noexcept nogil:
+    """As far as the engine's jobs; nothing that another batch could see is changed."""
     find_sas(batch, tables, engine, &scratch.leaders)
     admit(batch, tables, scratch)
-    engine.open(engine, &scratch.jobs)
+
+
+cdef void inbound_end(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil:
+    """What comes after engine.open; batches of one flow in the order in which they came."""
     finish(batch, tables, scratch, now)
     select_and_route(batch, tables, scratch)
 

@@ -258,6 +258,8 @@ cdef tuple worker_counters_layout():
         "sleeps": at(&x, &x.sleeps, sizeof(x.sleeps), "u8"),
         "heartbeat": at(&x, &x.heartbeat, sizeof(x.heartbeat), "u8"),
         "pid": at(&x, &x.pid, sizeof(x.pid), "u8"),
+        "dealt": at(&x, &x.dealt, sizeof(x.dealt), "u8"),
+        "helped": at(&x, &x.helped, sizeof(x.helped), "u8"),
         "reserved": at(&x, x.reserved, sizeof(x.reserved), "u8"),
         "verdicts": at(&x, x.verdicts, sizeof(x.verdicts), "u8"),
         "ports": at(&x, x.ports, sizeof(x.ports), "PortCounters"),

@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from ext.acquire cimport AcquireLimit
 from ext.counters cimport PORTS_MAX
 from ext.crypto cimport Engine, EngineHandle
+from ext.deal cimport Deal
 from ext.esp_in cimport Inbound
 from ext.esp_out cimport Outbound
 from ext.icmp cimport IcmpLimit
@@ -19,6 +20,7 @@ cdef struct Worker:
     Port *kernel                # NULL: packets for the kernel are dropped
     int stop_fd
     uint32_t idle_loops         # empty loops before sleep
+    Deal *deal                  # NULL: there is no other worker
     Batch batch
     Batch returns               # decrypted packets that go out through a tunnel
     Batch answers               # ICMP errors about decrypted packets: they do, too

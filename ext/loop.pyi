@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ext.crypto import EngineHandle
+from ext.deal import Team
 from ext.packet import PortHandle
 from ext.sa import TablesView
 
@@ -16,6 +17,7 @@ class Loop:
         kernel: PortHandle | None = None,
         stop_fd: int = -1,
         idle_loops: int = 8,
+        team: Team | None = None,
     ) -> None: ...
     def run(self) -> None: ...
     def step(self, rounds: int = 1) -> int: ...

@@ -1,6 +1,7 @@
 """One worker's life in one nogil loop: receive, walk, dispatch, flush; sleep when nothing comes.
 
     step      for each port: receive a batch -> parse_batch -> outbound (protected) or inbound (unprotected)
+    deal      when this core is full, inbound batches are opened by whichever worker has time (ext/deal.pyx)
     report    flows that wait for an SA, so that control brings it about
     turn back what came out of a tunnel and is not for the protected side is the SPD's before it is the kernel's
     answer    TTL and size verdicts become ICMP errors, back to the sender or back through the tunnel
@@ -22,13 +23,17 @@ from ext.counters cimport (
     BYPASSED, DROP_ICMP_LIMIT, DROP_KERNEL, DROP_NO_ROUTE, DROP_POLICY_DISCARD, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL,
     ICMP_SENT, PASS, SA_VERDICTS, TO_KERNEL, WorkerCounters,
 )
-from ext.esp_in cimport inbound
+from ext.deal cimport (
+    DEAL_SLOTS, Deal, Team, deal_claim, deal_done, deal_drop, deal_flying, deal_help, deal_may_sleep, deal_measure,
+    deal_pass, deal_post, deal_room, deal_slot, deal_woken,
+)
+from ext.esp_in cimport Inbound, inbound, inbound_begin, inbound_end
 from ext.esp_out cimport outbound
 from ext.icmp cimport icmp_answer
 from ext.packet cimport LINK_ETHERNET, NO_INDEX, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders, frame_give
 from ext.policy cimport policy_of
 from ext.sa cimport ACTION_BYPASS, ACTION_DISCARD, Adjacency, Policy, tables_enter, tables_leave, tables_pass
-from ext.wire cimport decrement_ttl, likely, parse_batch, store16
+from ext.wire cimport decrement_ttl, likely, parse_batch, store16, unlikely
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
@@ -46,19 +51,35 @@ cdef enum:
     SLEEP_MS = 1000
     STOP_CHECK = 1023           # rounds between two looks at stop_fd while busy (a power of two less one)
     LINK_HEADER = 14
+    HELP_BELOW = 32             # a round with more packets of our own leaves no time for those of others
 
 
 cdef uint32_t step(Worker *worker) noexcept nogil:
-    """One round over all ports; returns the packets received."""
+    """One round over all ports; returns the packets received or opened for others, not 0 while batches are dealt."""
     cdef uint32_t index
     cdef uint32_t count
     cdef uint32_t total = 0
     cdef Port *port
     cdef Batch *batch = &worker.batch
+    cdef Deal *deal = worker.deal
     cdef uint64_t now = 0
-    tables_pass(worker.tables)
+    cdef bint full = False
+    if deal == NULL:
+        tables_pass(worker.tables)
+    else:
+        deal_pass(deal)
     for index in range(worker.port_count):
         port = worker.ports[index]
+        if unlikely(deal != NULL and port.role != ROLE_PROTECTED and (deal.active or deal_flying(deal)), 0):
+            if deal_room(deal):
+                count = _deal(worker, port)
+                if count and now == 0:
+                    now = now_ns()
+                total += count
+                full |= count == BATCH_MAX
+                continue
+            if deal_flying(deal):
+                continue        # what comes in now must leave after those
         count = port.receive(port, batch)
         if count == 0:
             continue
@@ -69,29 +90,80 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
             parse_batch(batch, port, &worker.out.leaders)
             outbound(batch, worker.tables, worker.engine, &worker.out, port.link == LINK_ETHERNET, now)
             report_acquires(batch, &worker.out.leaders, worker.tables, &worker.acquires, now)
+            _leave(worker, batch, port, now)
         else:
             parse_batch(batch, port, &worker.into.leaders)
             inbound(batch, worker.tables, worker.engine, &worker.into, now)
-            _turn_back(worker, batch)
-        _answer(worker, batch, port, now)
-        _dispatch(worker, batch)
-        if worker.returns.count:
-            _send_own(worker, &worker.returns, now)
-            _answer(worker, &worker.returns, port, now)
-            _dispatch(worker, &worker.returns)
-            worker.returns.count = 0
-        if worker.answers.count:
-            _send_own(worker, &worker.answers, now)
-            _dispatch(worker, &worker.answers)
-            worker.answers.count = 0
+            _turn_back(worker, batch, &worker.into.leaders)
+            _leave(worker, batch, port, now)
+            full |= count == BATCH_MAX
+    if deal != NULL:
+        deal_measure(deal, total, full, now)
+        if deal_flying(deal):
+            total += _settle(worker, total)
     for index in range(worker.port_count):
         worker.ports[index].flush(worker.ports[index])
     if worker.kernel != NULL:
         worker.kernel.flush(worker.kernel)
+    if deal != NULL and total <= HELP_BELOW:
+        total += deal_help(deal)
     return total
 
 
-cdef void _turn_back(Worker *worker, Batch *batch) noexcept nogil:
+cdef uint32_t _deal(Worker *worker, Port *port) noexcept nogil:
+    """Receive a batch, prepare it for the engine, and let whoever has time open it."""
+    cdef Deal *deal = worker.deal
+    cdef Batch *batch = &deal.batches[deal.head & (DEAL_SLOTS - 1)]
+    cdef Inbound *into = deal_slot(deal, deal.head)
+    cdef uint32_t count = port.receive(port, batch)
+    if count:
+        parse_batch(batch, port, &into.leaders)
+        inbound_begin(batch, worker.tables, worker.engine, into)
+        deal_post(deal, port)
+    return count
+
+
+cdef uint32_t _settle(Worker *worker, uint32_t received) noexcept nogil:
+    """Batches that are open leave in their order; with nothing else to do we open one. Returns those under way."""
+    cdef Deal *deal = worker.deal
+    _commit(worker)
+    if deal_flying(deal) and (received == 0 or not deal_room(deal)) and deal_claim(deal):
+        _commit(worker)
+    return <uint32_t>(deal.head - deal.tail)
+
+
+cdef void _commit(Worker *worker) noexcept nogil:
+    """The second half of `inbound`, and what follows it, for the oldest batches as far as they are open."""
+    cdef Deal *deal = worker.deal
+    cdef Batch *batch
+    cdef Inbound *into
+    cdef uint64_t now
+    while deal_done(deal):
+        now = now_ns()
+        batch = &deal.batches[deal.tail & (DEAL_SLOTS - 1)]
+        into = deal_slot(deal, deal.tail)
+        inbound_end(batch, worker.tables, into, now)
+        _turn_back(worker, batch, &into.leaders)
+        _leave(worker, batch, deal.ports[deal.tail & (DEAL_SLOTS - 1)], now)
+        deal_drop(deal)
+
+
+cdef inline void _leave(Worker *worker, Batch *batch, Port *port, uint64_t now) noexcept nogil:
+    """A batch that came in by `port` has its verdicts: answers, then every packet to where it goes."""
+    _answer(worker, batch, port, now)
+    _dispatch(worker, batch)
+    if worker.returns.count:
+        _send_own(worker, &worker.returns, now)
+        _answer(worker, &worker.returns, port, now)
+        _dispatch(worker, &worker.returns)
+        worker.returns.count = 0
+    if worker.answers.count:
+        _send_own(worker, &worker.answers, now)
+        _dispatch(worker, &worker.answers)
+        worker.answers.count = 0
+
+
+cdef void _turn_back(Worker *worker, Batch *batch, const Leaders *leaders) noexcept nogil:
     """What does not lead to the protected side is the SPD's before it is the kernel's (RFC 4301 5.1).
 
     Between two spokes of a hub it leaves through the other's tunnel; the kernel would send it on in clear.
@@ -105,7 +177,7 @@ cdef void _turn_back(Worker *worker, Batch *batch) noexcept nogil:
         packet = &batch.packets[index]
         if likely(packet.verdict != TO_KERNEL or packet.adjacency != NO_INDEX, 1):
             continue
-        leader = &batch.packets[worker.into.leaders.leader[index]]
+        leader = &batch.packets[leaders.leader[index]]
         policy = policy_of(packet, leader, worker.tables, False)
         if policy == NULL or policy.action == ACTION_BYPASS:
             continue
@@ -270,10 +342,12 @@ cdef void _transmit(Worker *worker, Port *port, uint32_t queue, uint8_t refused)
 
 cdef bint _sleep(Worker *worker) noexcept nogil:
     """Wait for a packet or for stop_fd; True when the loop must end."""
-    cdef pollfd fds[PORTS_MAX + 1]
+    cdef pollfd fds[PORTS_MAX + 2]
     cdef uint32_t index
     cdef int ready
     cdef bint may_sleep = True
+    cdef Deal *deal = worker.deal
+    cdef uint32_t count = worker.port_count + 1
     for index in range(worker.port_count):
         fds[index].fd = worker.ports[index].fd
         fds[index].events = POLLIN
@@ -283,12 +357,20 @@ cdef bint _sleep(Worker *worker) noexcept nogil:
     fds[worker.port_count].fd = worker.stop_fd
     fds[worker.port_count].events = POLLIN
     fds[worker.port_count].revents = 0
+    if deal != NULL:
+        fds[count].fd = deal.wake_fds[deal.index]
+        fds[count].events = POLLIN
+        fds[count].revents = 0
+        count += 1
+        may_sleep = may_sleep and deal_may_sleep(deal)
     if may_sleep:
         worker.tables.worker.sleeps += 1
         tables_leave(worker.tables)
-    ready = poll(fds, worker.port_count + 1, SLEEP_MS if may_sleep else 0)
+    ready = poll(fds, count, SLEEP_MS if may_sleep else 0)
     if may_sleep:
         tables_enter(worker.tables)
+    if deal != NULL:
+        deal_woken(deal, fds[count - 1].revents != 0)
     return ready > 0 and fds[worker.port_count].revents != 0
 
 
@@ -312,7 +394,19 @@ cdef void run(Worker *worker) noexcept nogil:
                     break
             elif _stopped(worker):
                 break
+    _drain(worker)
     tables_leave(worker.tables)
+
+
+cdef void _drain(Worker *worker) noexcept nogil:
+    """Finish what was dealt: at the latest when helpers count as stopped."""
+    cdef uint32_t index
+    if worker.deal == NULL:
+        return
+    while deal_flying(worker.deal):
+        _settle(worker, 0)
+    for index in range(worker.port_count):
+        worker.ports[index].flush(worker.ports[index])
 
 
 cdef bint _stopped(Worker *worker) noexcept nogil:
@@ -328,12 +422,13 @@ cdef class Loop:
 
     `view` must have been opened with this worker's index; `ports` in the order that Adjacency.port counts, all on
     one Pool; `kernel` takes what has no adjacency (None: such packets are dropped as "no_route"); `stop_fd`
-    becomes readable or hangs up when the loop must end (-1: only `step` is used). Raises ValueError for more than
-    PORTS_MAX ports or ports of different pools.
+    becomes readable or hangs up when the loop must end (-1: only `step` is used); `team`, whose pool it must be, shares
+    the work with other workers. Raises ValueError for more than PORTS_MAX ports or ports of different pools, and
+    what Team.adopt does.
     """
 
     def __cinit__(self, TablesView view, EngineHandle engine, ports, PortHandle kernel=None, int stop_fd=-1,
-                  uint32_t idle_loops=IDLE_LOOPS):
+                  uint32_t idle_loops=IDLE_LOOPS, Team team=None):
         cdef PortHandle handle
         cdef uint32_t index
         if not 1 <= len(ports) < PORTS_MAX:
@@ -345,7 +440,7 @@ cdef class Loop:
             raise MemoryError("worker state")
         memset(self.worker, 0, sizeof(Worker))
         self.view = view
-        self.keep = (engine, list(ports), kernel)
+        self.keep = (engine, list(ports), kernel, team)
         self.worker.tables = &view.c
         self.worker.engine = &engine.c
         self.worker.stop_fd = stop_fd
@@ -361,6 +456,11 @@ cdef class Loop:
         if kernel is not None:
             kernel.c.counters = &view.c.worker.ports[PORTS_MAX - 1]
             self.worker.kernel = &kernel.c
+        if team is not None:
+            if team.pool is not ports[0].pool:
+                raise ValueError("the ports are not on the team's frames")
+            team.adopt(view, engine)
+            self.worker.deal = &team.c
 
     def __dealloc__(self):
         free(self.worker)
@@ -378,5 +478,6 @@ cdef class Loop:
             tables_enter(self.worker.tables)
             for _round in range(rounds):
                 received += step(self.worker)
+            _drain(self.worker)
             tables_leave(self.worker.tables)
         return received

@@ -1,7 +1,15 @@
 from collections.abc import Iterable
 
 class Pool:
-    def __init__(self, frame_count: int, frame_size: int = 2048, headroom: int = 256) -> None: ...
+    def __init__(
+        self,
+        frame_count: int,
+        frame_size: int = 2048,
+        headroom: int = 256,
+        *,
+        fd: int = -1,
+        offset: int = 0,
+    ) -> None: ...
     @property
     def free_count(self) -> int: ...
     @property

@@ -20,7 +20,7 @@ cdef extern from *:
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset) noexcept nogil
     int munmap(void *addr, size_t length) noexcept nogil
     int madvise(void *addr, size_t length, int advice) noexcept nogil
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_HUGEPAGE, MADV_DONTDUMP
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MADV_HUGEPAGE, MADV_DONTDUMP
     void *MAP_FAILED
 
 
@@ -34,18 +34,22 @@ _assert_sizes()
 cdef class Pool:
     """frame_count frames of frame_size bytes (2048 or 4096), zeroed, all free.
 
-    Frames hold packets in clear, so they are left out of core dumps. Raises ValueError for a size that
+    Frames hold packets in clear, so they are left out of core dumps. They lie in memory of this process alone, or at
+    `offset` bytes in that of the descriptor `fd`, which other workers map too. Raises ValueError for a size that
     is no power of two and MemoryError when the kernel has no memory.
     """
 
-    def __cinit__(self, uint32_t frame_count, uint32_t frame_size=2048, uint32_t headroom=256):
+    def __cinit__(
+        self, uint32_t frame_count, uint32_t frame_size=2048, uint32_t headroom=256, *, int fd=-1, uint64_t offset=0
+    ):
         cdef uint32_t index
         if frame_size & (frame_size - 1) or frame_size < 2048:
             raise ValueError(f"frame_size is {frame_size}; it must be a power of two from 2048 up")
         if frame_count == 0:
             raise ValueError("frame_count is 0; a pool needs at least one frame")
         self.c.size = <uint64_t>frame_count * frame_size
-        cdef void *area = mmap(NULL, self.c.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        cdef int kind = MAP_SHARED if fd >= 0 else MAP_PRIVATE | MAP_ANONYMOUS
+        cdef void *area = mmap(NULL, self.c.size, PROT_READ | PROT_WRITE, kind, fd, offset)
         if area == MAP_FAILED:
             raise MemoryError(f"mmap of {self.c.size} bytes of frames: {strerror(errno).decode()}")
         self.c.base = <uint8_t *>area

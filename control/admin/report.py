@@ -75,6 +75,8 @@ def _worker(worker: WorkerStats) -> dict[str, Any]:
         "memory_lock_error": worker.lock_error,
         "loops": worker.loops,
         "sleeps": worker.sleeps,
+        "dealt": worker.dealt,
+        "helped": worker.helped,
         "packets": worker.passed,
         "drops": worker.dropped,
     }

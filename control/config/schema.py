@@ -29,6 +29,7 @@ class GatewaySettings:
     cpus: tuple[
         int, ...
     ] = ()  # CPU numbers that the gateway uses, workers pinned in turn; () takes all we may
+    deal: bool = True  # a worker whose core is full lets others open its inbound packets
     engine: str = "auto"  # auto, ipsec-mb, openssl
     state_dir: Path = Path("/var/lib/esplanade")  # sequence high-water marks; must survive a restart
     run_dir: Path = Path("/run/esplanade")  # status.sock

@@ -1,0 +1,191 @@
+"""Batches of one worker opened by another: same verdicts, same order, no frame lost, whoever dies or is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ext.deal import Team, team_size
+from tests.esp import Peer
+from tests.exchange.suites import SUITES, suite_id
+from tests.ext.dealers import FRAME_SIZE, FRAMES, Dealers, in_threads
+from tests.packets import CLIENT4, SERVER4, udp_packet
+
+COUNT = 6000
+SECONDS = 20.0  # for a loaded machine
+
+
+def inner(number: int) -> bytes:
+    """A packet towards the protected side with a number inside; sizes differ."""
+    return udp_packet(4, number.to_bytes(8, "big") * (1 + number % 90), source=SERVER4, destination=CLIENT4)
+
+
+def number_of(packet: bytes) -> int:
+    """What `inner` put in."""
+    return int.from_bytes(packet[28:36], "big")
+
+
+def wait(condition: Callable[[], bool], what: str) -> None:
+    """Until it holds."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"still not after {SECONDS} s: {what}"
+        time.sleep(0.001)
+
+
+@pytest.fixture(params=[(suite, engine) for suite in (SUITES[0], SUITES[4]) for engine in ("ipsec-mb", "openssl")],
+                ids=lambda pair: f"{pair[1]}-{suite_id(pair[0])}")  # fmt: skip
+def dealers(request: pytest.FixtureRequest) -> Iterator[Dealers]:
+    """Two workers with AES-GCM or with AES-CBC and HMAC."""
+    made = Dealers(request.param[1], request.param[0])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Dealers]:
+    """Two workers, AES-GCM."""
+    made = Dealers("auto", SUITES[0])
+    yield made
+    made.close()
+
+
+def test_order_and_verdicts(dealers: Dealers) -> None:
+    """One worker receives all, both open: packets leave in the order in which they came, bad ones by their names."""
+    peer = Peer(dealers.theirs)
+    wires = [peer.packet(inner(at)) for at in range(COUNT)]
+    chosen = random.Random(1)
+    arriving: list[bytes] = []
+    for at, wire in enumerate(wires):
+        arriving.append(wire)
+        if at % 50 == 0:
+            arriving.append(wire)  # a copy, mostly in the same batch
+        if at % 70 == 0:
+            arriving.append(wires[chosen.randrange(max(0, at - 300), at + 1)])
+        if at % 90 == 0:
+            arriving.append(wire[:-1] + bytes([wire[-1] ^ 1]))
+    loop, lan, wan, team = dealers.worker(0)
+    helper, *_ = dealers.worker(1)
+    wan.inject(arriving)
+    threads = in_threads([loop, helper])
+    wait(lambda: sum(dealers.verdicts().values()) == len(arriving), "all have their verdict")
+    dealers.stop()
+    for thread in threads:
+        thread.join()
+    assert [number_of(packet) for packet in lan.collect()] == list(range(COUNT))
+    verdicts = dealers.verdicts()
+    bad = len(range(0, COUNT, 90))
+    assert verdicts["pass"] == COUNT
+    # The bad copy of a packet whose good one was let in already is a replay: the window is looked at first.
+    assert verdicts["integrity"] + verdicts["replay"] == len(arriving) - COUNT
+    assert verdicts["replay"] >= len(arriving) - COUNT - bad
+    assert team.pool.free_count == FRAMES
+    assert dealers.tables.replay_top(dealers.inward) == COUNT
+    assert dealers.count(0, "dealt") > COUNT // 64 // 2
+    assert dealers.count(1, "helped") > 0
+    assert dealers.count(0, "helped") == 0
+
+
+def test_step_leaves_nothing_under_way(pair: Dealers) -> None:
+    """Without a helper the owner opens what it has posted, and a step ends with every packet where it belongs."""
+    peer = Peer(pair.theirs)
+    loop, lan, wan, team = pair.worker(0)
+    wan.inject([peer.packet(inner(at)) for at in range(970)])
+    for _ in range(4):
+        loop.step(3)
+        assert team.pool.free_count == FRAMES
+    loop.step(20)
+    assert [number_of(packet) for packet in lan.collect()] == list(range(970))
+    assert pair.count(0, "dealt") == 15  # the last batch is too small to be worth it
+    assert pair.verdicts() == {"pass": 970}
+
+
+def fork_helper(dealers: Dealers) -> int:
+    """Worker 1 in a process of its own, until it is killed; returns its pid once it has entered the tables."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            dealers.worker(1)[0].run()
+        finally:
+            os._exit(0)
+    wait(lambda: dealers.count(1, "pid") == pid, "the helper is there")
+    return pid
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_helper_that_dies_or_stops(how: signal.Signals) -> None:
+    """What it held is lost, by name; the rest goes on in order, and every frame comes back.
+
+    A slow suite and long packets, so that it is hit in the middle of a batch sooner or later; without a replay window
+    the same packets serve again.
+    """
+    pair = Dealers("openssl", SUITES[4], window=0)
+    peer = Peer(pair.theirs)
+    numbers = list(range(4096))
+    wires = [
+        peer.packet(udp_packet(4, at.to_bytes(8, "big") * 150, source=SERVER4, destination=CLIENT4))
+        for at in numbers
+    ]
+    loop, lan, wan, team = pair.worker(0)
+    helper = fork_helper(pair)
+    (thread,) = in_threads([loop])
+    chosen = random.Random(2)
+
+    def lost() -> int:
+        return pair.verdicts()["worker_lost"]
+
+    def carry(hit: bool) -> None:
+        """All packets once, the helper being hit somewhere in between."""
+        before = sum(pair.verdicts().values())
+        lost_before = lost()
+        wan.inject(wires)
+        if hit:
+            time.sleep(chosen.random() * 0.004)
+            os.kill(helper, how)
+            if how == signal.SIGKILL:
+                os.waitpid(helper, 0)
+                pair.tables.view.worker_gone(1)
+        wait(lambda: sum(pair.verdicts().values()) == before + len(wires), "all have their verdict")
+        wait(lambda: lan.transmitted[0] == pair.verdicts()["pass"], "all have been sent")
+        seen = [number_of(packet) for packet in lan.collect()]
+        gone = lost() - lost_before
+        assert gone <= 64
+        assert seen == sorted(seen)
+        assert len(seen) == len(wires) - gone
+
+    try:
+        for _ in range(60):
+            carry(True)
+            if how == signal.SIGSTOP:
+                os.kill(helper, signal.SIGCONT)
+            else:
+                helper = fork_helper(pair)
+            if lost():
+                break
+        assert lost() > 0
+        helped = pair.count(1, "helped")
+        carry(False)
+        wait(lambda: pair.count(1, "helped") > helped or (carry(False) or False), "it helps again")
+    finally:
+        pair.stop()
+        thread.join()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(helper, 0)
+    assert team.pool.free_count == FRAMES
+    assert set(pair.verdicts()) == {"pass", "worker_lost"}
+    pair.close()
+
+
+def test_wrong_arguments(pair: Dealers) -> None:
+    """Memory of another size, and a worker that the team has not."""
+    size = team_size(2, FRAMES, FRAME_SIZE)
+    with pytest.raises(ValueError, match=f"memory is {size} bytes; 2 workers with 99 frames"):
+        Team(pair.fd, 0, 2, pair.wake_fds, frame_count=99, frame_size=FRAME_SIZE)
+    with pytest.raises(ValueError, match="worker 2 of 2 with 2 wake-up descriptors"):
+        Team(pair.fd, 2, 2, pair.wake_fds, frame_count=FRAMES, frame_size=FRAME_SIZE)
