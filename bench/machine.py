@@ -35,6 +35,7 @@ def describe_machine() -> dict[str, object]:
         "memory_mib": int(_field(_read("/proc/meminfo"), "MemTotal").split()[0]) // 1024,
         "transparent_hugepages": _chosen(_read("/sys/kernel/mm/transparent_hugepage/enabled")),
         "kernel": platform.release(),
+        "interfaces": _interfaces(),
         "mitigations": _mitigations(),
         "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -90,6 +91,12 @@ def _caches() -> dict[str, int]:
         if size.endswith("K"):
             caches[f"L{level} {kind.lower()}"] = int(size[:-1])
     return caches
+
+
+def _interfaces() -> dict[str, str]:
+    """Network interfaces that have a driver, with its name; a laboratory's own are all veth."""
+    links = sorted(Path("/sys/class/net").glob("*/device/driver"))
+    return {link.parents[1].name: link.resolve().name for link in links}
 
 
 def _mitigations() -> dict[str, str]:
