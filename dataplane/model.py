@@ -104,6 +104,11 @@ class EspProposal:
         return self.cipher.is_aead
 
     @cached_property
+    def has_nonce(self) -> bool:
+        """True where a number that is sent twice under one key gives texts away: AEADs and AES-CTR."""
+        return self.salt_length > 0
+
+    @cached_property
     def encryption_key_length(self) -> int:
         """Bytes of encryption key, salt included."""
         return self.key_bits // 8 + self.salt_length

@@ -139,10 +139,10 @@ def _check_proposal(spec: SaSpec) -> None:
 
 
 def _check_implicit_iv(spec: SaSpec) -> None:
-    """RFC 8750 section 2: the algorithms that have one, and that the number alone is it."""
+    """RFC 8750 section 4: the algorithms that have one, and that the number alone is it."""
     proposal = spec.proposal
     if proposal.cipher not in (Cipher.AES_GCM, Cipher.CHACHA20_POLY1305, Cipher.AES_CCM):
-        raise ValueError(f"{proposal.cipher.name} has no implicit IV (RFC 8750 section 2)")
+        raise ValueError(f"{proposal.cipher.name} has no implicit IV (RFC 8750 section 4)")
     if proposal.tag_length != (8 if proposal.cipher is Cipher.AES_CCM else 16):
         # RFC 8750 section 8 registered ENCR_AES_CCM_8_IIV, ENCR_AES_GCM_16_IIV and ENCR_CHACHA20_POLY1305_IIV.
         raise ValueError(
@@ -287,6 +287,12 @@ def suite(proposal: EspProposal) -> int:
     return int(proposal.cipher) | length << 3 | last << 5
 
 
+def _salt(spec: SaSpec) -> bytes:
+    """SaHot.salt; AES-CCM's is one byte shorter than the others', and engines leave out the first (RFC 4309 4)."""
+    length = spec.proposal.salt_length
+    return spec.encryption_key[len(spec.encryption_key) - length :].rjust(4, b"\0") if length else b""
+
+
 def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | bytes, ...]:
     """A SaHot for an outer path MTU of `mtu` bytes."""
     proposal = spec.proposal
@@ -298,10 +304,7 @@ def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | by
         header,
         ports,
         spec.spi.to_bytes(4, "big"),
-        # AES-CCM's nonce is one byte shorter than the rest's: engines leave out the first.
-        spec.encryption_key[len(spec.encryption_key) - proposal.salt_length :].rjust(
-            proposal.salt_length and 4, b"\0"
-        ),
+        _salt(spec),
         adjacency,
         inner_mtu(spec, mtu),
         header_length(spec),

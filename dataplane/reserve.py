@@ -29,7 +29,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataplane.model import Direction, SaSpec
+from dataplane.model import Cipher, Direction, Integrity, SaSpec
 
 #: Numbers reserved at a time; renewed when less than half is left.
 CHUNK = 2**22
@@ -53,12 +53,17 @@ class Mark:
 def fingerprint(spec: SaSpec) -> str:
     """Names a key without telling it: HMAC-SHA-256 under a fixed label, 128 bits of it, in hex.
 
-    The salt is left out on purpose (see the module's text); the cipher is in.
+    The salt is left out on purpose (see the module's text); the cipher is in. AES-GCM, GMAC, CCM and CTR count in the
+    same way and pass for one: under one key, a number of the one is a number of the other, whatever integrity
+    algorithm is beside it.
     """
     proposal = spec.proposal
     raw = spec.encryption_key[: len(spec.encryption_key) - proposal.salt_length]
-    label = f"esplanade key fingerprint {proposal.cipher.name} {proposal.integrity.name} {len(raw)}".encode()
-    return hmac.new(raw + spec.integrity_key, label, hashlib.sha256).hexdigest()[:32]
+    cipher, integrity, material = proposal.cipher.name, proposal.integrity.name, raw + spec.integrity_key
+    if proposal.has_nonce and proposal.cipher is not Cipher.CHACHA20_POLY1305:
+        cipher, integrity, material = Cipher.AES_GCM.name, Integrity.NONE.name, raw
+    label = f"esplanade key fingerprint {cipher} {integrity} {len(raw)}".encode()
+    return hmac.new(material, label, hashlib.sha256).hexdigest()[:32]
 
 
 class Reserve:

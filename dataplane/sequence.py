@@ -48,7 +48,7 @@ class Grant:
 
 
 class SequenceKeeper:
-    """Grants sequence numbers. Without `reserve` manual AEAD SAs are refused, and `problem` says why it is not."""
+    """Grants sequence numbers. Without `reserve` manual SAs with nonces are refused; `problem` says why it is not."""
 
     def __init__(self, tables: Tables, reserve: Reserve | None, problem: str = "none is set") -> None:
         self._problem = problem
@@ -98,7 +98,7 @@ class SequenceKeeper:
 
     def _without_state(self, spec: SaSpec) -> Grant:
         """No state directory: fine for what has no nonce, refused for what has."""
-        if spec.direction is Direction.OUT and spec.proposal.is_aead:
+        if spec.direction is Direction.OUT and spec.proposal.has_nonce:
             raise ReserveError(
                 f"SA {spec.name!r}: a manually keyed {spec.proposal.cipher.name} SA needs a state directory that"
                 f" can be written: without one a restart would repeat nonces (RFC 4106 section 2); {self._problem}"

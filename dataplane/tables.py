@@ -182,7 +182,7 @@ class Tables:
     def keys(self, index: int, proposal: EspProposal) -> tuple[bytes, bytes]:
         """Encryption key (salt appended, as in KEYMAT) and integrity key of the SA in this slot."""
         key = self._keys[index]
-        salt = bytes(self._hots[index]["salt"]).ljust(4, b"\0")[: proposal.salt_length]
+        salt = bytes(self._hots[index]["salt"]).ljust(4, b"\0")[4 - proposal.salt_length :]
         raw = bytes(key["encryption"]).ljust(32, b"\0")[: key["encryption_length"]]
         integrity = bytes(key["integrity_key"]).ljust(64, b"\0")[: key["integrity_length"]]
         return raw + salt, integrity

@@ -316,7 +316,7 @@ cdef inline uint8_t _prepare(Packet *packet, uint32_t index, const Lock *lock, J
     job.text = esp + ESP_HEADER + lock.iv_length
     job.icv = job.text + text_length
     if lock.iv_length <= 8:
-        # Without an IV in the packet, it is the number (RFC 8750 2); NULL has no use for either.
+        # Without an IV in the packet, it is the number (RFC 8750 4); NULL has no use for either.
         put_raw32(job.nonce, lock.salt)
         put_raw64(job.nonce + 4, raw64(esp + ESP_HEADER) if lock.iv_length else bswap64(sequence))
     else:

@@ -531,7 +531,7 @@ cdef inline void _write_esp(const Sa *sa, uint64_t sequence, uint8_t *esp, Job *
 
 
 cdef inline void _write_aead(const Sa *sa, uint64_t sequence, uint8_t *esp, Job *job) noexcept nogil:
-    """IV on the wire unless it is implicit, nonce and AAD for the engine (RFC 4106 3-5, RFC 7634 2, RFC 8750 2)."""
+    """IV on the wire unless it is implicit, nonce and AAD for the engine (RFC 4106 3-5, RFC 7634 2, RFC 8750 4)."""
     cdef uint64_t iv = bswap64(sequence) ^ raw64(sa.sequence.iv_mask)
     if sa.hot.iv_length:
         put_raw64(esp + ESP_HEADER, iv)

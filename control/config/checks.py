@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from control.config.policies import Policy
 from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS, PortConfig
 from control.config.table import Report, Table
-from dataplane.model import Action, Direction, Mode, Role, SaSpec
+from dataplane.model import Action, Cipher, Direction, Mode, Role, SaSpec
 
 PORTS_MOST = 7  # of one worker, beside its way to the kernel
 
@@ -54,28 +54,29 @@ def check_sas(report: Report, sas: list[tuple[Table, SaSpec]]) -> None:
             where = f'{other.path} ("{other.label}")'
             table.error("spi", f"got 0x{sa.spi:08x}, which {where} has too; want an SPI of its own")
         spis.setdefault(identity, table)
-        if sa.encryption_key and sa.proposal.is_aead:
-            keys.setdefault((sa.proposal.cipher, sa.encryption_key), []).append((table, sa))
+        if sa.encryption_key and sa.proposal.has_nonce:
+            # AES counts alike in GCM, GMAC and CTR: under one key, their numbers are the same ones.
+            chacha = sa.proposal.cipher is Cipher.CHACHA20_POLY1305
+            keys.setdefault((chacha, sa.encryption_key), []).append((table, sa))
     for sharing in keys.values():
         for index, (table, sa) in enumerate(sharing[1:], start=1):
             _shared_key(table, sa, sharing[:index])
 
 
 def _shared_key(table: Table, sa: SaSpec, others: list[tuple[Table, SaSpec]]) -> None:
-    """An AEAD key of two senders repeats nonces (RFC 4106 section 2), which gives both texts away."""
+    """A key of an AEAD or AES-CTR of two senders repeats nonces (RFC 4106 section 2), which gives both texts away."""
     for other, spec in others:
         where = f'{other.path} ("{other.label}")'
         if sa.direction is spec.direction is Direction.OUT:
             table.error(
                 "encryption_key",
-                f"is the key of {where} too: two senders under one AEAD key repeat nonces; "
-                "want a key of its own",
+                f"is the key of {where} too: two senders under one key repeat nonces; want a key of its own",
             )
             return
         if sa.direction is not spec.direction:
             table.warn(
                 "encryption_key",
-                f"is the key of {where} too: both directions under one AEAD key repeat nonces, "
+                f"is the key of {where} too: both directions under one key repeat nonces, "
                 "which gives the text away; use a key of its own",
             )
             return

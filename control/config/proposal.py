@@ -43,12 +43,19 @@ def parse_proposal(text: str) -> EspProposal:
 
 def format_proposal(proposal: EspProposal) -> str:
     """The shortest keyword text of a suite; `parse_proposal` reads it back."""
+    bits, tag = proposal.key_bits, proposal.tag_length
     words = {
         Cipher.NULL: "null",
-        Cipher.AES_CBC: f"aes{proposal.key_bits}",
-        Cipher.AES_GCM: f"aes{proposal.key_bits}gcm16",
+        Cipher.AES_CBC: f"aes{bits}",
+        Cipher.AES_CTR: f"aes{bits}ctr",
+        Cipher.AES_GCM: f"aes{bits}gcm{tag}",
         Cipher.CHACHA20_POLY1305: "chacha20poly1305",
+        Cipher.AES_CCM: f"aes{bits}ccm{tag}",
+        Cipher.AES_GMAC: f"aes{bits}gmac",
     }[proposal.cipher]
+    if proposal.implicit_iv:
+        words += "iiv"
     if proposal.integrity is not Integrity.NONE:
-        words += f"-{proposal.integrity.name.lower().replace('sha2_', 'sha').removeprefix('hmac_')}"
+        name = proposal.integrity.name.lower().replace("sha2_", "sha").removeprefix("hmac_")
+        words += f"-{name.replace('aes_', 'aes')}"
     return words + ("-esn" if proposal.esn else "")

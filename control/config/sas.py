@@ -104,7 +104,7 @@ def _key(table: Table, key: str, proposal: EspProposal | None) -> bytes:
     suite = format_proposal(proposal)
     parts = (
         f": {length - proposal.salt_length} key + {proposal.salt_length} salt"
-        if encryption and proposal.is_aead
+        if encryption and proposal.has_nonce
         else ""
     )
     want = f"{2 * length} hex digits ({length} bytes{parts}) for {suite}"

@@ -54,7 +54,28 @@ ENCRYPTION: dict[str, Transform] = {
     },
     **{f"aes{bits}gcm": _encr(Encr.AES_GCM_16, bits) for bits in _AES},
     "chacha20poly1305": _encr(Encr.CHACHA20_POLY1305),
+    **{f"aes{bits}ccm": _encr(Encr.AES_CCM_16, bits) for bits in _AES},
+    **{f"aes{bits}ctr": _encr(Encr.AES_CTR, bits) for bits in _AES},
+    "aesctr": _encr(Encr.AES_CTR, 128),
+    # Implicit IVs (RFC 8750), for which strongSwan has no words.
+    **{f"aes{bits}gcm16iiv": _encr(Encr.AES_GCM_16_IIV, bits) for bits in _AES},
+    **{f"aes{bits}ccm8iiv": _encr(Encr.AES_CCM_8_IIV, bits) for bits in _AES},
+    "chacha20poly1305iiv": _encr(Encr.CHACHA20_POLY1305_IIV),
+    # No encryption: integrity by GMAC (RFC 4543) or by an algorithm named beside it.
+    **{f"aes{bits}gmac": _encr(Encr.NULL_AUTH_AES_GMAC, bits) for bits in _AES},
     "null": _encr(Encr.NULL),
+}
+# Those of ESP alone, with the reason.
+_NO_IMPLICIT_IV = "is not for an IKE SA (RFC 8750 section 8); want it without iiv"
+_NOT_IKE: dict[str, str] = {
+    "null": "but an IKE SA is always encrypted (RFC 7296 section 3.14); want null left out",
+    **{
+        f"aes{bits}gmac": f"but an IKE SA is always encrypted (RFC 7296 section 3.14); want aes{bits}gcm16"
+        for bits in _AES
+    },
+    **{f"aes{bits}ctr": f"but aes{bits}ctr is offered for ESP alone; use aes{bits}gcm16" for bits in _AES},
+    "aesctr": "but aesctr is offered for ESP alone; use aes128gcm16",
+    **{word: f"but {word} {_NO_IMPLICIT_IV}" for word in ENCRYPTION if word.endswith("iiv")},
 }
 
 _INTEGRITY: dict[str, Integ] = {
@@ -123,8 +144,6 @@ _SHOWN_ONLY: dict[tuple[int, int], str] = {
     (TransformType.ENCR, Encr.DES): "des",
     (TransformType.ENCR, Encr.BLOWFISH): "blowfish",
     (TransformType.ENCR, Encr.CAST): "cast128",
-    (TransformType.ENCR, Encr.AES_CTR): "aesctr",
-    (TransformType.ENCR, Encr.NULL_AUTH_AES_GMAC): "aesgmac",
     (TransformType.ENCR, Encr.CAMELLIA_CBC): "camellia",
     (TransformType.ENCR, Encr.CAMELLIA_CTR): "camelliactr",
     (TransformType.INTEG, Integ.HMAC_MD5_96): "md5",
@@ -154,23 +173,7 @@ REFUSED: dict[str, str] = {
         ("modp1024s160", "modp2048s224", "modp2048s256", "ecp192", "ecp224", "ecp224bp"),
         "is not offered (RFC 8247 section 2.4); use x25519, ecp256 or modp2048",
     ),
-    **{f"aes{bits}ctr": f"is not offered; use aes{bits}gcm16" for bits in _AES},
-    **{f"aes{bits}gmac": f"is not offered; use aes{bits}gcm16" for bits in _AES},
     **{f"camellia{bits}": f"is not offered; use aes{bits}" for bits in _AES},
-}
-# What IKE's own SAs may use and the dataplane's ESP does not have.
-REFUSED_BY_ESP: dict[str, str] = {
-    **dict.fromkeys(("aesxcbc", "aescmac"), "is not offered; use sha256"),
-    **{
-        f"aes{bits}gcm{icv}": "has a truncated ICV, which is not offered; use the form that ends in gcm16"
-        for bits in _AES
-        for icv in (8, 12, 64, 96)
-    },
-    **{
-        f"aes{bits}ccm{icv}": f"is not offered; use aes{bits}gcm16"
-        for bits in _AES
-        for icv in (8, 12, 16, 64, 96, 128)
-    },
 }
 _KE_PREFIX = re.compile(r"ke([1-7])_(.+)")
 
@@ -180,18 +183,16 @@ def transform_of(protocol: Protocol, word: str) -> Transform:
     prefix = _KE_PREFIX.fullmatch(word)
     if prefix:
         return _additional(int(prefix[1]), prefix[2])
-    if word in REFUSED or (protocol != Protocol.IKE and word in REFUSED_BY_ESP):
-        raise ValueError(f"but {word} {REFUSED.get(word) or REFUSED_BY_ESP[word]}")
+    if word in REFUSED:
+        raise ValueError(f"but {word} {REFUSED[word]}")
     if word in GROUPS:
         return Transform(type=TransformType.KE, id=GROUPS[word])
     for table, of in ((ENCRYPTION, None), (INTEGRITY, None), (PRFS, Protocol.IKE), (ESN, Protocol.ESP)):
         if word in table:
             if of not in (None, protocol):
                 raise ValueError(f"but {word} has no meaning for {protocol.name}; want it left out")
-            if protocol == Protocol.IKE and word == "null":
-                raise ValueError(
-                    "but an IKE SA is always encrypted (RFC 7296 section 3.14); want null left out"
-                )
+            if protocol == Protocol.IKE and word in _NOT_IKE:
+                raise ValueError(_NOT_IKE[word])
             return table[word]
     if not word:
         raise ValueError("which has an empty word; want algorithms joined by single hyphens")

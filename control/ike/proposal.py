@@ -33,11 +33,22 @@ from control.ike.refusal import explain_refusal
 from control.ike.wire.proposal import OfferedProposal, Transform
 from dataplane.model import Cipher, EspProposal, Integrity
 
-_ESP_ENCR = {
-    Encr.NULL: Cipher.NULL,
-    Encr.AES_CBC: Cipher.AES_CBC,
-    Encr.AES_GCM_16: Cipher.AES_GCM,
-    Encr.CHACHA20_POLY1305: Cipher.CHACHA20_POLY1305,
+# What the dataplane knows as cipher, bytes of ICV where the cipher makes one, and whether the IV is implicit.
+_ESP_ENCR: dict[int, tuple[Cipher, int, bool]] = {
+    Encr.NULL: (Cipher.NULL, 16, False),
+    Encr.AES_CBC: (Cipher.AES_CBC, 16, False),
+    Encr.AES_CTR: (Cipher.AES_CTR, 16, False),
+    Encr.AES_GCM_16: (Cipher.AES_GCM, 16, False),
+    Encr.AES_GCM_12: (Cipher.AES_GCM, 12, False),
+    Encr.AES_GCM_8: (Cipher.AES_GCM, 8, False),
+    Encr.AES_CCM_16: (Cipher.AES_CCM, 16, False),
+    Encr.AES_CCM_12: (Cipher.AES_CCM, 12, False),
+    Encr.AES_CCM_8: (Cipher.AES_CCM, 8, False),
+    Encr.CHACHA20_POLY1305: (Cipher.CHACHA20_POLY1305, 16, False),
+    Encr.NULL_AUTH_AES_GMAC: (Cipher.AES_GMAC, 16, False),
+    Encr.AES_GCM_16_IIV: (Cipher.AES_GCM, 16, True),
+    Encr.AES_CCM_8_IIV: (Cipher.AES_CCM, 8, True),
+    Encr.CHACHA20_POLY1305_IIV: (Cipher.CHACHA20_POLY1305, 16, True),
 }
 _ESP_INTEG = {
     Integ.NONE: Integrity.NONE,
@@ -45,6 +56,8 @@ _ESP_INTEG = {
     Integ.HMAC_SHA2_384_192: Integrity.HMAC_SHA2_384,
     Integ.HMAC_SHA2_512_256: Integrity.HMAC_SHA2_512,
     Integ.HMAC_SHA1_96: Integrity.HMAC_SHA1,
+    Integ.AES_XCBC_96: Integrity.AES_XCBC,
+    Integ.AES_CMAC_96: Integrity.AES_CMAC,
 }
 
 
@@ -240,10 +253,14 @@ class Suite:
         """Peers agree on the same again and again; what follows from a proposal is worked out once, too."""
         if self.protocol != Protocol.ESP or self.encr not in _ESP_ENCR or self.integ not in _ESP_INTEG:
             raise LocalError(f"the dataplane has no {self}")
-        cipher = _ESP_ENCR[Encr(self.encr)]
-        bits = 256 if cipher == Cipher.CHACHA20_POLY1305 else self.key_bits
+        cipher, tag_length, implicit_iv = _ESP_ENCR[self.encr]
         return EspProposal(
-            cipher=cipher, key_bits=bits, integrity=_ESP_INTEG[Integ(self.integ)], esn=self.esn
+            cipher=cipher,
+            key_bits=256 if cipher == Cipher.CHACHA20_POLY1305 else self.key_bits,
+            integrity=_ESP_INTEG[Integ(self.integ)],
+            esn=self.esn,
+            tag_length=tag_length,
+            implicit_iv=implicit_iv,
         )
 
     def __str__(self) -> str:

@@ -21,7 +21,22 @@ SUITES = {
     "aes256-sha1": (Cipher.AES_CBC, 256, Integrity.HMAC_SHA1, False, 32, 20),
     "null-sha-esn": (Cipher.NULL, 0, Integrity.HMAC_SHA1, True, 0, 20),
     "null-sha256": (Cipher.NULL, 0, Integrity.HMAC_SHA2_256, False, 0, 32),
+    "aes192gcm12": (Cipher.AES_GCM, 192, Integrity.NONE, False, 28, 0),
+    "aes128gcm64-esn": (Cipher.AES_GCM, 128, Integrity.NONE, True, 20, 0),
+    "aes128ccm8": (Cipher.AES_CCM, 128, Integrity.NONE, False, 19, 0),
+    "aes192ccm12": (Cipher.AES_CCM, 192, Integrity.NONE, False, 27, 0),
+    "aes256ccm-esn": (Cipher.AES_CCM, 256, Integrity.NONE, True, 35, 0),
+    "aes128gmac": (Cipher.AES_GMAC, 128, Integrity.NONE, False, 20, 0),
+    "aes256gmac-esn": (Cipher.AES_GMAC, 256, Integrity.NONE, True, 36, 0),
+    "aesctr-sha1": (Cipher.AES_CTR, 128, Integrity.HMAC_SHA1, False, 20, 20),
+    "aes256ctr-aescmac": (Cipher.AES_CTR, 256, Integrity.AES_CMAC, False, 36, 16),
+    "aes192-aesxcbc": (Cipher.AES_CBC, 192, Integrity.AES_XCBC, False, 24, 16),
+    "aes256gcm16iiv-esn": (Cipher.AES_GCM, 256, Integrity.NONE, True, 36, 0),
+    "aes128ccm8iiv": (Cipher.AES_CCM, 128, Integrity.NONE, False, 19, 0),
+    "chacha20poly1305iiv": (Cipher.CHACHA20_POLY1305, 256, Integrity.NONE, False, 36, 0),
 }
+#: By word: bytes of ICV, 16 where none of these occurs.
+TAGS = {"gcm128": 16, "gcm12": 12, "gcm64": 8, "ccm8": 8, "ccm12": 12}
 
 
 @pytest.mark.parametrize("text", SUITES)
@@ -35,6 +50,8 @@ def test_suites(text: str) -> None:
         esn,
     )
     assert (proposal.encryption_key_length, proposal.integrity_key_length) == (key, integrity_key)
+    assert proposal.tag_length == next((TAGS[word] for word in TAGS if word in text), 16)
+    assert proposal.implicit_iv == ("iiv" in text)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +64,12 @@ def test_suites(text: str) -> None:
         "aes128gcm16-sha256",
         "aes128-aes256-sha256",
         "aes128-sha256-sha512",
-        "aes128gcm8",
-        "aes128ccm16",
+        "aes128gcm7",
+        "aes128gcm8iiv",
+        "aes128ccm16iiv",
+        "aes128gmac-sha256",
+        "aes128ctr",
+        "aes128iiv-sha256",
         "3des-md5",
         "aes128gcm16-modp2048",
         "aes128gcm16-esn-noesn",

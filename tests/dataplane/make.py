@@ -25,6 +25,10 @@ GCM_ESN = EspProposal(cipher=Cipher.AES_GCM, key_bits=256, esn=True)
 CBC = EspProposal(cipher=Cipher.AES_CBC, key_bits=256, integrity=Integrity.HMAC_SHA2_512)
 CHACHA = EspProposal(cipher=Cipher.CHACHA20_POLY1305, key_bits=256)
 SHA1 = EspProposal(cipher=Cipher.AES_CBC, key_bits=256, integrity=Integrity.HMAC_SHA1)
+CCM8 = EspProposal(cipher=Cipher.AES_CCM, key_bits=192, tag_length=8)
+GMAC = EspProposal(cipher=Cipher.AES_GMAC, key_bits=256)
+CTR = EspProposal(cipher=Cipher.AES_CTR, key_bits=128, integrity=Integrity.AES_CMAC)
+IMPLICIT = EspProposal(cipher=Cipher.CHACHA20_POLY1305, key_bits=256, implicit_iv=True)
 NULL = EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=Integrity.HMAC_SHA2_256)
 
 SELECTOR = SelectorSpec.from_networks(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.model import Direction
+from dataplane.model import Cipher, Direction, EspProposal, Integrity
 from dataplane.reserve import CHUNK, Mark, Reserve, ReserveError, fingerprint
 from dataplane.sequence import SequenceKeeper
 from dataplane.tables import Tables
@@ -69,6 +69,31 @@ def test_fingerprint_follows_the_key_alone() -> None:
     assert fingerprint(MANUAL) == fingerprint(replace(MANUAL, spi=0x999, encryption_key=KEY[:16] + b"salt"))
     assert fingerprint(MANUAL) != fingerprint(replace(MANUAL, encryption_key=bytes(16) + KEY[16:]))
     assert fingerprint(make_sa(proposal=CBC)) != fingerprint(make_sa(proposal=CBC))
+
+
+def test_aes_that_counts_is_one_cipher() -> None:
+    """GCM, GMAC, CCM and CTR with one key share its numbers; ChaCha20 and other keys have their own."""
+    keys = {
+        Cipher.AES_GCM: b"salt",
+        Cipher.AES_GMAC: b"tlas",
+        Cipher.AES_CCM: b"sal",
+        Cipher.AES_CTR: b"salt",
+        Cipher.CHACHA20_POLY1305: b"salt",
+    }
+    names = {}
+    for cipher, salt in keys.items():
+        integrity = Integrity.HMAC_SHA2_256 if cipher is Cipher.AES_CTR else Integrity.NONE
+        proposal = EspProposal(cipher=cipher, key_bits=256, integrity=integrity)
+        names[cipher] = fingerprint(make_sa(proposal=proposal, encryption_key=bytes(range(32)) + salt))
+    other = names.pop(Cipher.CHACHA20_POLY1305)
+    assert len(set(names.values())) == 1 and other not in names.values()
+
+
+def test_ctr_needs_the_state_directory(tables: Tables) -> None:
+    """RFC 3686 section 2.1: a counter that begins again gives both texts away."""
+    proposal = EspProposal(cipher=Cipher.AES_CTR, key_bits=128, integrity=Integrity.HMAC_SHA2_256)
+    with pytest.raises(ReserveError, match="a manually keyed AES_CTR SA needs a state directory"):
+        SequenceKeeper(tables, None).admit([make_sa(proposal=proposal, negotiated=False)])
 
 
 def test_two_processes_cannot_hold_one_directory(state: Path) -> None:
@@ -219,7 +244,7 @@ def test_inbound_tops_survive(tables: Tables, state: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from dataplane.model import Direction
+from dataplane.model import Cipher, Direction, EspProposal, Integrity
 from dataplane.reserve import Mark, Reserve
 reserve = Reserve(Path(sys.argv[1]))
 number = int(sys.argv[3])

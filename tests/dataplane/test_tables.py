@@ -15,6 +15,7 @@ from dataplane.layout import NO_INDEX
 from dataplane.model import (
     Action,
     AdjacencySpec,
+    Cipher,
     Df,
     Direction,
     Encap,
@@ -29,9 +30,13 @@ from dataplane.tables import Limits, Tables
 from ext.crypto import EngineHandle
 from tests.dataplane.make import (
     CBC,
+    CCM8,
     CHACHA,
+    CTR,
     GCM,
     GCM_ESN,
+    GMAC,
+    IMPLICIT,
     NULL,
     SELECTOR,
     SELECTOR6,
@@ -42,11 +47,12 @@ from tests.dataplane.make import (
     make_v6,
 )
 
+PROPOSALS = [GCM, GCM_ESN, CBC, CHACHA, SHA1, NULL, CCM8, GMAC, CTR, IMPLICIT]
 MAC = bytes.fromhex("020000000001")
 NEXT_HOP = AdjacencySpec(port="wan", destination_mac=bytes.fromhex("020000000002"), mtu=1400)
 
 
-@pytest.mark.parametrize("proposal", [GCM, GCM_ESN, CBC, CHACHA, SHA1, NULL], ids=str)
+@pytest.mark.parametrize("proposal", PROPOSALS, ids=str)
 @pytest.mark.parametrize("encap", [None, Encap(source_port=4500, destination_port=34567)])
 @pytest.mark.parametrize("v6", [False, True])
 def test_outbound_sa(tables: Tables, proposal: Any, encap: Encap | None, v6: bool) -> None:
@@ -70,23 +76,28 @@ def test_outbound_sa(tables: Tables, proposal: Any, encap: Encap | None, v6: boo
         assert header[12:] == spec.local.packed + spec.remote.packed
     assert hot["spi"].tobytes() == bytes.fromhex("c0000001")
     assert hot["encap_ports"].tobytes() == (bytes.fromhex("11948707") if encap else bytes(4))
-    assert hot["salt"].tobytes() == (spec.encryption_key[-4:] if proposal.is_aead else bytes(4))
+    raw = spec.encryption_key[: proposal.key_bits // 8]
+    assert hot["salt"].tobytes() == spec.encryption_key[len(raw) :].rjust(4, b"\0")
+    assert tables.keys(index, proposal) == (spec.encryption_key, spec.integrity_key)
     flags = layout.SA_LIVE | layout.SA_DF_SET | layout.SA_MSS_CLAMP
     flags |= layout.SA_ESN if proposal.esn else 0
     flags |= layout.SA_ENCAP if encap else 0
     assert hot["flags"] == flags
     assert hot["adjacency"] == NO_INDEX
     assert (hot["suite"], hot["iv_length"], hot["icv_length"], hot["align"]) == (
-        proposal.cipher | {0: 0, 128: 0, 192: 1, 256: 2}[proposal.key_bits] << 3 | proposal.integrity << 5,
+        proposal.cipher
+        | {0: 0, 128: 0, 192: 1, 256: 2}[proposal.key_bits] << 3
+        | ({16: 0, 12: 1, 8: 2}[proposal.tag_length] if proposal.is_aead else proposal.integrity) << 5,
         proposal.iv_length,
         proposal.icv_length,
         proposal.alignment,
     )
     assert (sequence["next"], sequence["limit"]) == (5, 1000)
     assert sequence["hard_limit"] == (2**64 - 2**32 if proposal.esn else 2**32)
-    assert (sequence["iv_mask"].tobytes() == bytes(16)) == proposal.is_aead
+    assert (sequence["iv_mask"].tobytes() == bytes(16)) == (
+        proposal.cipher not in (Cipher.NULL, Cipher.AES_CBC)
+    )
 
-    raw = spec.encryption_key[: proposal.key_bits // 8]
     assert key["encryption"].tobytes() == raw.ljust(32, b"\0")
     assert key["integrity_key"].tobytes() == spec.integrity_key.ljust(64, b"\0")
     assert (key["encryption_length"], key["integrity_length"]) == (len(raw), len(spec.integrity_key))

@@ -15,6 +15,9 @@ _CRYPT = {
     Cipher.AES_CBC: "AES-CBC",
     Cipher.AES_GCM: "AES-GCM",
     Cipher.CHACHA20_POLY1305: "CHACHA20-POLY1305",
+    Cipher.AES_CTR: "AES-CTR",
+    Cipher.AES_CCM: "AES-CCM",
+    Cipher.AES_GMAC: "AES-NULL-GMAC",
 }
 _AUTH = {
     Integrity.NONE: None,
@@ -22,6 +25,8 @@ _AUTH = {
     Integrity.HMAC_SHA2_384: "SHA2-384-192",
     Integrity.HMAC_SHA2_512: "SHA2-512-256",
     Integrity.HMAC_SHA1: "HMAC-SHA1-96",
+    Integrity.AES_XCBC: "AES-XCBC-96",  # the registered name: scapy has no such algorithm
+    Integrity.AES_CMAC: "AES-CMAC-96",
 }
 HMACS = (Integrity.HMAC_SHA2_256, Integrity.HMAC_SHA2_384, Integrity.HMAC_SHA2_512, Integrity.HMAC_SHA1)
 SUITES = [
@@ -34,6 +39,46 @@ SUITES = [
     ),
     *(EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity) for integrity in HMACS),
 ]
+# What RFC 8221 has beside these: every cipher, key and ICV, every integrity algorithm with each kind of cipher.
+MORE_SUITES = [
+    *(
+        EspProposal(cipher=Cipher.AES_GCM, key_bits=bits, tag_length=tag)
+        for bits in (128, 256)
+        for tag in (12, 8)
+    ),
+    *(EspProposal(cipher=Cipher.AES_CCM, key_bits=bits) for bits in (128, 192, 256)),
+    *(
+        EspProposal(cipher=Cipher.AES_CCM, key_bits=bits, tag_length=tag)
+        for bits, tag in ((128, 8), (192, 8), (256, 12))
+    ),
+    *(EspProposal(cipher=Cipher.AES_GMAC, key_bits=bits) for bits in (128, 192, 256)),
+    *(
+        EspProposal(cipher=Cipher.AES_CTR, key_bits=bits, integrity=integrity)
+        for bits, integrity in (
+            (128, Integrity.HMAC_SHA2_256),
+            (192, Integrity.HMAC_SHA2_384),
+            (256, Integrity.HMAC_SHA2_512),
+            (128, Integrity.HMAC_SHA1),
+            (128, Integrity.AES_CMAC),
+            (256, Integrity.AES_XCBC),
+        )
+    ),
+    *(
+        EspProposal(cipher=cipher, key_bits=bits, integrity=integrity)
+        for cipher, bits in ((Cipher.AES_CBC, 128), (Cipher.AES_CBC, 256), (Cipher.NULL, 0))
+        for integrity in (Integrity.AES_XCBC, Integrity.AES_CMAC)
+    ),
+]
+# RFC 8750, of which neither scapy nor tshark nor strongSwan nor Linux knows.
+IMPLICIT_IVS = [
+    *(EspProposal(cipher=Cipher.AES_GCM, key_bits=bits, implicit_iv=True) for bits in (128, 192, 256)),
+    *(
+        EspProposal(cipher=Cipher.AES_CCM, key_bits=bits, tag_length=8, implicit_iv=True)
+        for bits in (128, 192, 256)
+    ),
+    EspProposal(cipher=Cipher.CHACHA20_POLY1305, key_bits=256, implicit_iv=True),
+]
+ALL_SUITES = [*SUITES, *MORE_SUITES, *IMPLICIT_IVS]
 NULL_SHA256 = EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=Integrity.HMAC_SHA2_256)
 OUTER = {
     4: (ip_address("192.0.2.1"), ip_address("192.0.2.2")),
@@ -55,11 +100,21 @@ def scapy_names(proposal: EspProposal) -> Names:
     return Names(crypt=_CRYPT[proposal.cipher], auth=_AUTH[proposal.integrity])
 
 
+def in_scapy(proposal: EspProposal) -> bool:
+    """Whether scapy has all of it: no XCBC, and of GCM whole tags only."""
+    if proposal.integrity is Integrity.AES_XCBC or proposal.implicit_iv:
+        return False
+    return proposal.cipher is not Cipher.AES_GCM or proposal.tag_length == 16
+
+
 def suite_id(proposal: EspProposal) -> str:
     """A short name for reports: aes_gcm128, aes_cbc256-sha2-512-256, ..."""
     bits = str(proposal.key_bits or "")
     hash_ = "" if proposal.is_aead else "-" + (_AUTH[proposal.integrity] or "").lower()
-    return proposal.cipher.name.lower() + bits + hash_ + ("-esn" if proposal.esn else "")
+    if proposal.tag_length != 16 or proposal.cipher is Cipher.AES_CCM:
+        hash_ = f"-{proposal.tag_length}"
+    iv = "-iiv" if proposal.implicit_iv else ""
+    return proposal.cipher.name.lower() + bits + hash_ + iv + ("-esn" if proposal.esn else "")
 
 
 def outbound_sa(
