@@ -26,6 +26,7 @@ from control.admin.report import build_status
 from control.admin.server import RunDirectory, StatusError, StatusServer
 from control.config import Config, ConfigError, load
 from control.ike_daemon import IkeDaemon, IkeSetupError
+from control.net.host import HostError, HostTraffic
 from control.net.mirror import Link, Way
 from control.net.netlink import NetlinkMirror
 from control.net.tun import TunDevice, TunError
@@ -43,7 +44,7 @@ DONE, FAILED = 0, 1
 # What goes here goes by reference counts; cycles are rare (tracebacks), and these wait a little longer.
 COLLECT = (20_000, 20, 50)
 RETRY = 2.0  # seconds between attempts to start again after a restart that failed
-START_ERRORS = (StatusError, PortSetupError, DataPlaneError, TunError, IkeSetupError, OSError)
+START_ERRORS = (StatusError, PortSetupError, DataPlaneError, TunError, HostError, IkeSetupError, OSError)
 
 
 def run(config: Config, *, log_json: bool = False) -> int:
@@ -128,6 +129,7 @@ class Gateway:
         self._specs: dict[str, PortSpec] = {}
         self._macs: dict[str, bytes] = {}  # of ports whose MAC changed since the start
         self._tuns: list[TunDevice] = []
+        self._host = HostTraffic()
 
     # ---- start and stop
 
@@ -226,8 +228,12 @@ class Gateway:
                 device = TunDevice(port, spec.mtu)
                 await device.open()
                 self._stack.push_async_callback(self._close_tun, device)
-                await device.set_routes(self.spd.policies(), self._peers(), self._own_addresses())
                 self._tuns.append(device)
+        self._host.open()
+        self._stack.callback(lambda: self._host.close(leave=self.requests.restart.is_set()))
+        for device in self._tuns[:1]:
+            self._host.set_policies(self.spd.policies(), device)
+        await self._route_into_tuns(self.spd.policies())
 
     async def serve(self) -> None:
         """Until a stop or a restart is requested: reload when asked to, and show the service manager that we live."""
@@ -369,6 +375,11 @@ class Gateway:
     async def _route_into_tuns(self, policies: Sequence[PolicySpec]) -> None:
         for device in self._tuns:
             await device.set_routes(policies, self._peers(), self._own_addresses())
+        for device in self._tuns[:1]:
+            try:
+                self._host.set_policies(policies, device)
+            except HostError as error:
+                log.error("%s", error)
 
     # ---- what the netlink mirror tells
 

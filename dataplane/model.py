@@ -16,6 +16,11 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
+#: SO_MARK of every socket that sends outer packets, IKE, or on behalf of the kernel what policy lets pass in clear:
+#: rules that lead the host's own traffic into the dataplane leave these alone.
+OUTER_MARK = 0x4553
+
+
 class Direction(enum.Enum):
     """Direction of an SA, seen from this gateway."""
 
@@ -279,6 +284,9 @@ class PolicySpec:
     action: Action
     selector: SelectorSpec
     sa: str | None = None  # name of the outbound SA when action is PROTECT
+    mode: Mode = (
+        Mode.TUNNEL
+    )  # of its SAs: in transport mode the traffic is the host's own, with the peer itself
 
 
 @dataclass(frozen=True, kw_only=True)

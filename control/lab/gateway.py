@@ -46,6 +46,55 @@ class Tunnel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """Transport mode between the gateways themselves, both families, with keys by hand: SPIs and keys by host.
+
+    `driver` is the unprotected port's; the hosts' own traffic comes by a TUN device. `protocol`, `port`: of the peer's
+    service, where not everything is protected.
+    """
+
+    spis: Mapping[str, int] = field(default_factory=lambda: {"gwa": 0x2001, "gwb": 0x2002})
+    keys: Mapping[str, str] = field(
+        default_factory=lambda: {
+            f"{name}{version}": secrets.token_hex(KEY_BYTES) for name in PEER for version in (4, 6)
+        },
+        repr=False,
+    )
+    proposal: str = PROPOSAL
+    protocol: str = ""
+    port: int = 0  # of the service on gwb
+
+    def config(self, host: str, driver: str) -> str:
+        """The ports, SAs and policies of one host."""
+        text = _table("[port]", name="host", role="protected", driver="tun", interface="esp0")
+        interface = {"interface": "wan0"} if driver in ("xdp", "packet") else {}
+        text += _table("[port]", name="wan", role="unprotected", driver=driver, **interface)
+        for version in (4, 6):
+            ends = {
+                "local": str(address(host, "wan0", version)),
+                "remote": str(address(PEER[host], "wan0", version)),
+            }
+            for direction, sender in (("out", host), ("in", PEER[host])):
+                text += _table(
+                    "[sa]",
+                    name=f"from-{sender}-{version}",
+                    direction=direction,
+                    mode="transport",
+                    spi=self.spis[sender] + 16 * version,
+                    proposal=self.proposal,
+                    encryption_key=self.keys[f"{sender}{version}"],
+                    encap=driver == "udp",
+                    **ends,
+                )
+            service: dict[str, str | int] = {"protocol": self.protocol} if self.protocol else {}
+            if self.port:
+                service["remote_port" if host == "gwa" else "local_port"] = self.port
+            names = {"out": f"from-{host}-{version}", "in": f"from-{PEER[host]}-{version}"}
+            text += _table("[policy]", name=f"hosts-{version}", **ends, **service, **names)
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
 class IkeTunnel:
     """A tunnel by IKE: its proposals, lifetimes, and a directory with a CA and both gateways' certificates."""
 
@@ -78,9 +127,13 @@ def _write_certificate(path: Path, issued: Issued) -> None:
     path.write_bytes(issued.certificate.public_bytes(Encoding.PEM))
 
 
-def build_config(host: str, driver: str, tunnel: Tunnel | IkeTunnel, *, workers: int, directory: Path) -> str:
+def build_config(
+    host: str, driver: str, tunnel: Tunnel | IkeTunnel | Hosts, *, workers: int, directory: Path
+) -> str:
     """The esplanade.toml of gateway `host` ("gwa" or "gwb"); `directory` gets its state and its socket."""
     text = f'[gateway]\nworkers = {workers}\nstate_dir = "{directory}/state"\nrun_dir = "{directory}/run"\n'
+    if isinstance(tunnel, Hosts):
+        return text + tunnel.config(host, driver)
     if driver == "tun":
         text += _table("[port]", name="lan", role="protected", driver="tun", interface="esp0")
         text += _table("[port]", name="wan", role="unprotected", driver="udp")
@@ -150,7 +203,7 @@ class Gateway:
     """One `esplanade run` in gateway `host` of a lab. `start` does not wait; `wait_ready` does."""
 
     def __init__(
-        self, lab: Lab, host: str, driver: str, tunnel: Tunnel | IkeTunnel, *, workers: int = 2
+        self, lab: Lab, host: str, driver: str, tunnel: Tunnel | IkeTunnel | Hosts, *, workers: int = 2
     ) -> None:
         """Write the configuration; nothing runs yet."""
         self.host = host
@@ -262,7 +315,7 @@ class Gateways:
     """Both gateways of a lab: started together, ready on entry, stopped on exit."""
 
     def __init__(
-        self, lab: Lab, driver: str, tunnel: Tunnel | IkeTunnel | None = None, *, workers: int = 2
+        self, lab: Lab, driver: str, tunnel: Tunnel | IkeTunnel | Hosts | None = None, *, workers: int = 2
     ) -> None:
         """Two configurations; without `tunnel`, one of keys by hand, new ones."""
         tunnel = tunnel or Tunnel()

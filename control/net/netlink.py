@@ -24,7 +24,7 @@ from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from control.net.mirror import Link, Mirror, MirrorPort, NeighbourKey, PeerRoute, Way, peer_route
 from control.net.routes import is_our_blackhole, is_ours, read_own
-from dataplane.model import Address, AdjacencySpec, Direction, RouteSpec, SaSpec
+from dataplane.model import OUTER_MARK, Address, AdjacencySpec, Direction, RouteSpec, SaSpec
 
 log = logging.getLogger("esplanade.netlink")
 
@@ -346,7 +346,7 @@ class NetlinkMirror:
     async def _ask_route(self, local: Address, remote: Address) -> PeerRoute | None:
         assert self._requests is not None
         try:
-            replies = await self._requests.route("get", dst=str(remote), src=str(local))
+            replies = await self._requests.route("get", dst=str(remote), src=str(local), mark=OUTER_MARK)
         except NetlinkError:
             return None  # no route, or `local` is no address of ours
         return peer_route(remote, replies[0]) if replies else None

@@ -1,4 +1,4 @@
-"""Routes of our own in the kernel's main table: changed many at a time, in one system call, marked as ours.
+"""Routes of our own in the kernel: changed many at a time, in one system call, marked as ours.
 
 A rtnetlink request per change, all in one datagram, one acknowledgement each; the kernel has done it all when the
 call returns. Our mark is the routes' protocol: who mirrors the table knows them by it (`ip route show proto 229`).
@@ -21,7 +21,7 @@ BATCH = 64  # changes of one datagram: requests and acknowledgements fit the soc
 
 _NEW, _DELETE, _ERROR = 24, 25, 2  # RTM_NEWROUTE, RTM_DELROUTE, NLMSG_ERROR
 _REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
-_MAIN, _UNIVERSE, _LINK, _UNICAST, _BLACKHOLE = 254, 0, 253, 1, 6
+_UNIVERSE, _LINK, _UNICAST, _BLACKHOLE = 0, 253, 1, 6
 _DESTINATION, _INTERFACE, _METRIC, _SOURCE = 1, 4, 6, 7  # RTA_*
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, lengths, tos, table, protocol, scope, type, flags
@@ -36,6 +36,7 @@ class RouteChange:
     network: Network
     interface: int | None = None
     source: Address | None = None  # address that packets of this host leave with
+    table: int = 254  # of routes, 1 to 255; 254 is the main table
 
 
 class RouteSocket:
@@ -129,9 +130,8 @@ def _request(change: RouteChange, sequence: int) -> bytes:
         attributes += _attribute(_SOURCE, change.source.packed)
     # IPv6 knows no scopes; IPv4's device routes lead to hosts on the link, as the kernel sees it.
     scope = _LINK if network.version == 4 and not blackhole else _UNIVERSE
-    route = _ROUTE.pack(
-        family, network.prefixlen, 0, 0, _MAIN, PROTOCOL, scope, _BLACKHOLE if blackhole else _UNICAST, 0
-    )
+    what = _BLACKHOLE if blackhole else _UNICAST
+    route = _ROUTE.pack(family, network.prefixlen, 0, 0, change.table, PROTOCOL, scope, what, 0)
     kind = _DELETE if change.verb == "del" else _NEW
     flags = _REQUEST | _ACK | _FLAGS[change.verb]
     length = _HEADER.size + len(route) + len(attributes)

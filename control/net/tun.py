@@ -12,6 +12,7 @@ left out of it, so outer packets go the way they went before. Limit: routes go i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from control.config import PortConfig
 from control.net.routes import RouteChange, RouteSocket
-from dataplane.model import Action, Address, Network, PolicySpec
+from dataplane.model import Action, Address, Mode, Network, PolicySpec
 
 log = logging.getLogger("esplanade.tun")
 
@@ -47,6 +48,11 @@ class TunDevice:
         self._changing = asyncio.Lock()
         self._socket: RouteSocket | None = None
 
+    @property
+    def index(self) -> int:
+        """The interface's number; 0 before `open`."""
+        return self._index
+
     async def open(self) -> None:
         """Give the device its addresses and MTU and bring it up. TunError says why that cannot be."""
         try:
@@ -66,12 +72,17 @@ class TunDevice:
             raise TunError(f"{self.name}: the device cannot be set up: {error}") from None
 
     def _quieten(self) -> None:
-        """No link-local address: the host's own multicast would come out of the device and match no policy."""
-        path = Path(f"/proc/sys/net/ipv6/conf/{self.name}/addr_gen_mode")
-        try:
-            path.write_text("1\n")  # IN6_ADDR_GEN_MODE_NONE
-        except OSError:
-            pass  # no IPv6, or /proc/sys is read-only: the drops are harmless
+        """No link-local address: the host's own multicast would come out. Sources are the SPD's to check."""
+        settings = {
+            f"ipv6/conf/{self.name}/addr_gen_mode": "1",  # IN6_ADDR_GEN_MODE_NONE
+            # Our ICMP errors come from an address of this host, and the path back may be another rule's.
+            f"ipv4/conf/{self.name}/accept_local": "1",
+            f"ipv4/conf/{self.name}/rp_filter": "2",
+        }
+        for name, value in settings.items():
+            # No IPv6, or /proc/sys is read-only: what is lost then is not worth a stop.
+            with contextlib.suppress(OSError):
+                Path("/proc/sys/net", name).write_text(f"{value}\n")
 
     async def set_routes(
         self, policies: Iterable[PolicySpec], peers: Iterable[Address], own: Iterable[Address] = ()
@@ -82,6 +93,7 @@ class TunDevice:
         """
         if not self._config.routes:
             return
+        policies = [policy for policy in policies if policy.mode is not Mode.TRANSPORT]  # see host.py
         async with self._changing:
             wanted = routes_for(policies, peers, own)
             changes: list[RouteChange] = []

@@ -27,7 +27,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from control.ike.events import Datagram, PeerPath
-from dataplane.model import Address
+from dataplane.model import OUTER_MARK, Address
 
 log = logging.getLogger("esplanade.ike.udp")
 
@@ -319,6 +319,8 @@ def _bound(address: Address, port: int) -> socket.socket:
 def _prepare(sock: socket.socket, version: int) -> None:
     """Our side's address with each datagram, ICMP errors in a queue, fragments allowed, room for a burst."""
     sock.setblocking(False)
+    with contextlib.suppress(PermissionError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, OUTER_MARK)  # see control/net/host.py
     sock.setsockopt(
         socket.IPPROTO_UDP, _UDP_GRO, 0
     )  # workers have it on theirs; here one datagram is one message

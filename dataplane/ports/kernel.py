@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 
-from dataplane.ports.sockets import IPV6_HDRINCL, has_ipv6, set_buffers
+from dataplane.ports.sockets import IPV6_HDRINCL, has_ipv6, mark, set_buffers
 from ext.packet import Pool
 from ext.rawsock import KernelPort
 
@@ -24,6 +24,7 @@ def open_port(pool: Pool, name: str = "kernel") -> KernelPort:
                 if domain == socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, IPV6_HDRINCL, 1)
                 set_buffers(sock, 4096, SEND_BUFFER)
+                mark(sock)
                 opened.append(sock.detach())
         except OSError as error:
             raise OSError(error.errno, f"raw socket to the kernel's routing: {error.strerror}") from None

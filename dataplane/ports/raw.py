@@ -26,6 +26,7 @@ from dataplane.ports.sockets import (
     Instruction,
     attach_program,
     families,
+    mark,
     set_buffers,
 )
 from ext.packet import Pool
@@ -72,6 +73,7 @@ def open_socket(family: int, address: str, program: list[Instruction] | None = N
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1)
             set_buffers(sock, RECEIVE_BUFFER, SEND_BUFFER)
+            mark(sock)
             sock.bind((address, 0))
             return sock.detach()
     except OSError as error:

@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
-from dataplane.model import Address
+from dataplane.model import OUTER_MARK, Address
 
 SO_RCVBUFFORCE = 33
 SO_SNDBUFFORCE = 32
@@ -43,6 +43,12 @@ def set_buffers(sock: socket.socket, receive: int, send: int) -> None:
         except PermissionError:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def mark(sock: socket.socket) -> None:
+    """What the socket sends passes by the rules of transport mode; without the capability there are no such rules."""
+    with contextlib.suppress(PermissionError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, OUTER_MARK)
 
 
 def attach_program(sock: socket.socket, option: int, program: Sequence[Instruction]) -> None:

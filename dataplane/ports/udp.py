@@ -33,6 +33,7 @@ from dataplane.ports.sockets import (
     Instruction,
     attach_program,
     families,
+    mark,
     set_buffers,
 )
 from ext.packet import Pool
@@ -78,6 +79,7 @@ def open_socket(family: int, address: str, port: int, program: list[Instruction]
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_PROBE)
             sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
             set_buffers(sock, RECEIVE_BUFFER, SEND_BUFFER)
+            mark(sock)
             sock.bind((address, port))
             if program is not None:
                 attach_program(sock, SO_ATTACH_REUSEPORT_CBPF, program)

@@ -1,0 +1,110 @@
+"""Host to host in transport mode, the hosts' own traffic: all gets through, only ESP on the cable, nothing stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from control.lab.gateway import Gateways, Hosts
+from control.lab.space import Space, wait_until
+from control.lab.topology import Lab, address
+from control.lab.traffic import finish_ping, iperf3, ping, start_ping
+from control.lab.wiretap import WireTap
+
+pytestmark = pytest.mark.root
+
+DRIVERS = ("xdp", "packet", "raw", "udp")
+
+
+@contextmanager
+def hosts(driver: str, **options: object) -> Iterator[tuple[Lab, WireTap, Gateways]]:
+    """Both gateways of a tapped lab as hosts."""
+    with (
+        Lab(queues=1, routed=False, tapped=True) as lab,
+        WireTap(lab) as tap,
+        Gateways(lab, driver, Hosts(**options), workers=1) as gateways,  # type: ignore[arg-type]
+    ):
+        yield lab, tap, gateways
+
+
+def rules(space: Space) -> list[str]:
+    """The rules that are not the kernel's own, and what our table holds."""
+    found = []
+    for family in ("-4", "-6"):
+        for line in space.run(["ip", family, "rule", "show"]).output().splitlines():
+            if line.split(":")[0] not in ("0", "32766", "32767"):
+                found.append(line)
+        table = space.run(["ip", family, "route", "show", "table", "229"], check=False).output()
+        found += table.splitlines()
+    return found
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_hosts(driver: str) -> None:
+    """Pings both ways in both families, TCP both ways and UDP; the cable shows ESP only; nothing stays behind."""
+    with hosts(driver) as (lab, tap, gateways):
+        a, b = lab.spaces["gwa"], lab.spaces["gwb"]
+        ends = [(a, address("gwb", "wan0", v)) for v in (4, 6)] + [
+            (b, address("gwa", "wan0", v)) for v in (4, 6)
+        ]
+        for space, target in ends:
+            ping(space, target, count=2)  # neighbours are learned
+        running = [start_ping(space, target, count=30) for space, target in ends]
+        assert [finish_ping(each, count=30).lost for each in running] == [0] * 4, gateways.a.log(30)
+        for version in (4, 6):
+            assert iperf3(a, b, address("gwb", "wan0", version), proto="tcp", seconds=1).gbps > 0.01
+            assert iperf3(b, a, address("gwa", "wan0", version), proto="tcp", seconds=1).gbps > 0.01
+        udp = iperf3(a, b, address("gwb", "wan0"), proto="udp", seconds=1, rate="20M")
+        assert udp.gbps > 0.01
+        counts = tap.counts()
+        assert counts["clear"] == 0, tap.clear_samples()
+        assert counts["esp"] > 240
+        for gateway in (gateways.a, gateways.b):
+            assert gateway.stop() == 0, gateway.log(30)
+        assert rules(a) == rules(b) == []
+
+
+def test_one_service() -> None:
+    """Only TCP to one port is protected, and what answers it; all else goes between the hosts as it went before."""
+    with hosts("packet", protocol="tcp", port=5201) as (lab, tap, _):
+        a, b = lab.spaces["gwa"], lab.spaces["gwb"]
+        for version in (4, 6):
+            target = address("gwb", "wan0", version)
+            assert ping(a, target, count=5).lost == 0
+            clear = tap.counts()["clear"]
+            assert clear >= 10
+            assert iperf3(a, b, target, proto="tcp", seconds=1).gbps > 0.01
+            assert tap.counts()["clear"] == clear, tap.clear_samples()
+        assert tap.counts()["esp"] > 100
+
+
+def test_killed_and_started_again() -> None:
+    """Whoever kills it opens no way in clear; the next start takes over, and its end leaves nothing."""
+    with hosts("packet") as (lab, tap, gateways):
+        a = lab.spaces["gwa"]
+        targets = [address("gwb", "wan0", version) for version in (4, 6)]
+        for target in targets:
+            ping(a, target, count=2)
+        program = gateways.a.program
+        assert program is not None
+        os.kill(program.pid, signal.SIGKILL)
+        program.wait(10)
+        assert any("lookup 229" in line for line in rules(a))
+        wait_until(lambda: "esp0" not in a.run(["ip", "link"]).output(), timeout=10, what="the device goes")
+        for target in targets:
+            refused = a.run(["ping", "-n", "-c", "1", "-W", "1", str(target)], check=False)
+            assert "Invalid argument" in refused.log(), refused.output()  # a blackhole's answer
+        assert tap.counts()["clear"] == 0, tap.clear_samples()
+        gateways.a.start()
+        gateways.a.wait_ready()
+        for target in targets:
+            ping(a, target, count=2)
+            assert ping(a, target, count=10).lost == 0, gateways.a.log(30)
+        assert "rules of an earlier run are removed" in gateways.a.log(200)
+        assert tap.counts()["clear"] == 0, tap.clear_samples()
+        assert gateways.a.stop() == 0
+        assert rules(a) == []
