@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.machine import describe_machine, trace
-from bench.options import Options
+from bench.options import Options, slowdown
 from bench.report import RESULTS, Row, format_table, write_json
 from control.lab import LabError
 
@@ -38,6 +38,10 @@ def main(argv: Sequence[str]) -> int:
     unknown = [name for name in arguments.what if name not in BENCHES]
     if unknown:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BENCHES)}")
+    try:
+        slowdown()  # not after minutes
+    except ValueError as error:
+        parser.error(str(error))
     machine = describe_machine()
     options = Options(
         seconds=arguments.seconds,

@@ -31,6 +31,7 @@ from dataplane.model import (
     AdjacencySpec,
     Direction,
     Encap,
+    Network,
     PolicySpec,
     PortSpec,
     Role,
@@ -77,21 +78,25 @@ def bench() -> Iterator[Bench]:
     """The laboratory: neighbours known, ends open, forwarding by the kernel."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(queues=1, static_neighbours=True))
-        client = _end(lab, stack, "client", "eth0", Role.PROTECTED)
-        sink = _end(lab, stack, "gwb", "wan0", Role.UNPROTECTED)
+        sender = PortSpec(name="client", role=Role.PROTECTED, driver="xdp", interface="eth0")
+        taker = PortSpec(
+            name="gwb", role=Role.UNPROTECTED, driver="xdp", interface="wan0", addresses=(OUTER["gwb"],)
+        )
+        client = open_end(lab, stack, "client", sender)
+        sink = open_end(lab, stack, "gwb", taker)
         macs = tuple(
             bytes.fromhex(lab.mac(*at).replace(":", "")) for at in (("gwa", "lan0"), ("client", "eth0"))
         )
         yield Bench(lab=lab, source=client, sink=sink, macs=(macs[0], macs[1]), stack=stack)
 
 
-def _end(lab: Lab, stack: ExitStack, host: str, interface: str, role: Role) -> PortHandle:
-    """An AF_XDP port of an end host; the unprotected one takes what is for its address."""
-    own = (OUTER[host],) if role is Role.UNPROTECTED else ()
-    spec = PortSpec(name=host, role=role, driver="xdp", interface=interface, addresses=own)
+def open_end(
+    lab: Lab, stack: ExitStack, host: str, spec: PortSpec, remotes: Sequence[Network] = ()
+) -> PortHandle:
+    """A port of a host that sends or receives: what is for its addresses, or for `remotes` on the protected side."""
 
     def make() -> PortHandle:
-        prepared = drivers.prepare(spec, workers=1)
+        prepared = drivers.prepare(spec, workers=1, remotes=remotes)
         stack.callback(prepared.close)
         pool = Pool(ENDS_FRAMES, drivers.frame_size([spec]))
         handle: Any = drivers.open_ports([(spec, prepared.mode, prepared.fds)], 0, 1, pool)[0]

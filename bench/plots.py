@@ -60,7 +60,7 @@ CHARTS: dict[str, Sequence[Chart]] = {
         Chart(
             name="scaling",
             title="Two workers beside one, each on a CPU of its own",
-            x=lambda row: f"{row['sas']} SAs {row['direction']} {row['size']} B",
+            x=lambda row: f"{row['sas']} SAs {row['direction']} {row['size']} B, {row['how']}",
             series=lambda row: f"{row['workers']} workers",
             value="ratio",
             unit="rate / rate of one worker",

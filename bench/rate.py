@@ -120,12 +120,12 @@ def saturated(
 # ---- without loss
 
 
-def no_loss(trial: Callable[[float], Exchange]) -> NoLoss:
-    """The highest rate at which `trial` loses nothing."""
+def no_loss(trial: Callable[[float], Exchange], allowed: float = 0.0) -> NoLoss:
+    """The highest rate at which `trial` loses nothing, or no more than the share `allowed`."""
     low, high, best, limit = 0.0, HIGHEST, 0.0, "gateway"
     for _ in range(STEPS):
         rate = (low + high) / 2
-        reached, kept_up = _passes(trial, rate)
+        reached, kept_up = _passes(trial, rate, allowed)
         if reached is None:
             high = rate
             continue
@@ -138,12 +138,12 @@ def no_loss(trial: Callable[[float], Exchange]) -> NoLoss:
     return NoLoss(pps=best, limit=limit)
 
 
-def _passes(trial: Callable[[float], Exchange], rate: float) -> tuple[float | None, bool]:
+def _passes(trial: Callable[[float], Exchange], rate: float, allowed: float) -> tuple[float | None, bool]:
     """The rate that went through whole, and whether it was the one asked for; (None, ...) when some were lost."""
     for _ in range(TRIES):
         done = trial(rate)
         sent = done.sent * 1e9 / done.nanoseconds
-        if done.sent and done.received == done.sent:
+        if done.sent and done.sent - done.received <= allowed * done.sent:
             return sent, sent >= KEPT_UP * rate
     return None, True
 

@@ -4,6 +4,10 @@ Out: a whole loop between memory ports per worker (bench.rings). In: each worker
 the SA's numbers and replay window are shared for (ext.kernelbench); only the opening counts. Both workers begin
 together; what each of them does alone, in turns, is the rate to compare with.
 
+One queue (`how` is "dealt"): one worker receives all packets of the SA, as a network card would give them to it, and
+deals batches to the other (ext.deal); the same worker alone is what that is compared with. The SA has no replay window
+here, so that a few sealed packets serve again and again.
+
 A worker here is a thread: the loops run without Python's lock, and share nothing but what worker processes share.
 """
 
@@ -14,20 +18,24 @@ import os
 import statistics
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from bench.options import Options, slowdown
 from bench.quiet import foremost
 from bench.report import Row
-from bench.rings import BATCH, Rig, flow_frames
+from bench.rings import BATCH, FRAME_SIZE, FRAMES, Rig, flow_frames, plain_frames
 from bench.tunnels import BASE, Tunnels, inner_packet, tunnels
 from control.config.proposal import parse_proposal
 from control.lab.space import LabError
 from dataplane.engine import open_engine
 from ext.crypto import EngineHandle
+from ext.deal import Team, team_size
 from ext.kernelbench import measure
+from ext.loop import Loop
 from ext.sa import TablesView
 
 ALGORITHM = "aes128gcm16"
@@ -38,6 +46,7 @@ WORKERS = 2
 ROUNDS = 5
 SLICES = 20  # in a round
 SLICE_SECONDS = 0.004
+DEALT_TEMPLATES = 192  # sealed packets that are received in turn
 NS_GUESS = {64: 120.0, 1408: 550.0}  # per packet, to make slices about as long as that
 
 
@@ -52,7 +61,10 @@ class Worker:
 
 
 def run(options: Options) -> list[Row]:
-    """Rows {workers, sas, direction, size, mpps, ratio, runs}; ratio: to one worker in the same round, median."""
+    """Rows {workers, sas, direction, size, how, mpps, ratio, runs}; ratio: to one worker in the same round, median.
+
+    how: "shared" is each worker with packets of its own, "dealt" one that receives for both.
+    """
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < WORKERS:
         print(f"scaling: {len(cpus)} CPU; {WORKERS} are needed, nothing measured", file=sys.stderr)
@@ -64,7 +76,15 @@ def run(options: Options) -> list[Row]:
             for way in WAYS:
                 for size in SIZES:
                     rows += figure(workers, sas, way, size, options)
+    for size in SIZES:
+        with foremost(), dealers(size, cpus) as slice_:
+            rows += rows_of(1, "in", size, "dealt", partial(repeat, slice_), options)
     return rows
+
+
+def repeat(slice_: Callable[[], dict[int, float]]) -> list[dict[int, float]]:
+    """A round of slices."""
+    return [slice_() for _ in range(SLICES)]
 
 
 def make_workers(tunnel: Tunnels, cpus: Sequence[int]) -> list[Worker]:
@@ -78,21 +98,30 @@ def make_workers(tunnel: Tunnels, cpus: Sequence[int]) -> list[Worker]:
 
 def figure(workers: Sequence[Worker], sas: int, way: str, size: int, options: Options) -> list[Row]:
     """One worker's row, and both workers'."""
-    runs: dict[int, list[float]] = {1: [], len(workers): []}
-    ratios: list[float] = []
     with ThreadPoolExecutor(len(workers)) as pool:
-        for _ in range(options.rounds or ROUNDS):
-            slices = round_of_slices(pool, workers, sas, way, size)
-            for count, rates in runs.items():
-                rates.append(statistics.median(each[count] for each in slices))
-            ratios.append(statistics.median(each[len(workers)] / each[1] for each in slices))
-    print(f"{sas} SAs {way} {size} B: {statistics.median(ratios):.2f}", file=sys.stderr, flush=True)
+        one_round = partial(round_of_slices, pool, workers, sas, way, size)
+        return rows_of(sas, way, size, "shared", one_round, options)
+
+
+def rows_of(
+    sas: int, way: str, size: int, how: str, one_round: Callable[[], list[dict[int, float]]], options: Options
+) -> list[Row]:
+    """Rows of one worker and of all, from rounds whose slices are rates by number of workers."""
+    runs: dict[int, list[float]] = {1: [], WORKERS: []}
+    ratios: list[float] = []
+    for _ in range(options.rounds or ROUNDS):
+        slices = one_round()
+        for count, rates in runs.items():
+            rates.append(statistics.median(each[count] for each in slices))
+        ratios.append(statistics.median(each[WORKERS] / each[1] for each in slices))
+    print(f"{sas} SAs {way} {size} B {how}: {statistics.median(ratios):.2f}", file=sys.stderr, flush=True)
     return [
         {
             "workers": count,
             "sas": sas,
             "direction": way,
             "size": size,
+            "how": how,
             "mpps": statistics.median(rates),
             "ratio": 1.0 if count == 1 else statistics.median(ratios),
             "runs": rates,
@@ -152,3 +181,56 @@ def _into(worker: Worker, sas: int, size: int, batches: int) -> float:
         if "replay" in str(error):
             return math.nan
         raise
+
+
+# ---- one queue
+
+
+@contextmanager
+def dealers(size: int, cpus: Sequence[int]) -> Iterator[Callable[[], dict[int, float]]]:
+    """A slice: one worker's packets per microsecond alone, and with another's help."""
+    with ExitStack() as stack:
+        tunnel = stack.enter_context(tunnels(parse_proposal(ALGORITHM), workers=WORKERS, window=0))
+        fd = os.memfd_create("frames", os.MFD_CLOEXEC)
+        stack.callback(os.close, fd)
+        os.ftruncate(fd, team_size(WORKERS, FRAMES, FRAME_SIZE))
+        wake = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(WORKERS)]
+        stop = os.eventfd(0, os.EFD_NONBLOCK)
+        for each in (*wake, stop):
+            stack.callback(os.close, each)
+        loops, rigs = [], []
+        for index in range(WORKERS):
+            team = Team(fd, index, WORKERS, wake, frame_count=FRAMES, frame_size=FRAME_SIZE, always=True)
+            view, engine = TablesView(tunnel.view_fd, index), open_engine(tunnel.engine.name)
+            view.worker_enter(os.getpid())
+            rigs.append(Rig(view, engine, team.pool))
+            ports = [rigs[-1].inside, rigs[-1].outside]
+            loops.append(Loop(view, engine, ports, None, stop, team=team))
+        owner = rigs[0]
+        sealed = owner.seal(plain_frames((size,)), DEALT_TEMPLATES)
+        packets = max(1, round(SLICE_SECONDS * 1e9 / NS_GUESS[size] / BATCH)) * BATCH
+
+        def rate(count: int) -> float:
+            loop = owner.loop if count == 1 else loops[0]
+            return 1e3 / owner.open_again(loop, sealed, packets)
+
+        def help_() -> None:
+            os.sched_setaffinity(0, {cpus[0]})
+            loops[1].run()
+
+        def one_slice() -> dict[int, float]:
+            alone = rate(1)
+            thread = threading.Thread(target=help_, name="helper")
+            thread.start()
+            try:
+                rate(WORKERS)  # until the helper is there
+                return {1: alone, WORKERS: rate(WORKERS)}
+            finally:
+                os.eventfd_write(stop, 1)
+                thread.join()
+                os.eventfd_read(stop)
+
+        before = os.sched_getaffinity(0)
+        stack.callback(os.sched_setaffinity, 0, before)
+        os.sched_setaffinity(0, {cpus[-1]})
+        yield one_slice

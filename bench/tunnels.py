@@ -51,9 +51,12 @@ class Tunnels:
 
 @contextlib.contextmanager
 def tunnels(
-    proposal: EspProposal, count: int = 1, engine: str = "auto", workers: int = 1
+    proposal: EspProposal, count: int = 1, engine: str = "auto", workers: int = 1, window: int = 1024
 ) -> Iterator[Tunnels]:
-    """Tables with `count` tunnels, for `workers` workers; every SA has keys of its own."""
+    """Tables with `count` tunnels, for `workers` workers; every SA has keys of its own.
+
+    With a `window` of 0 there is no replay protection: the same packets can be received again and again.
+    """
     ports = [
         PortSpec(name=role.value, role=role, driver="packet", interface=role.value, mac=MACS[0])
         for role in Role
@@ -63,16 +66,16 @@ def tunnels(
     )
     dataplane = DataPlane.create(ports=ports, workers=workers, engine=engine, limits=limits)
     try:
-        asyncio.run(_fill(dataplane, proposal, count))
+        asyncio.run(_fill(dataplane, proposal, count, window))
         fd = dataplane.tables.fd
         yield Tunnels(view=TablesView(fd, 0), view_fd=fd, engine=dataplane.tables.engine, count=count)
     finally:
         dataplane.close()
 
 
-async def _fill(dataplane: DataPlane, proposal: EspProposal, count: int) -> None:
+async def _fill(dataplane: DataPlane, proposal: EspProposal, count: int, window: int) -> None:
     inside, outside = (AdjacencySpec(port=role.value, destination_mac=MACS[1]) for role in Role)
-    dataplane.add_sas([sa for number in range(count) for sa in _pair(proposal, number)])
+    dataplane.add_sas([sa for number in range(count) for sa in _pair(proposal, number, window)])
     for number in range(count):
         dataplane.set_sa_adjacency(f"out{number}", outside)
     await dataplane.set_policies(
@@ -91,7 +94,7 @@ def _selector(number: int) -> SelectorSpec:
     return SelectorSpec.from_networks(SOURCES, IPv4Network((BASE + number, 32)))
 
 
-def _pair(proposal: EspProposal, number: int) -> tuple[SaSpec, SaSpec]:
+def _pair(proposal: EspProposal, number: int, window: int) -> tuple[SaSpec, SaSpec]:
     """Outbound SA, and the inbound SA of its peer."""
     out = SaSpec(
         name=f"out{number}",
@@ -123,6 +126,7 @@ def _pair(proposal: EspProposal, number: int) -> tuple[SaSpec, SaSpec]:
             ),
         ),
         negotiated=True,
+        replay_window=window,
     )
     return out, into
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import ci
+from bench import ci, cli
 from bench.gate import Figure
 from bench.options import Options
 from control.lab import LabError
@@ -72,15 +72,18 @@ def test_a_probe_that_comes_to_nothing_is_no_pass(baseline: Path, monkeypatch: p
     assert [row["finding"] for row in rows if row["figure"] == "broken"] == ["too noisy"]
 
 
-def test_no_baseline_is_an_error(tmp_path: Path) -> None:
+def test_no_baseline_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not a pass: status 2 before anything is measured."""
-    done = bench("--baseline", str(tmp_path / "none.json"))
-    assert done.returncode == 2
-    assert "No such file" in done.stderr
+    assert cli.main(["--ci", "kernels", "--baseline", str(tmp_path / "none.json")]) == 2
+    assert "No such file" in capsys.readouterr().err
 
 
-def test_a_nonsense_slowdown_is_refused(baseline: Path) -> None:
+def test_a_nonsense_slowdown_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Rather than taken for none."""
-    done = bench("--baseline", str(baseline), slowdown="fast")
-    assert done.returncode != 0
-    assert "ESPLANADE_BENCH_SLOWDOWN is 'fast'" in done.stderr
+    monkeypatch.setenv("ESPLANADE_BENCH_SLOWDOWN", "fast")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--ci", "kernels"])
+    assert end.value.code == 2
+    assert "ESPLANADE_BENCH_SLOWDOWN is 'fast'" in capsys.readouterr().err

@@ -15,7 +15,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "kernels": [{"algorithm": "aes128gcm16", "direction": "out", "size": 64, "ratio": 1.2, "gbps": 9.0}],
     "rings": [{"algorithm": "aes128gcm16", "direction": "out", "size": "64", "ratio": 1.7}],
     "tables": [{"sas": 1, "direction": "out", "size": 64, "ratio": 1.0}],
-    "scaling": [{"workers": 2, "sas": 1, "direction": "in", "size": 64, "ratio": 1.9}],
+    "scaling": [{"workers": 2, "sas": 1, "direction": "in", "size": 64, "how": "dealt", "ratio": 1.9}],
     "ports": [{"driver": "xdp", "mode": "native/copy", "test": "forward", "size": 64, "mpps": 0.5}],
     "rate": [
         {"driver": "xdp", "mode": "native/copy", "size": "64", "ratio_bare_port": 0.97, "no_loss_mpps": 0.3},
