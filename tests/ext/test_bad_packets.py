@@ -670,8 +670,17 @@ OWN: dict[str, Callable[..., None]] = {
     "not_ip": test_link_header,
     "vlan": test_link_header,
 }
-#: And those of rules with a file of their own: test_forwarding.py, test_sequence.py, test_cleartext.py.
-RULES = {"ttl", "too_big", "icmp_limit", "ecn", "sequence_exhausted", "sequence_unreserved", "cleartext"}
+#: And those of rules with a file of their own: test_forwarding.py, test_sequence.py, test_cleartext.py, test_deal.py.
+RULES = {
+    "ttl",
+    "too_big",
+    "icmp_limit",
+    "ecn",
+    "sequence_exhausted",
+    "sequence_unreserved",
+    "cleartext",
+    "worker_lost",
+}
 
 
 def test_every_drop_has_its_test() -> None:
