@@ -28,6 +28,11 @@ ALGORITHMS = (
     "aes256-sha384",
     "aes256-sha512",
     "null-sha256",
+    "aes128gcm16iiv",
+    "aes128gmac",
+    "aes128ccm16",
+    "aes128ctr-sha256",
+    "aes128-aescmac",
 )
 DIRECTIONS = ("out", "in")
 SIZES = (64, 256, 512, 1024, 1420)  # bytes of inner packet

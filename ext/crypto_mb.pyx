@@ -556,16 +556,16 @@ cdef void _ccm_tag(MbState *state, const Job *job, uint8_t *tag) noexcept nogil:
     """RFC 3610 2.2: CBC-MAC over lengths and nonce, AAD with its length before it, and text, each padded with zeros."""
     cdef uint8_t *chain = state.chain
     cdef uint32_t at = 0
-    cdef uint32_t held = 32
+    cdef uint32_t held = 32 if job.aad_length else 16
     cdef uint32_t taken
     memset(tag, 0, 16)
     memset(chain, 0, 32)
-    chain[0] = 0x40 | (job.key.icv_length - 2) << 2 | 3
+    chain[0] = (0x40 if job.aad_length else 0) | (job.key.icv_length - 2) << 2 | 3
     memcpy(chain + 1, job.nonce + 1, 11)
     chain[13] = <uint8_t>(job.text_length >> 16)
     chain[14] = <uint8_t>(job.text_length >> 8)
     chain[15] = <uint8_t>job.text_length
-    chain[17] = job.aad_length      # 8 or 12: with two bytes before it less than a block
+    chain[17] = job.aad_length      # 12 at most: with two bytes before it less than a block
     memcpy(chain + 18, job.aad, job.aad_length)
     while True:
         taken = min(<uint32_t>sizeof(state.chain) - held, job.text_length - at)

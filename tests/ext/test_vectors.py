@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
@@ -10,7 +12,11 @@ from dataplane.model import Cipher, Integrity
 from ext.crypto import EngineHandle, JobSpec
 from tests.ext.crypto_jobs import ENGINES, ICV_LENGTHS, vectors
 
-AEADS = {"aes-gcm": Cipher.AES_GCM, "chacha20-poly1305": Cipher.CHACHA20_POLY1305}
+AEADS = {
+    "aes-gcm": Cipher.AES_GCM,
+    "chacha20-poly1305": Cipher.CHACHA20_POLY1305,
+    "aes-ccm": Cipher.AES_CCM,
+}
 HMACS = {
     1: Integrity.HMAC_SHA1,
     256: Integrity.HMAC_SHA2_256,
@@ -64,6 +70,90 @@ def test_aead_of_esp(engine: EngineHandle) -> None:
 def test_wycheproof_aead(engine: EngineHandle) -> None:
     """Valid and invalid: changed tags, edge cases of Poly1305 and GHASH, counter overflow."""
     check_aead(engine, vectors("wycheproof_aead"))
+
+
+def test_wycheproof_ccm(engine: EngineHandle) -> None:
+    """AES-CCM with nonces of ESP's length (RFC 4309 section 4), all lengths of key, valid and changed tags."""
+    rows = vectors("wycheproof_ccm")
+    assert {len(row["key"]) for row in rows} == {32, 48, 64}
+    check_aead(engine, rows)
+
+
+def test_wycheproof_gmac(engine: EngineHandle) -> None:
+    """AES-GMAC both as AH has it and as ESP's cipher."""
+    rows = [row for row in vectors("wycheproof_gmac") if row["text"]]
+    jobs = [
+        JobSpec(
+            cipher=Cipher.NULL,
+            integrity=Integrity.AES_GMAC,
+            integrity_key=bytes.fromhex(row["key"]),
+            nonce=bytes.fromhex(row["nonce"]),
+            text=bytes.fromhex(row["text"]),
+            icv=bytes.fromhex(row["tag"]),
+        )
+        for row in rows
+    ]
+    assert {len(job.integrity_key) for job in jobs} == {16, 24, 32}
+    assert [result.ok for result in engine.run("open", jobs)] == [row["result"] == "valid" for row in rows]
+    # The same bytes as SPI, number, IV and text of an ESP packet: the engine reads the first 16 where they lie.
+    packets = [
+        replace(
+            job, cipher=Cipher.AES_GMAC, integrity=0, key=job.integrity_key, integrity_key=b"", aad=bytes(8)
+        )
+        for job in jobs
+    ]
+    packets = [replace(job, header=job.text[:16], text=job.text[16:]) for job in packets]
+    long = [number for number, job in enumerate(jobs) if len(job.text) >= 16]
+    assert len(long) > 50
+    results = engine.run("open", [packets[number] for number in long])
+    assert [result.ok for result in results] == [rows[number]["result"] == "valid" for number in long]
+
+
+def test_rfc3686(engine: EngineHandle) -> None:
+    """AES-CTR, every case of the RFC, both ways."""
+    rows = vectors("rfc3686")
+    assert len(rows) == 9
+    jobs = [
+        JobSpec(
+            cipher=Cipher.AES_CTR,
+            key=bytes.fromhex(row["key"]),
+            nonce=bytes.fromhex(row["nonce"]),
+            text=bytes.fromhex(row["text"]),
+        )
+        for row in rows
+    ]
+    sealed = engine.run("seal", jobs)
+    assert [result.text.hex() for result in sealed] == [row["ciphertext"] for row in rows]
+    opening = [replace(job, text=result.text) for job, result in zip(jobs, sealed, strict=True)]
+    assert [result.text.hex() for result in engine.run("open", opening)] == [row["text"] for row in rows]
+
+
+def test_aes_macs(engine: EngineHandle) -> None:
+    """RFC 3566, RFC 4493 and Wycheproof, truncated to 96 bits: what lies before ESN's four bytes, and with them."""
+    rows = [row for row in vectors("aes_mac") if row["text"]]  # ESP's header is there at least
+    kinds = {"xcbc": Integrity.AES_XCBC, "cmac": Integrity.AES_CMAC}
+    for esn in (0, 4):
+        jobs = []
+        for row in rows:
+            text = bytes.fromhex(row["text"])
+            split = max(0, len(text) - esn) if len(text) > esn else len(text)
+            jobs.append(
+                JobSpec(
+                    cipher=Cipher.NULL,
+                    integrity=kinds[row["mac"]],
+                    integrity_key=bytes.fromhex(row["key"]),
+                    header=text[: min(8, split)],
+                    text=text[min(8, split) : split],
+                    aad=text[split:],
+                    icv=bytes.fromhex(row["tag"])[:12],
+                )
+            )
+        valid = [row["result"] == "valid" for row in rows]
+        # A changed tag may differ behind its twelfth byte.
+        sealed = engine.run("seal", jobs)
+        good = [result.icv == job.icv for result, job in zip(sealed, jobs, strict=True)]
+        assert all(same for same, fine in zip(good, valid, strict=True) if fine) and good.count(False) > 20
+        assert [result.ok for result in engine.run("open", jobs)] == good
 
 
 @pytest.mark.parametrize("name", ["nist_cbc", "rfc3602"])
