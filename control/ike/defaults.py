@@ -35,13 +35,14 @@ _ESP = (
     f"aes256gcm16-aes128gcm16-chacha20poly1305-esn-noesn-{_GROUPS}",
     f"aes256-aes192-aes128-sha256-sha384-sha512-esn-noesn-{_GROUPS}",
 )
+_AH = ("sha256-sha384-sha512-esn-noesn", f"sha256-sha384-sha512-esn-noesn-{_GROUPS}")
 _ESP_REMOTE_ACCESS = ("aes256-aes192-aes128-sha1",)
 
 
 @cache
 def default_proposals(protocol: Protocol, *, remote_access: bool = False) -> tuple[Proposal, ...]:
-    """The defaults of IKE or ESP, preferred first; with those of old clients last where `remote_access` says so."""
-    texts: tuple[str, ...] = _IKE if protocol == Protocol.IKE else _ESP
-    if remote_access:
+    """The defaults of IKE, ESP or AH, preferred first; with those of old clients last where `remote_access` says so."""
+    texts: tuple[str, ...] = {Protocol.IKE: _IKE, Protocol.ESP: _ESP, Protocol.AH: _AH}[protocol]
+    if remote_access and protocol != Protocol.AH:
         texts += _IKE_REMOTE_ACCESS if protocol == Protocol.IKE else _ESP_REMOTE_ACCESS
     return tuple(parse_proposal(protocol, text) for text in texts)

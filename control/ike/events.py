@@ -15,6 +15,7 @@ import enum
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from control.ike.numbers import Protocol
 from control.ike.settings import ChildSettings, Network, TrafficSelector
 from dataplane.model import Address, EspProposal, Mode
 
@@ -89,7 +90,8 @@ class ChildSa:
     connection: str
     settings: ChildSettings
     mode: Mode
-    suite: EspProposal
+    protocol: Protocol = Protocol.ESP  # or AH
+    suite: EspProposal  # of AH its integrity algorithm, the cipher being NULL
     suite_name: str  # strongSwan's keywords, e.g. aes128gcm16-esn-x25519
     spi_in: int
     spi_out: int

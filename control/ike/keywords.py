@@ -187,9 +187,14 @@ def transform_of(protocol: Protocol, word: str) -> Transform:
         raise ValueError(f"but {word} {REFUSED[word]}")
     if word in GROUPS:
         return Transform(type=TransformType.KE, id=GROUPS[word])
-    for table, of in ((ENCRYPTION, None), (INTEGRITY, None), (PRFS, Protocol.IKE), (ESN, Protocol.ESP)):
+    for table, of in (
+        (ENCRYPTION, (Protocol.IKE, Protocol.ESP)),
+        (INTEGRITY, tuple(Protocol)),
+        (PRFS, (Protocol.IKE,)),
+        (ESN, (Protocol.ESP, Protocol.AH)),
+    ):
         if word in table:
-            if of not in (None, protocol):
+            if protocol not in of:
                 raise ValueError(f"but {word} has no meaning for {protocol.name}; want it left out")
             if protocol == Protocol.IKE and word in _NOT_IKE:
                 raise ValueError(_NOT_IKE[word])

@@ -157,6 +157,8 @@ def parse_proposal(protocol: Protocol, text: str) -> Proposal:
             raise ValueError(f"which says {word_of(transform)} twice")
         transforms.append(transform)
     proposal = Proposal(protocol=protocol, transforms=tuple(sorted(transforms, key=lambda each: each.type)))
+    if protocol == Protocol.AH:
+        return _complete_ah(proposal)
     ciphers, integrity = proposal.of(TransformType.ENCR), proposal.of(TransformType.INTEG)
     if not ciphers:
         raise ValueError("which names no cipher; want something like aes256gcm16 or aes256-sha256")
@@ -177,6 +179,19 @@ def parse_proposal(protocol: Protocol, text: str) -> Proposal:
             raise ValueError(
                 "which has a key exchange ke1_... to ke7_... but no first one; want e.g. -x25519 added"
             )
+    return proposal
+
+
+def _complete_ah(proposal: Proposal) -> Proposal:
+    """AH has integrity and numbers, and nothing that encrypts (RFC 7296 section 3.3.3)."""
+    if not proposal.of(TransformType.INTEG):
+        raise ValueError("which names no integrity algorithm; want something like sha256 or sha512-esn")
+    if any(proposal.of(kind) for kind in ADDITIONAL_KEY_EXCHANGES) and not proposal.groups:
+        raise ValueError(
+            "which has a key exchange ke1_... to ke7_... but no first one; want e.g. -x25519 added"
+        )
+    if not proposal.of(TransformType.ESN):
+        proposal = _with(proposal, (Transform(type=TransformType.ESN, id=Esn.NO_ESN),))
     return proposal
 
 
@@ -245,12 +260,16 @@ class Suite:
         return OfferedProposal(number=number, protocol=self.protocol, spi=spi, transforms=self.transforms)
 
     def to_esp(self) -> EspProposal:
-        """The same for the dataplane; raises LocalError for what it does not have."""
+        """The same for the dataplane, AH as integrity beside no cipher; raises LocalError for what it does not have."""
         return self._esp
 
     @cached_property
     def _esp(self) -> EspProposal:
         """Peers agree on the same again and again; what follows from a proposal is worked out once, too."""
+        if self.protocol == Protocol.AH and self.encr == 0 and self.integ in _ESP_INTEG:
+            return EspProposal(
+                cipher=Cipher.NULL, key_bits=0, integrity=_ESP_INTEG[Integ(self.integ)], esn=self.esn
+            )
         if self.protocol != Protocol.ESP or self.encr not in _ESP_ENCR or self.integ not in _ESP_INTEG:
             raise LocalError(f"the dataplane has no {self}")
         cipher, tag_length, implicit_iv = _ESP_ENCR[self.encr]

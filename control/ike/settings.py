@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
 from control.ike.identity import Identity
+from control.ike.numbers import Protocol
 from control.ike.proposal import Proposal
 from dataplane.model import Address, Df, Mode
 
@@ -111,7 +112,7 @@ class ChildSettings:
     name: str
     local: tuple[TrafficSelector, ...] = (TrafficSelector(),)
     remote: tuple[TrafficSelector, ...] = (TrafficSelector(),)
-    proposals: tuple[Proposal, ...]
+    proposals: tuple[Proposal, ...]  # all of ESP, or all of AH
     mode: Mode = Mode.TUNNEL
     lifetime: Lifetime = Lifetime()
     start_action: StartAction = StartAction.NONE
@@ -121,6 +122,11 @@ class ChildSettings:
     df: Df = Df.COPY
     dscp: int | None = None
     mss_clamp: bool = False
+
+    @property
+    def protocol(self) -> Protocol:
+        """ESP, or AH."""
+        return self.proposals[0].protocol if self.proposals else Protocol.ESP
 
 
 @dataclass(frozen=True, kw_only=True)

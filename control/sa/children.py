@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from control.ike.events import ChildEstablished, ChildSa, PeerPath
+from control.ike.numbers import Protocol as IkeProtocol
 from control.net.mirror import Way
 from control.sa.selectors import pairs
 from control.sa.spd import Spd
@@ -170,6 +171,8 @@ class Children:
 
     def _install(self, child: ChildSa) -> None:
         """Both SAs; nothing is sent through them yet. All or nothing."""
+        if child.protocol != IkeProtocol.ESP:
+            raise DataPlaneError(f"{child.protocol.name}: the dataplane has ESP only")
         # One set of objects for both directions and the policies: what is worked out of a selector stays with it.
         selectors = pairs(child.local_selectors, child.remote_selectors)
         inbound, outbound = sa_specs(child, child.path, child.encapsulated, selectors)

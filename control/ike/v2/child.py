@@ -5,8 +5,8 @@
     responder   choose_suite              -> the suite, or INVALID_KE_PAYLOAD, or a refusal that names the differences
     both        make_child                -> KEYMAT cut into keys, and all that the dataplane needs
 
-Traffic selectors are narrowed in control.ike.selectors; the exchanges that carry all this are in the tasks. AH is not
-spoken, and IPComp is never agreed on.
+Traffic selectors are narrowed in control.ike.selectors; the exchanges that carry all this are in the tasks. A child is
+of ESP or of AH; both at once (RFC 4301's bundles) and IPComp are never agreed on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from control.ike.v2.lifetimes import Random, child_times
 from control.ike.wire.proposal import OfferedProposal
 from dataplane.model import Address, Mode
 
-SPI_LENGTH = 4  # bytes of an ESP SPI
+SPI_LENGTH = 4  # bytes of an SPI of ESP or AH
 RESERVED_SPIS = 256  # 0 to 255 are IANA's (RFC 4303 section 2.1)
 
 
@@ -51,7 +51,7 @@ class Keying:
 
 def child_proposals(settings: ChildSettings, *, key_exchange: bool) -> tuple[Proposal, ...]:
     """The proposals of a child, each once; IKE_AUTH has no place for a key exchange (RFC 7296 section 1.2)."""
-    proposals = [each for each in settings.proposals if each.protocol == Protocol.ESP]
+    proposals = list(settings.proposals)
     if not key_exchange:
         proposals = [each.without_key_exchanges for each in proposals]
     return tuple(proposals) if len(proposals) == 1 else tuple(dict.fromkeys(proposals))
@@ -105,18 +105,19 @@ def choose_suite(
 
 
 def spi_bytes(spi: int) -> bytes:
-    """An ESP SPI as it is sent."""
+    """An SPI of ESP or AH as it is sent."""
     return spi.to_bytes(SPI_LENGTH, "big")
 
 
 def spi_of(proposal: OfferedProposal) -> int:
-    """The SPI that a proposal for ESP brings; raises PeerError for none, or one that cannot be."""
+    """The SPI that a proposal for ESP or AH brings; raises PeerError for none, or one that cannot be."""
     spi = int.from_bytes(proposal.spi, "big")
     if len(proposal.spi) != SPI_LENGTH or spi < RESERVED_SPIS:
         raise PeerError(
             NotifyType.INVALID_SYNTAX,
-            f"proposal {proposal.number} for ESP has the SPI {proposal.spi.hex() or '(none)'}; "
-            f"want {SPI_LENGTH} bytes and {RESERVED_SPIS} or more (RFC 4303 section 2.1)",
+            f"proposal {proposal.number} for {name_of(Protocol, proposal.protocol)} has the SPI "
+            f"{proposal.spi.hex() or '(none)'}; "
+            f"want {SPI_LENGTH} bytes and {RESERVED_SPIS} or more (RFC 4303 section 2.1, RFC 4302 section 2.4)",
         )
     return spi
 
@@ -160,6 +161,7 @@ def make_child(
         connection=connection,
         settings=settings,
         mode=mode,
+        protocol=suite.protocol,
         suite=esp,
         suite_name=str(suite),
         spi_in=spi_in,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from control.ike.errors import LocalError, PeerError
 from control.ike.events import ChildSa, Failure
-from control.ike.numbers import Group, NotifyType, name_of
+from control.ike.numbers import Group, NotifyType, Protocol, name_of
 from control.ike.proposal import Proposal, Suite
 from control.ike.selectors import (
     Narrowed,
@@ -96,6 +96,7 @@ def ask(
     old: ChildSa | None = None,
 ) -> ChildRequest:
     """What to ask for; `old` is the child to rekey, whose selectors are kept (RFC 7296 section 2.9.2)."""
+    _refuse_ah_through_nat(sa, settings)
     if old is not None:
         local, remote = from_settings(old.local_selectors), from_settings(old.remote_selectors)
     else:
@@ -109,6 +110,18 @@ def ask(
         spi=spi,
         local=local,
         remote=remote,
+    )
+
+
+def _refuse_ah_through_nat(sa: IkeSa, settings: ChildSettings) -> None:
+    """AH protects the addresses that a NAT changes, and goes in no UDP (RFC 3948 section 1)."""
+    if settings.protocol != Protocol.AH or not sa.encapsulated:
+        return
+    why = "there is a NAT between us" if sa.nat_local or sa.nat_remote else "encap is true"
+    raise PeerError(
+        NotifyType.NO_PROPOSAL_CHOSEN,
+        f"child '{settings.name}' of connection '{sa.connection.name}' is AH, and {why}: AH cannot pass it",
+        advice="use ESP for this peer: esp_proposals in place of ah_proposals",
     )
 
 
@@ -169,7 +182,8 @@ def refusal(request: ChildRequest, notify: NotifyPayload) -> Failure:
             code="no_proposal_chosen",
             text=f"no proposal chosen for child '{name}': we offered "
             f"{', '.join(map(str, request.proposals))} and the peer accepts none of these",
-            advice="see the peer's log for what it accepts, and make the esp_proposals of both sides overlap",
+            advice=f"see the peer's log for what it accepts, and make the {_key(request.settings)} of both sides "
+            "overlap",
         )
     if notify.type == NotifyType.TS_UNACCEPTABLE:
         return Failure(
@@ -191,6 +205,11 @@ def refusal(request: ChildRequest, notify: NotifyPayload) -> Failure:
     )
 
 
+def _key(settings: ChildSettings) -> str:
+    """The configuration's word for a child's proposals."""
+    return f"{settings.protocol.name.lower()}_proposals"
+
+
 def rekey_refusal(settings: ChildSettings, notify: NotifyPayload) -> Failure:
     """Why a child that is there could not be replaced."""
     offered = ", ".join(map(str, settings.proposals))
@@ -198,7 +217,8 @@ def rekey_refusal(settings: ChildSettings, notify: NotifyPayload) -> Failure:
         code=notify.name.lower(),
         text=f"child '{settings.name}' could not be rekeyed: we offered {offered} and the peer answered "
         f"{notify.name}; the old one goes on until it expires",
-        advice="make esp_proposals of both sides overlap, key exchange methods included; they count from a rekeying on",
+        advice=f"make {_key(settings)} of both sides overlap, key exchange methods included; they count from a "
+        "rekeying on",
     )
 
 
@@ -223,6 +243,7 @@ def answer(
     settings, selectors, mode = _best(
         sa, tuple(candidates), local, remote, old, request.notify(NotifyType.USE_TRANSPORT_MODE) is not None
     )
+    _refuse_ah_through_nat(sa, settings)
     suite, number, spi_out = choose_suite(
         request.need(SaPayload).proposals,
         child_proposals(settings, key_exchange=key_exchange),

@@ -35,7 +35,7 @@ from control.ike.events import (
     PeerPath,
 )
 from control.ike.identity import Identity
-from control.ike.numbers import Exchange, NotifyType, name_of
+from control.ike.numbers import Exchange, NotifyType, Protocol, name_of
 from control.ike.proposal import Suite
 from control.ike.settings import Auth, Connection
 from control.ike.v2 import codec, export, lifetimes
@@ -240,9 +240,12 @@ class IkeSa:
             return self.eap_identity
         return self.remote_id
 
-    def child_by_outbound(self, spi: int) -> Child | None:
-        """The child that sends with `spi`: what a peer's Delete payload and REKEY_SA name."""
-        return next((child for child in self.children.values() if child.spec.spi_out == spi), None)
+    def child_by_outbound(self, protocol: int, spi: int) -> Child | None:
+        """The child of ESP or AH that sends with `spi`: what a peer's Delete payload and REKEY_SA name."""
+        for child in self.children.values():
+            if child.spec.spi_out == spi and child.spec.protocol == protocol:
+                return child
+        return None
 
     def child_by_id(self, id: int) -> Child | None:
         """The child with an event's id."""
@@ -631,7 +634,7 @@ class IkeSa:
     def add_child(self, spec: ChildSa, *, outbound: bool, replaces: Child | None = None) -> Child:
         """A child SA is negotiated: keep it and tell; the keys go with the event and are not kept."""
         child = Child(spec.without_keys(), outbound=outbound)
-        if self.host.settings.export_keys:
+        if self.host.settings.export_keys and spec.protocol == Protocol.ESP:  # AH hides nothing
             for line in export.esp_lines(spec):
                 self.emit(
                     KeysExported(ike=self.id, connection=self.connection.name, table="esp_sa", line=line)

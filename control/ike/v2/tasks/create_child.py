@@ -310,7 +310,7 @@ class CreateChild(KeyedTask):
         from control.ike.v2.tasks.delete import DeleteSpi
 
         if self.nonce_r and self.asked is not None and not self.rounds.open and sa.state is State.ESTABLISHED:
-            sa.queue(DeleteSpi(self.asked.spi), now, first=True)
+            sa.queue(DeleteSpi(self.asked.settings.protocol, self.asked.spi), now, first=True)
             self.asked = None
         self._free(sa)
 

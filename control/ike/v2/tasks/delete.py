@@ -39,7 +39,8 @@ class DeleteChild(Task):
             return DONE
         self.child.state = ChildState.DELETING
         self.child.rekey_at = self.child.expires_at = 0.0
-        message.add(DeletePayload(protocol=Protocol.ESP, spis=(spi_bytes(self.child.spec.spi_in),)))
+        spec = self.child.spec
+        message.add(DeletePayload(protocol=spec.protocol, spis=(spi_bytes(spec.spi_in),)))
         return MORE
 
     def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
@@ -75,13 +76,14 @@ class DeleteSpi(Task):
     exchange = Exchange.INFORMATIONAL
     name = "delete child"
 
-    def __init__(self, spi: int) -> None:
+    def __init__(self, protocol: Protocol, spi: int) -> None:
         super().__init__(initiator=True)
+        self.protocol = protocol
         self.spi = spi
 
     def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
         """DELETE with an SPI that was ours for a moment."""
-        message.add(DeletePayload(protocol=Protocol.ESP, spis=(spi_bytes(self.spi),)))
+        message.add(DeletePayload(protocol=self.protocol, spis=(spi_bytes(self.spi),)))
         return MORE
 
     def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
@@ -134,12 +136,12 @@ class DeleteIke(Task):
 # What a peer asks for
 
 
-def closed_by_peer(sa: IkeSa, spi: int, now: float) -> int | None:
+def closed_by_peer(sa: IkeSa, protocol: int, spi: int, now: float) -> int | None:
     """The peer has closed the SA that we send to with `spi`: our half of the pair, where the answer is to name it."""
     from control.ike.v2.tasks.create_child import CreateChild, drop
     from control.ike.v2.tasks.rekey_child import RekeyChild
 
-    child = sa.child_by_outbound(spi)
+    child = sa.child_by_outbound(protocol, spi)
     if child is None:
         if isinstance(sa.active, CreateChild) and len(sa.active.deleted) < MAX_DELETED:
             sa.active.deleted.add(spi)  # of a response that is still on its way, perhaps

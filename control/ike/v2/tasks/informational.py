@@ -48,7 +48,7 @@ class Informational(Task):
         if not self.over:
             settle(sa, now)
             for payload in deletes:
-                if payload.protocol == Protocol.ESP:
+                if payload.protocol in (Protocol.ESP, Protocol.AH):
                     self._delete(sa, payload, now)
             self._errors(sa, message)
             self.reply += mobike.answer(sa, message, now)
@@ -68,16 +68,18 @@ class Informational(Task):
             )
 
     def _delete(self, sa: IkeSa, payload: DeletePayload, now: float) -> None:
-        ours = {child.spec.spi_out for child in sa.children.values()}
+        protocol = payload.protocol
+        ours = {child.spec.spi_out for child in sa.children.values() if child.spec.protocol == protocol}
         named = dict.fromkeys(int.from_bytes(spi, "big") for spi in payload.spis)
         # A payload has room for 16,000 SPIs; few of those that we do not know can be of a response on its way.
         strangers = [spi for spi in named if spi not in ours][:MAX_STRANGERS]
         closed = [
-            closed_by_peer(sa, spi, now) for spi in (*strangers, *(spi for spi in named if spi in ours))
+            closed_by_peer(sa, protocol, spi, now)
+            for spi in (*strangers, *(spi for spi in named if spi in ours))
         ]
         pairs = tuple(spi_bytes(spi) for spi in closed if spi is not None)
         if pairs:
-            self.reply.append(DeletePayload(protocol=Protocol.ESP, spis=pairs))
+            self.reply.append(DeletePayload(protocol=protocol, spis=pairs))
 
     def _errors(self, sa: IkeSa, message: Incoming) -> None:
         for notify in message.all(NotifyPayload):

@@ -76,7 +76,7 @@ class RekeyChild(CreateChild):
             return
         self.old.state = ChildState.REKEYING
         message.notify(
-            NotifyType.REKEY_SA, protocol=Protocol.ESP, spi=spi_bytes(self.old.spec.spi_in)
+            NotifyType.REKEY_SA, protocol=self.old.spec.protocol, spi=spi_bytes(self.old.spec.spi_in)
         )  # RFC 7296 section 3.10.1
         super().ask(sa, message, now)
 
@@ -173,9 +173,9 @@ class RekeyChild(CreateChild):
                 NotifyType.INVALID_SYNTAX,
                 f"REKEY_SA with an SPI of {len(notify.spi) if notify else 0} bytes; want {SPI_LENGTH}",
             )
-        self.old = sa.child_by_outbound(int.from_bytes(notify.spi, "big"))
+        self.old = sa.child_by_outbound(notify.protocol, int.from_bytes(notify.spi, "big"))
         if self.old is None:
-            raise ChildNotFound(notify.spi)
+            raise ChildNotFound(notify.spi, notify.protocol)
         if self.old.state is ChildState.DELETING:
             raise temporary_failure(f"rekeying of child '{self.old.spec.settings.name}', which we delete")
         self.settings = self.old.spec.settings
@@ -199,7 +199,7 @@ class RekeyChild(CreateChild):
             super()._request(sa, message, now)
         except ChildNotFound as error:
             # The notification names the SPI, which an error alone does not.
-            self.reply = [NotifyPayload(type=error.notify, protocol=Protocol.ESP, spi=error.spi)]
+            self.reply = [NotifyPayload(type=error.notify, protocol=error.protocol, spi=error.spi)]
             sa.note("info", f"CREATE_CHILD_SA refused: {error}")
 
     def agree(self, sa: IkeSa, message: Incoming, ke_group: int, now: float) -> tuple[int, tuple[int, ...]]:
@@ -215,7 +215,9 @@ class RekeyChild(CreateChild):
         old = self.old
         if old is None or not alive(sa, old):
             self.dropped(sa)
-            raise ChildNotFound(spi_bytes(old.spec.spi_out) if old is not None else b"")
+            if old is None:
+                raise ChildNotFound(b"", Protocol.ESP)
+            raise ChildNotFound(spi_bytes(old.spec.spi_out), old.spec.protocol)
         if old.state is ChildState.DELETING:  # since the act began
             self.dropped(sa)
             raise temporary_failure(f"rekeying of child '{self.name_of_child}', which we delete")
@@ -238,7 +240,7 @@ class RekeyChild(CreateChild):
             return
         if self.loses(sa):
             self._give_way(sa, "the peer's is kept")
-            sa.queue(DeleteSpi(self.agreed.spi_in), now, first=True)
+            sa.queue(DeleteSpi(self.agreed.suite.protocol, self.agreed.spi_in), now, first=True)
             self.asked = None
             return
         self.child = self.install(sa, now, outbound=True, replaces=old if alive(sa, old) else None)
@@ -260,13 +262,14 @@ class RekeyChild(CreateChild):
 class ChildNotFound(PeerError):
     """CHILD_SA_NOT_FOUND, which repeats the SPI of REKEY_SA (RFC 7296 section 2.25)."""
 
-    def __init__(self, spi: bytes) -> None:
+    def __init__(self, spi: bytes, protocol: int) -> None:
         super().__init__(
             NotifyType.CHILD_SA_NOT_FOUND,
             f"rekeying of a child with SPI {spi.hex()}, which is none of ours",
             advice="the peer sets it up anew",
         )
         self.spi = spi
+        self.protocol = protocol
 
 
 def alive_by_id(sa: IkeSa, id: int | None) -> bool:
