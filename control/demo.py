@@ -1,6 +1,7 @@
 """`esplanade demo`: two gateways between a client and a server, in four network namespaces of this machine.
 
 The tunnel comes up by IKEv2: certificates of a CA made on the spot, X25519 with ML-KEM-768 on top, AES-GCM.
+With `--mode transport` there is no tunnel: the gateways themselves are the two hosts (in IPv4, as IKE's SA is).
 For each driver: 1 proof: on a tapped cable, ping both ways in IPv4 and IPv6 while iperf3 runs and both kinds of
 SAs get new keys, then short TCP and UDP bursts, while the tap counts ESP and clear text 2 speed: iperf3 TCP and UDP on
 the direct cable, with new keys half-way. Before them plain kernel forwarding, for comparison. Exit status 0 only if no
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from control.lab.gateway import DRIVERS, Gateways, IkeTunnel, make_lab
 from control.lab.space import LabError, Program, Space, wait_until
-from control.lab.topology import Lab, address, check_tools
+from control.lab.topology import Address, Lab, address, check_tools
 from control.lab.traffic import Throughput, finish_ping, iperf3, start_ping
 from control.lab.wiretap import WireTap
 
@@ -92,10 +93,41 @@ class Rekeys:
         return Rekeys(child=self.child + other.child, ike=self.ike + other.ike)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What is tried: "tunnel", from the client to the server, or "transport", from gateway A to gateway B."""
+
+    mode: str = "tunnel"
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Of IP."""
+        return (4, 6) if self.mode == "tunnel" else (4,)
+
+    def spaces(self, lab: Lab) -> tuple[Space, Space]:
+        """The two ends."""
+        return (lab.client, lab.server) if self.mode == "tunnel" else (lab.spaces["gwa"], lab.spaces["gwb"])
+
+    def targets(self, version: int = 4) -> tuple[Address, Address]:
+        """Their addresses."""
+        if self.mode == "tunnel":
+            return address("client", "eth0", version), address("server", "eth0", version)
+        return address("gwa", "wan0", version), address("gwb", "wan0", version)
+
+
+TUNNEL = Course()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument(
         "--driver", choices=[*DRIVERS, "all"], default="all", help="which driver (default: all)"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=["tunnel", "transport"],
+        default="tunnel",
+        help="a tunnel between two networks, or transport mode between the two gateways as hosts (default: tunnel)",
     )
     parser.add_argument(
         "--seconds",
@@ -129,11 +161,15 @@ def run(arguments: argparse.Namespace) -> int:
     failures: list[str] = []
     try:
         check_tools(TOOLS)
-        say("plain   client - gateway A - gateway B - server, forwarded by the kernel")
-        plain = measure_plain(arguments.seconds)
+        course = Course(mode=arguments.mode)
+        if course.mode == "tunnel":
+            say("plain   client - gateway A - gateway B - server, forwarded by the kernel")
+        else:
+            say("plain   gateway A - gateway B, by the kernel")
+        plain = measure_plain(arguments.seconds, course)
         for driver in drivers:
             try:
-                results[driver] = try_driver(driver, arguments.seconds)
+                results[driver] = try_driver(driver, arguments.seconds, course)
             except LabError as error:
                 failures.append(f"{driver}: {error}")
                 say(f"{driver:7} FAILED: {error}")
@@ -147,30 +183,30 @@ def run(arguments: argparse.Namespace) -> int:
     for failure in failures:
         say(f"FAILED {failure.splitlines()[0]}")
     if arguments.keep and not failures:
-        keep(drivers[-1])
+        keep(drivers[-1], course)
     return 1 if failures else 0
 
 
-def measure_plain(seconds: int) -> Plain:
-    """Kernel forwarding on the direct cable."""
+def measure_plain(seconds: int, course: Course = TUNNEL) -> Plain:
+    """Kernel forwarding on the direct cable, or between two hosts on it."""
     with Lab() as lab:
-        tcp, udp = measure_speed(lab, seconds)
+        tcp, udp = measure_speed(lab, seconds, course=course)
     return Plain(tcp_gbps=tcp.gbps, udp_gbps=udp.gbps)
 
 
-def try_driver(driver: str, seconds: int) -> DriverResult:
+def try_driver(driver: str, seconds: int, course: Course = TUNNEL) -> DriverResult:
     """Proof, then speed. LabError when a gateway or a program fails."""
     say(f"{driver:7} proof: gateways start, the cable between them is tapped")
-    proof = prove(driver)
+    proof = prove(driver, course=course)
     say(
         f"{driver:7} proof: {proof.active_mode}; {proof.pings_lost} of {proof.pings_sent} pings lost; "
         f"between the gateways {proof.esp_packets} ESP packets, {proof.cleartext_packets} in clear"
     )
     say(f"{driver:7} proof: IKE {proof.ike_suite}, ESP {proof.esp_suite}")
-    with make_lab(driver) as lab, tunnel(lab, driver) as gateways:
-        warm_up(lab)
+    with make_lab(driver, mode=course.mode) as lab, tunnel(lab, driver, course) as gateways:
+        warm_up(lab, course)
         with rekeying(gateways, after=seconds / 2) as rekeys:
-            tcp, udp = measure_speed(lab, seconds, label=driver)
+            tcp, udp = measure_speed(lab, seconds, label=driver, course=course)
         gateways.a.check_alive()
         gateways.b.check_alive()
     total = proof.rekeys + rekeys.done
@@ -190,17 +226,24 @@ def try_driver(driver: str, seconds: int) -> DriverResult:
     )
 
 
-def prove(driver: str, *, pings: int = PINGS, burst_seconds: int = BURST_SECONDS) -> Proof:
+def prove(
+    driver: str, *, pings: int = PINGS, burst_seconds: int = BURST_SECONDS, course: Course = TUNNEL
+) -> Proof:
     """Pings, rekeys and short bursts on a tapped cable; counting begins before the gateways start."""
-    with make_lab(driver, tapped=True) as lab, WireTap(lab) as tap, tunnel(lab, driver) as gateways:
-        warm_up(lab)
-        target = address("server", "eth0")
-        running = start_pings(lab, pings)
+    with (
+        make_lab(driver, tapped=True, mode=course.mode) as lab,
+        WireTap(lab) as tap,
+        tunnel(lab, driver, course) as gateways,
+    ):
+        warm_up(lab, course)
+        near, far = course.spaces(lab)
+        target = course.targets()[1]
+        running = start_pings(lab, pings, course)
         with rekeying(gateways, after=0.5) as rekeys:
-            iperf3(lab.client, lab.server, target, proto="udp", seconds=REKEY_SECONDS, rate=REKEY_UDP_RATE)
+            iperf3(near, far, target, proto="udp", seconds=REKEY_SECONDS, rate=REKEY_UDP_RATE)
         sent, lost = finish_pings(running, pings)
         for proto, rate in (("tcp", "0"), ("udp", BURST_UDP_RATE)):
-            iperf3(lab.client, lab.server, target, proto=proto, seconds=burst_seconds, rate=rate)
+            iperf3(near, far, target, proto=proto, seconds=burst_seconds, rate=rate)
         counts = tap.counts()
         for sample in tap.clear_samples():
             say(f"{driver:7} in clear: {sample}")
@@ -222,9 +265,9 @@ def prove(driver: str, *, pings: int = PINGS, burst_seconds: int = BURST_SECONDS
 
 
 @contextmanager
-def tunnel(lab: Lab, driver: str) -> Iterator[Gateways]:
-    """Both gateways, with a new CA, and the tunnel between them up."""
-    with Gateways(lab, driver, IkeTunnel.make(lab.directory)) as gateways:
+def tunnel(lab: Lab, driver: str, course: Course = TUNNEL) -> Iterator[Gateways]:
+    """Both gateways, with a new CA, and the child SAs between them up."""
+    with Gateways(lab, driver, IkeTunnel.make(lab.directory, mode=course.mode)) as gateways:
         for gateway in (gateways.a, gateways.b):
             try:
                 wait_until(gateway.children_up, timeout=UP_SECONDS, what="the tunnel comes up")
@@ -266,19 +309,20 @@ def rekeying(gateways: Gateways, *, after: float) -> Iterator[Rekeying]:
         raise thread.error
 
 
-def ping_all(lab: Lab, count: int) -> tuple[int, int]:
+def ping_all(lab: Lab, count: int, course: Course = TUNNEL) -> tuple[int, int]:
     """Ping from both ends in both families at once; returns (sent, lost)."""
-    return finish_pings(start_pings(lab, count), count)
+    return finish_pings(start_pings(lab, count, course), count)
 
 
-def start_pings(lab: Lab, count: int) -> list[Program]:
-    """From both ends in both families."""
-    ways: list[tuple[Space, str]] = [(lab.client, "server"), (lab.server, "client")]
-    return [
-        start_ping(space, address(target, "eth0", version), count=count)
-        for space, target in ways
-        for version in (4, 6)
-    ]
+def start_pings(lab: Lab, count: int, course: Course = TUNNEL) -> list[Program]:
+    """From both ends in each family."""
+    near, far = course.spaces(lab)
+    found = []
+    for version in course.versions:
+        near_address, far_address = course.targets(version)
+        found.append(start_ping(near, far_address, count=count))
+        found.append(start_ping(far, near_address, count=count))
+    return found
 
 
 def finish_pings(running: Sequence[Program], count: int) -> tuple[int, int]:
@@ -287,27 +331,32 @@ def finish_pings(running: Sequence[Program], count: int) -> tuple[int, int]:
     return sum(pings.sent for pings in done), sum(pings.lost for pings in done)
 
 
-def warm_up(lab: Lab) -> None:
+def warm_up(lab: Lab, course: Course = TUNNEL) -> None:
     """Let neighbours and path MTU be learned before anything is measured."""
-    ping_all(lab, 3)
+    ping_all(lab, 3, course)
 
 
-def measure_speed(lab: Lab, seconds: int, *, label: str = "plain") -> tuple[Throughput, Throughput]:
-    """iperf3 TCP and UDP from client to server."""
-    target = address("server", "eth0")
+def measure_speed(
+    lab: Lab, seconds: int, *, label: str = "plain", course: Course = TUNNEL
+) -> tuple[Throughput, Throughput]:
+    """iperf3 TCP and UDP from the near end to the far one."""
+    near, far = course.spaces(lab)
     results = []
     for proto in ("tcp", "udp"):
-        results.append(iperf3(lab.client, lab.server, target, proto=proto, seconds=seconds))
+        results.append(iperf3(near, far, course.targets()[1], proto=proto, seconds=seconds))
         lost = f" ({results[-1].lost_percent:.1f} % lost)" if proto == "udp" else ""
         say(f"{label:7} speed: {proto} {results[-1].gbps:.2f} Gb/s{lost}")
     return results[0], results[1]
 
 
-def keep(driver: str) -> None:
+def keep(driver: str, course: Course = TUNNEL) -> None:
     """Set the driver's lab up once more and hold it until Ctrl-C."""
-    with make_lab(driver, tapped=True) as lab, tunnel(lab, driver) as gateways:
+    with (
+        make_lab(driver, tapped=True, mode=course.mode) as lab,
+        tunnel(lab, driver, course) as gateways,
+    ):
         say(f"\nThe {driver} lab is running. Try, from another terminal:")
-        say(f"  ip netns exec {lab.client.name} ping {address('server', 'eth0')}")
+        say(f"  ip netns exec {course.spaces(lab)[0].name} ping {course.targets()[1]}")
         say(f"  ip netns exec {lab.spaces['wire'].name} tcpdump -ni port-a")
         say(f"  {' '.join(gateways.a.status_command())}")
         say(f"  {' '.join(gateways.a.command('rekey', 'sites', '-c', str(gateways.a.config_path)))}")

@@ -232,7 +232,7 @@ class Gateway:
         self._host.open()
         self._stack.callback(lambda: self._host.close(leave=self.requests.restart.is_set()))
         for device in self._tuns[:1]:
-            self._host.set_policies(self.spd.policies(), device)
+            self._host.set_policies(self.spd.policies(), self._peers(), self._own_addresses(), device)
         await self._route_into_tuns(self.spd.policies())
 
     async def serve(self) -> None:
@@ -377,7 +377,7 @@ class Gateway:
             await device.set_routes(policies, self._peers(), self._own_addresses())
         for device in self._tuns[:1]:
             try:
-                self._host.set_policies(policies, device)
+                self._host.set_policies(policies, self._peers(), self._own_addresses(), device)
             except HostError as error:
                 log.error("%s", error)
 
@@ -409,6 +409,7 @@ class Gateway:
             self.dataplane.set_local_addresses(addresses)
         except DataPlaneError as error:
             log.error("local addresses: %s", error)
+        await self._route_into_tuns(self.spd.policies() if self._tuns else ())
         if self.ike is not None:
             self.ike.addresses_changed(addresses)
 

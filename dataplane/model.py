@@ -284,9 +284,6 @@ class PolicySpec:
     action: Action
     selector: SelectorSpec
     sa: str | None = None  # name of the outbound SA when action is PROTECT
-    mode: Mode = (
-        Mode.TUNNEL
-    )  # of its SAs: in transport mode the traffic is the host's own, with the peer itself
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from control.config.sas import read_sa
 from control.config.schema import DRIVERS, Config, GatewaySettings, PortConfig
 from control.config.table import Report, Table, is_name
 from control.config.values import parse_address, parse_interface_address
-from dataplane.model import Direction, Mode, PolicySpec, Role, SaSpec
+from dataplane.model import Direction, Mode, Role, SaSpec
 
 T = TypeVar("T")
 
@@ -84,8 +84,8 @@ def parse(
     check_use(sas, policy_tables)
     if report.problems:
         raise ConfigError(source, report.problems)
-    modes = {sa.name: sa.mode for _, sa in sas}
-    if Mode.TRANSPORT in modes.values() and not any(port.driver == "tun" for _, port in ports):
+    hosts = any(sa.mode is Mode.TRANSPORT for _, sa in sas)
+    if hosts and not any(port.driver == "tun" for _, port in ports):
         report.warn(
             "port",
             'no port has driver = "tun", which this host\'s own traffic comes by, and SAs in transport mode protect '
@@ -96,16 +96,10 @@ def parse(
         gateway=gateway,
         ports=tuple(port for _, port in ports),
         sas=tuple(_with_selectors(sa, policies) for _, sa in sas),
-        policies=tuple(_with_mode(spec, modes) for policy in policies for spec in policy.specs),
+        policies=tuple(spec for policy in policies for spec in policy.specs),
         ike=ike,
         warnings=tuple(report.warnings),
     )
-
-
-def _with_mode(policy: PolicySpec, modes: Mapping[str, Mode]) -> PolicySpec:
-    """A policy of transport mode knows that its traffic is this host's own."""
-    mode = modes.get(policy.sa or "", Mode.TUNNEL)
-    return policy if mode is policy.mode else replace(policy, mode=mode)
 
 
 def _default_ports(report: Report) -> list[Table]:

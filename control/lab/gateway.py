@@ -104,6 +104,7 @@ class IkeTunnel:
     rekey_time: str = "1h"  # of children
     start: Mapping[str, str] = field(default_factory=lambda: {"gwa": "start", "gwb": "trap"})
     version: int = 4  # of IP between the gateways
+    mode: str = "tunnel"  # "transport": between the gateways themselves, not their networks
     more: str = ""  # further lines of the connection
 
     @classmethod
@@ -134,9 +135,13 @@ def build_config(
     text = f'[gateway]\nworkers = {workers}\nstate_dir = "{directory}/state"\nrun_dir = "{directory}/run"\n'
     if isinstance(tunnel, Hosts):
         return text + tunnel.config(host, driver)
-    if driver == "tun":
+    hosts = isinstance(tunnel, IkeTunnel) and tunnel.mode == "transport"
+    if driver == "tun" or hosts:
         text += _table("[port]", name="lan", role="protected", driver="tun", interface="esp0")
+    if driver == "tun":
         text += _table("[port]", name="wan", role="unprotected", driver="udp")
+    elif hosts:
+        text += _table("[port]", name="wan", role="unprotected", driver=driver, interface="wan0")
     else:
         text += _table("[port]", name="lan", role="protected", driver=driver, interface="lan0")
         text += _table("[port]", name="wan", role="unprotected", driver=driver, interface="wan0")
@@ -173,6 +178,7 @@ def _connection(host: str, tunnel: IkeTunnel, ours: list[str], theirs: list[str]
         local_addrs=str(address(host, "wan0", tunnel.version)),
         remote_addrs=str(address(PEER[host], "wan0", tunnel.version)),
         proposals=tunnel.ike,
+        **({"mobike": False} if tunnel.mode == "transport" else {}),
     )
     text += f"{tunnel.more}\n" if tunnel.more else ""
     text += _table(
@@ -184,10 +190,12 @@ def _connection(host: str, tunnel: IkeTunnel, ours: list[str], theirs: list[str]
     text += _table(
         "connections.sites.remote", id=f"@{names[PEER[host]]}", cacerts=str(tunnel.directory / "ca.pem")
     )
+    ends: dict[str, str | list[str]] = {"local_ts": ours, "remote_ts": theirs}
+    if tunnel.mode == "transport":
+        ends = {"mode": "transport"}
     return text + _table(
         "connections.sites.children.net",
-        local_ts=ours,
-        remote_ts=theirs,
+        **ends,
         esp_proposals=tunnel.esp,
         rekey_time=tunnel.rekey_time,
         start_action=tunnel.start[host],
@@ -346,13 +354,13 @@ class Gateways:
         self.b.close()
 
 
-def make_lab(driver: str, *, tapped: bool = False, workers: int = 2) -> Lab:
+def make_lab(driver: str, *, tapped: bool = False, workers: int = 2, mode: str = "tunnel") -> Lab:
     """The lab that suits a driver.
 
     The kernel of a gateway could always forward in clear, by a route or a default route: the gateway must keep
     it from that. For tun it brings a route of its own, so there must be none to the far network before.
     """
-    return Lab(queues=workers, routed=driver != "tun", tapped=tapped)
+    return Lab(queues=workers, routed=driver != "tun" and mode == "tunnel", tapped=tapped)
 
 
 def _python_path() -> str:

@@ -1,12 +1,12 @@
-"""This host's own traffic in transport mode: policy rules lead it into the TUN device, as wg-quick does it.
+"""This host's own traffic with its peers: policy rules lead it into the TUN device, as wg-quick does it.
 
     1 what a killed run left behind goes   2 marked packets, which are our own, pass by all that follows
     3 a rule per policy: from this host to its peer, protocol, ports   4 a table of ours: the peer, into the device
 
-In tunnel mode a route into the device does, for the peers' networks are others than the peers. Here the peer itself
-is the destination, and the outer packets go to it as well: every socket that sends them, IKE's among them, bears
-OUTER_MARK, and the first rule has the kernel look on behind our rules for these. Packets without a source address
-yet are taken too: the kernel chooses the address by the route that it finds.
+For networks behind a peer a route into the device does. In transport mode, and in a tunnel between the two hosts
+alone, the peer itself is the destination, and the outer packets go to it as well: every socket that sends them, IKE's
+among them, bears OUTER_MARK, and the first rule has the kernel look on behind our rules for these. Packets without a
+source address yet are taken too: the kernel chooses the address by the route that it finds.
 
 Behind each route lies a blackhole, as behind the routes of control/net/tun.py: when the gateway is killed, packets
 for the peer end there and do not go out in clear. A clean stop removes all; the next start removes what is left.
@@ -23,22 +23,19 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Protocol
 
 from control.net.routes import PROTOCOL, RouteChange, RouteSocket
-from dataplane.model import OUTER_MARK, Action, Address, Mode, PolicySpec
+from dataplane.model import OUTER_MARK, Action, Address, PolicySpec
 
 log = logging.getLogger("esplanade.host")
 
 TABLE = 229  # of routes; the number that marks our routes as ours (control/net/routes.py)
-PASS_BY, LEAD_IN, BEHIND = (
-    4300,
-    4303,
-    4309,
-)  # priorities: before the main table's 32766, behind the local table's 0
+# Priorities: before the main table's 32766, behind the local table's 0.
+PASS_BY, LEAD_IN, BEHIND = 4300, 4303, 4309
 
 _NEW, _DELETE, _GET, _ERROR, _DONE = 32, 33, 34, 2, 3  # RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE, NLMSG_*
 _REQUEST, _ACK, _DUMP, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
@@ -105,13 +102,22 @@ class HostTraffic:
             self._change([_route("del", peer) for peer in peers])
             log.info("%d rules of an earlier run are removed", len(left))
 
-    def set_policies(self, policies: Iterable[PolicySpec], device: Device) -> None:
-        """Lead the traffic of transport mode's policies into `device`; what is wanted no longer goes."""
+    def set_policies(
+        self,
+        policies: Iterable[PolicySpec],
+        peers: Collection[Address],
+        own: Collection[Address],
+        device: Device,
+    ) -> None:
+        """Lead into `device` what policies protect or discard between this host and a peer; other rules of ours go.
+
+        `peers` are where outer packets go to, `own` this host's addresses. HostError when the kernel refuses.
+        """
         assert self._socket is not None, "open() first"
         wanted: dict[Rule, None] = {}
         routes: dict[Address, Address] = {}
         for policy in policies:
-            if policy.action is Action.PROTECT and policy.mode is Mode.TRANSPORT:
+            if is_with_peer(policy, peers, own):
                 routes.setdefault(policy.selector.remote_first, policy.selector.local_first)
                 wanted.update(dict.fromkeys(leading_rules(policy)))
         for family in sorted({rule.family for rule in wanted}):
@@ -172,6 +178,18 @@ class HostTraffic:
                 raise HostError(
                     f"cannot {change.verb} the route to {change.network} in table {TABLE}: {error.strerror}"
                 )
+
+
+def is_with_peer(policy: PolicySpec, peers: Collection[Address], own: Collection[Address]) -> bool:
+    """Whether a policy is about traffic of one address of this host with a peer itself."""
+    selector = policy.selector
+    return (
+        policy.action is not Action.BYPASS
+        and selector.remote_first in peers
+        and selector.local_first in own
+        and selector.remote_first == selector.remote_last
+        and selector.local_first == selector.local_last
+    )
 
 
 def leading_rules(policy: PolicySpec) -> Iterator[Rule]:

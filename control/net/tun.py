@@ -6,7 +6,8 @@ the device with it, packets for the tunnel end there and do not follow the defau
 removes it; the next start takes it over.
 
 A remote range may hold the peers themselves (a client that sends everything through its server): their addresses are
-left out of it, so outer packets go the way they went before. Limit: routes go into the main table.
+left out of it, so outer packets go the way they went before. What policies say of traffic with the peer itself is led
+in by the rules of host.py. Limit: routes go into the main table.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from control.config import PortConfig
 from control.net.routes import RouteChange, RouteSocket
-from dataplane.model import Action, Address, Mode, Network, PolicySpec
+from dataplane.model import Action, Address, Network, PolicySpec
 
 log = logging.getLogger("esplanade.tun")
 
@@ -93,7 +94,6 @@ class TunDevice:
         """
         if not self._config.routes:
             return
-        policies = [policy for policy in policies if policy.mode is not Mode.TRANSPORT]  # see host.py
         async with self._changing:
             wanted = routes_for(policies, peers, own)
             changes: list[RouteChange] = []

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from control.demo import Course, prove
 from control.lab.gateway import Gateways, Hosts
 from control.lab.space import Space, wait_until
 from control.lab.topology import Lab, address
@@ -108,3 +109,13 @@ def test_killed_and_started_again() -> None:
         assert tap.counts()["clear"] == 0, tap.clear_samples()
         assert gateways.a.stop() == 0
         assert rules(a) == []
+
+
+@pytest.mark.parametrize("driver", ["xdp", "tun"])
+def test_by_ike(driver: str) -> None:
+    """The demo's proof: the same by IKEv2, through rekeys of both kinds."""
+    proof = prove(driver, pings=100, course=Course(mode="transport"))
+    assert (proof.pings_sent, proof.pings_lost) == (200, 0)
+    assert proof.cleartext_packets == 0
+    assert proof.esp_packets > 400
+    assert (proof.rekeys.child, proof.rekeys.ike) == (3, 1)
