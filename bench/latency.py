@@ -87,7 +87,7 @@ def measure(plain: Bench, ends: Bench, dut: Dut, size: int, cpus: tuple[int, int
         ours.append(through_worker(ends, dut, (size,), rate, cpus, seconds))
         with on_cpu(cpus[0]):
             frames = plain.frames((size,), clear=True)
-            kernel.append(exchange(plain.source, frames, rate, seconds, plain.sink))
+            kernel.append(exchange(plain.source, frames, rate, seconds, plain.receive()))
     with_us, without = percentiles(ours), percentiles(kernel)
     return {
         "driver": dut.driver,

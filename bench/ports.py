@@ -59,6 +59,7 @@ def measure_driver(driver: str, cpu: int, options: Options) -> list[Row]:
             for size in SIZES:
                 rounds = []
                 for _ in range(options.rounds or ROUNDS):
+                    drain(ports[0])
                     with flood(lab, frame(lab, size), seconds, cpu):
                         wait_for_packets(ports[0])
                         packets, nanoseconds = measure(*ports, seconds)
@@ -87,6 +88,12 @@ def flood(lab: Lab, content: bytes, seconds: float, cpu: int) -> Iterator[None]:
             raise LabError(f"the packet generator failed: {generator.log(3)}")
     finally:
         generator.kill()
+
+
+def drain(port: PortHandle) -> None:
+    """Take what the flood before this one left in the ring, or it would look like the next one's beginning."""
+    while portbench.receive_only(port, 0.01)[0]:
+        pass
 
 
 def wait_for_packets(port: PortHandle) -> None:

@@ -29,7 +29,7 @@ def test_packets_come_out_sealed(driver: str) -> None:
 def test_plain_forwarding_is_measured_by_the_same_ends() -> None:
     """Without a device under test the kernel of gateway A forwards, and every packet is known by its stamp."""
     with bench() as ends, on_cpu(two_cpus()[0]):
-        done = exchange(ends.source, ends.frames((64,), clear=True), RATE, SECONDS, ends.sink)
+        done = exchange(ends.source, ends.frames((64,), clear=True), RATE, SECONDS, ends.receive())
     assert done.received > done.wanted // 4
     assert (done.strange, done.repeated) == (0, 0)
 
