@@ -1,10 +1,10 @@
 """How many packets a second one worker seals, beside the same sockets with nothing in between, and without loss.
 
 Saturated (`mpps`, `bare_mpps`): a generator in the kernel offers more than anything can take; the worker and, in turns
-of 50 ms, a bare receive-to-transmit forward of the very same sockets on the same CPU take what they can. `ratio_bare_port` is
-of these. Without loss (`no_loss_mpps`, `bare_no_loss_mpps`): the search of RFC 2544 section 26.1 with our own
-generator, which numbers every packet: the highest rate at which all come back, to within 25,000 packets per second.
-`limit` says "generator" where that was as fast as it could send, and more may be possible.
+of 50 ms, a bare receive-to-transmit forward of the very same sockets on the same CPU take what they can.
+`ratio_bare_port` is of these. Without loss (`no_loss_mpps`, `bare_no_loss_mpps`): the search of RFC 2544 section 26.1
+with our own generator, which numbers every packet: the highest rate at which all come back, to within 25,000 packets
+per second. `limit` says "generator" where that was as fast as it could send, and more may be possible.
 
 IMIX has no saturated figure: the kernel's generator knows one packet at a time.
 """
