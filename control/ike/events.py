@@ -12,10 +12,11 @@ Whoever installs SAs keeps a closed child's inbound SA for a moment when another
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 from control.ike.numbers import Protocol
+from control.ike.record import record
 from control.ike.settings import ChildSettings, Network, TrafficSelector
 from dataplane.model import Address, EspProposal, Mode
 
@@ -35,7 +36,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class PeerPath:
     """The two ends of a datagram's way; an interface index for link-local addresses is not supported."""
 
@@ -55,7 +56,7 @@ class PeerPath:
         return str(self.remote)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Datagram:
     """A whole IKE message to send, without non-ESP marker: the socket knows whether one belongs before it."""
 
@@ -64,7 +65,7 @@ class Datagram:
     keepalive: bool = False  # data is the single byte 0xFF of RFC 3948 and goes without marker
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Failure:
     """Why something did not come about: both sides' view in `text`, what to do in `advice`."""
 
@@ -81,7 +82,7 @@ class Failure:
         return f"{self.text}; {self.advice}" if self.advice else self.text
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ChildSa:
     """A negotiated pair of SAs: all that the dataplane needs."""
 
@@ -132,7 +133,7 @@ class Closed(enum.Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Event:
     """Something that happened to an IKE SA."""
 
@@ -140,7 +141,7 @@ class Event:
     connection: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class IkeEstablished(Event):
     """Both sides are authenticated."""
 
@@ -152,7 +153,7 @@ class IkeEstablished(Event):
     eap_identity: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class IkeRekeyed(Event):
     """`ike` goes on as `new`, which has all its children."""
 
@@ -160,7 +161,7 @@ class IkeRekeyed(Event):
     suite_name: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class IkeClosed(Event):
     """An established IKE SA is gone, and its children with it (each has had its own event before)."""
 
@@ -168,7 +169,7 @@ class IkeClosed(Event):
     failure: Failure | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class IkeFailed(Event):
     """An IKE SA did not come about. Without a connection's name none fitted."""
 
@@ -176,7 +177,7 @@ class IkeFailed(Event):
     failure: Failure
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ChildEstablished(Event):
     """Install the inbound SA; the outbound one too where `outbound` says so."""
 
@@ -185,14 +186,14 @@ class ChildEstablished(Event):
     replaces: int | None = None  # id of the child that this one takes the place of
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ChildOutboundReady(Event):
     """The peer is ready for this child: send through it from now on."""
 
     child: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ChildClosed(Event):
     """Neither side sends through this child any more."""
 
@@ -203,7 +204,7 @@ class ChildClosed(Event):
     failure: Failure | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ChildFailed(Event):
     """A child SA did not come about; the IKE SA lives on."""
 
@@ -211,7 +212,7 @@ class ChildFailed(Event):
     failure: Failure
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class PathChanged(Event):
     """The peer, or we, moved (RFC 4555, RFC 7296 section 2.23): all children use the new path."""
 
@@ -219,7 +220,7 @@ class PathChanged(Event):
     encapsulated: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class VirtualAddressesAssigned(Event):
     """A server lent us addresses; they go when the IKE SA goes."""
 
@@ -231,7 +232,7 @@ class VirtualAddressesAssigned(Event):
     ] = ()  # to reach through the server; what goes there the children's selectors say
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class KeysExported(Event):
     """Lines for Wireshark's ikev2_decryption_table and esp_sa; made only where the settings allow it."""
 
@@ -239,7 +240,7 @@ class KeysExported(Event):
     line: str = field(repr=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Noted(Event):
     """Worth a line in the log, and nothing else: a retransmission, a message that was refused, a weak setting."""
 

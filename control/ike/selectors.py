@@ -13,11 +13,11 @@ takes them too. A peer that asks for OPAQUE alone gets TS_UNACCEPTABLE.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 
 from control.ike.errors import PeerError
 from control.ike.numbers import NotifyType
+from control.ike.record import record
 from control.ike.settings import TrafficSelector
 from control.ike.wire.selector import OPAQUE_PORTS, WireSelector
 from dataplane.model import Address
@@ -34,7 +34,7 @@ class TsUnacceptable(PeerError):
         super().__init__(NotifyType.TS_UNACCEPTABLE, text, advice=advice)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Narrowed:
     """What both sides agree on; `cut` where the peer asked for more than that (ADDITIONAL_TS_POSSIBLE's case)."""
 

@@ -12,7 +12,7 @@ of ESP or of AH; both at once (RFC 4301's bundles) and IPComp are never agreed o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from control.crypto.keys import child_keys
 from control.crypto.prf import Prf
@@ -20,6 +20,7 @@ from control.ike.errors import PeerError
 from control.ike.events import ChildSa, PeerPath
 from control.ike.numbers import Group, NotifyType, Protocol, name_of
 from control.ike.proposal import Proposal, Suite, select, suite_of
+from control.ike.record import record
 from control.ike.settings import ChildSettings, TrafficSelector
 from control.ike.v2.lifetimes import Random, child_times
 from control.ike.wire.proposal import OfferedProposal
@@ -29,7 +30,7 @@ SPI_LENGTH = 4  # bytes of an SPI of ESP or AH
 RESERVED_SPIS = 256  # 0 to 255 are IANA's (RFC 4303 section 2.1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Selectors:
     """The traffic of a child SA as seen from here; first and last are set in each."""
 
@@ -37,7 +38,7 @@ class Selectors:
     remote: tuple[TrafficSelector, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Keying:
     """What KEYMAT is made of (RFC 7296 section 2.17)."""
 

@@ -8,8 +8,8 @@ a collision. Only times are treated here; bytes and packets are counted where th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from control.ike.record import record
 from control.ike.settings import Connection, Lifetime
 
 Random = Callable[[int], bytes]
@@ -23,7 +23,7 @@ LIFE_FACTOR = 1.1  # the hard time by default, as a multiple of the soft one
 OVER_FACTOR = 0.1  # the grace of an IKE SA by default, as a part of its soft time
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Times:
     """Moments in the clock of `now`, seconds; 0 is never."""
 
@@ -31,7 +31,7 @@ class Times:
     expires_at: float = NEVER  # this one is closed, replaced or not
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class IkeTimes:
     """Moments in the clock of `now`, seconds; 0 is never."""
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from control.ike.errors import LocalError, PeerError
 from control.ike.events import ChildSa, Failure
 from control.ike.numbers import Group, NotifyType, Protocol, name_of
 from control.ike.proposal import Proposal, Suite
+from control.ike.record import record
 from control.ike.selectors import (
     Narrowed,
     TsUnacceptable,
@@ -50,7 +50,7 @@ from dataplane.model import Address, Mode
 PacketSelectors = tuple[WireSelector, WireSelector]  # of a packet that asked for a child: local, remote
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ChildRequest:
     """What we ask for as initiator."""
 
@@ -61,7 +61,7 @@ class ChildRequest:
     remote: tuple[WireSelector, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Agreed:
     """What both sides agree on for a child."""
 

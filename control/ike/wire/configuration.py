@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from control.ike.errors import LocalError, syntax_error
 from control.ike.numbers import CfgAttribute, name_of
+from control.ike.record import record
 from dataplane.model import Address, Network
 
 _ADDRESSES = {
@@ -29,7 +29,7 @@ _ADDRESSES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class Attribute:
     """One thing asked for (an empty value asks for any) or given."""
 

@@ -7,13 +7,14 @@ expanded type:  254, vendor (3), vendor's type (4), data
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from control.ike.errors import LocalError, syntax_error
 from control.ike.numbers import EapCode, name_of
+from control.ike.record import record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class EapPacket:
     """One EAP packet; its data may hold a password's digest, and is not shown."""
 

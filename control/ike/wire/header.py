@@ -8,10 +8,10 @@ payload header  next payload, critical bit and 7 reserved bits, length (2) with 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from control.ike.errors import LocalError, syntax_error
 from control.ike.numbers import PayloadType, name_of
+from control.ike.record import record
 
 HEADER_LENGTH = 28
 PAYLOAD_HEADER_LENGTH = 4
@@ -24,7 +24,7 @@ _CRITICAL = 0x80
 _PAYLOAD_HEADER = struct.Struct(">BBH")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class Header:
     """What stands before the payloads; their length is known to whoever builds or parses them."""
 

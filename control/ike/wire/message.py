@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 from control.ike.errors import LocalError, PeerError, syntax_error
 from control.ike.numbers import NotifyType, PayloadType, name_of
+from control.ike.record import record
 from control.ike.wire.header import (
     HEADER_LENGTH,
     MAJOR_VERSION,
@@ -42,7 +43,7 @@ _NONE, _SEALED = int(PayloadType.NONE), frozenset((int(PayloadType.SK), int(Payl
 AnyPayload = TypeVar("AnyPayload")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class Encrypted:
     """An SK payload, or SKF where `total` is not 0 (RFC 7383 section 2.5)."""
 
@@ -52,7 +53,7 @@ class Encrypted:
     total: int = 0  # fragments
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class Message:
     """A parsed message."""
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from control.ike.errors import LocalError, syntax_error
 from control.ike.numbers import FIRST_STATUS, NotifyType, PayloadType, Protocol, name_of
+from control.ike.record import record
 from control.ike.wire.configuration import Attribute, build_attributes, parse_attributes
 from control.ike.wire.proposal import OfferedProposal, build_sa, parse_sa
 from control.ike.wire.selector import WireSelector, build_selectors, parse_selectors
@@ -20,14 +21,14 @@ from control.ike.wire.selector import WireSelector, build_selectors, parse_selec
 NONCE_LENGTHS = range(16, 257)  # RFC 7296 section 3.9
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class SaPayload:
     """Security Association: proposals, or the one accepted."""
 
     proposals: tuple[OfferedProposal, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class KePayload:
     """Key Exchange: one side's public value."""
 
@@ -35,7 +36,7 @@ class KePayload:
     public: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class IdPayload:
     """Identification of one side; control.ike.identity says what the data means."""
 
@@ -50,7 +51,7 @@ class IdPayload:
         return bytes([self.id_type]) + self.reserved + self.data
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class CertPayload:
     """One certificate, CRL or the like."""
 
@@ -58,7 +59,7 @@ class CertPayload:
     data: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class CertRequestPayload:
     """Certificate Request: 20-byte SHA-1 hashes of trusted CAs' public keys, for X.509."""
 
@@ -71,7 +72,7 @@ class CertRequestPayload:
         return tuple(self.authorities[at : at + 20] for at in range(0, len(self.authorities) // 20 * 20, 20))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class AuthPayload:
     """Authentication: a signature, or a keyed digest that must not be shown."""
 
@@ -79,14 +80,14 @@ class AuthPayload:
     data: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class NoncePayload:
     """16 to 256 random bytes."""
 
     data: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class NotifyPayload:
     """An error (type below 16384) or a status."""
 
@@ -106,7 +107,7 @@ class NotifyPayload:
         return name_of(NotifyType, self.type)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class DeletePayload:
     """SAs that the sender has closed: its own inbound SPIs of AH or ESP, or this IKE SA and no SPI."""
 
@@ -114,14 +115,14 @@ class DeletePayload:
     spis: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class VendorPayload:
     """A vendor's mark."""
 
     data: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class TsPayload:
     """Traffic Selectors of one side."""
 
@@ -130,7 +131,7 @@ class TsPayload:
     unknown: tuple[int, ...] = ()  # types of selectors that we do not know; never sent
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class CpPayload:
     """Configuration: asked for, or lent."""
 
@@ -138,14 +139,14 @@ class CpPayload:
     attributes: tuple[Attribute, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class EapPayload:
     """An EAP packet whole; control.ike.wire.eap reads it."""
 
     packet: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class UnknownPayload:
     """A payload that we do not know and may ignore, for it is not critical."""
 

@@ -12,18 +12,18 @@ but does not spoil its proposal (RFC 7296 section 3.3.6). What the offers mean i
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 
 from control.ike.errors import LocalError, syntax_error
 from control.ike.numbers import AttributeType
+from control.ike.record import record
 
 _MORE_PROPOSALS, _MORE_TRANSFORMS = 2, 3
 _SHARED = 512  # bytes of transforms that are remembered
 _TV = 0x8000  # attribute format bit: the value is in place of a length
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Transform:
     """One algorithm of one type; `id` is of the registry that the type names."""
 
@@ -33,7 +33,7 @@ class Transform:
     unknown_attribute: bool = False  # it has an attribute that we do not know: never choose it
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class OfferedProposal:
     """A proposal as it is on the wire: all transforms of one type are alternatives, all types are needed."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from control.ike.errors import LocalError, syntax_error
 from control.ike.numbers import TsType
+from control.ike.record import record
 from dataplane.model import Address
 
 ANY_PORTS = (0, 65535)
@@ -20,7 +20,7 @@ OPAQUE_PORTS = (65535, 0)  # ports that a packet does not show (RFC 7296 section
 _HEADER = struct.Struct(">BBHHH")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record(frozen=True, kw_only=True, slots=True)
 class WireSelector:
     """One range of addresses and ports, both ends included, both addresses of one family."""
 
