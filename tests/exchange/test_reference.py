@@ -8,14 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
-from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from dataplane.model import Cipher, EspProposal, SaSpec
 from dataplane.records import check_sa
-from ext.crypto import JobSpec
 from tests.exchange.suites import ALL_SUITES, IMPLICIT_IVS, inbound_sa, mirror, outbound_sa, suite_id
-from tests.ext.crypto_jobs import expected
+from tests.ext.crypto_jobs import esp_packet
 from tests.gateway import MakeGateway
 from tests.packets import ESP, ip4, udp_packet
 
@@ -29,34 +26,8 @@ SIZES = (0, 1, 2, 3, 5, 40, 511, 1400)
 
 def esp_of(spec: SaSpec, inner: bytes, number: int, iv: bytes) -> bytes:
     """The ESP packet that carries an IPv4 packet as this number with this IV (empty where it is implicit)."""
-    proposal = spec.proposal
-    padding = -(len(inner) + 2) % proposal.alignment
-    text = inner + bytes(range(1, padding + 1)) + bytes((padding, 4))
-    header = spec.spi.to_bytes(4, "big") + (number & 0xFFFFFFFF).to_bytes(4, "big")
-    key = spec.encryption_key[: len(spec.encryption_key) - proposal.salt_length]
-    salt = spec.encryption_key[len(key) :].rjust(4, b"\0")
-    if proposal.is_aead:
-        aad = header[:4] + (number.to_bytes(8, "big") if proposal.esn else header[4:])
-    else:
-        aad = (number >> 32).to_bytes(4, "big") if proposal.esn else b""
-    before = header + iv
-    if proposal.cipher is Cipher.AES_CBC:
-        # `expected` enciphers the IV with the text: what becomes this IV is its decryption.
-        decryptor = BlockCipher(algorithms.AES(key), modes.ECB()).decryptor()
-        before, text = header, decryptor.update(iv) + decryptor.finalize() + text
-    job = JobSpec(
-        cipher=proposal.cipher,
-        integrity=proposal.integrity,
-        key=key,
-        integrity_key=spec.integrity_key,
-        nonce=salt + (iv if len(iv) == 8 else number.to_bytes(8, "big")),
-        aad=aad,
-        header=before,
-        text=text,
-        icv_length=proposal.icv_length,
-    )
-    ciphertext, icv = expected(job)
-    return before + ciphertext + icv
+    padding = -(len(inner) + 2) % spec.proposal.alignment
+    return esp_packet(spec, inner + bytes(range(1, padding + 1)) + bytes((padding, 4)), number, iv)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20
 from cryptography.hazmat.primitives.cmac import CMAC
 
 from dataplane.engine import open_engine
-from dataplane.model import Cipher, Integrity
+from dataplane.model import Cipher, Integrity, SaSpec
 from ext.crypto import EngineHandle, JobResult, JobSpec
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -157,6 +157,39 @@ def expected(spec: JobSpec) -> tuple[bytes, bytes]:
         text = encryptor.update(text) + encryptor.finalize()
     # RFC 4303 section 2.2.1: the high half of the sequence number is hashed after the text.
     return text, mac_of(spec, spec.header + text + spec.aad)[: ICV_LENGTHS[Integrity(spec.integrity)]]
+
+
+def esp_packet(spec: SaSpec, text: bytes, number: int, iv: bytes) -> bytes:
+    """ESP header to ICV of an SA's packet with this 64-bit number and IV, which is empty where it is implicit.
+
+    `text` has its trailer; with CBC it is whole blocks.
+    """
+    proposal = spec.proposal
+    header = spec.spi.to_bytes(4, "big") + (number & 0xFFFFFFFF).to_bytes(4, "big")
+    key = spec.encryption_key[: len(spec.encryption_key) - proposal.salt_length]
+    salt = spec.encryption_key[len(key) :].rjust(4, b"\0")
+    if proposal.is_aead:
+        aad = header[:4] + (number.to_bytes(8, "big") if proposal.esn else header[4:])
+    else:
+        aad = (number >> 32).to_bytes(4, "big") if proposal.esn else b""
+    before = header + iv
+    if proposal.cipher is Cipher.AES_CBC:
+        # `expected` enciphers the IV with the text: what becomes this IV is its decryption.
+        decryptor = BlockCipher(algorithms.AES(key), modes.ECB()).decryptor()
+        before, text = header, decryptor.update(iv) + decryptor.finalize() + text
+    job = JobSpec(
+        cipher=proposal.cipher,
+        integrity=proposal.integrity,
+        key=key,
+        integrity_key=spec.integrity_key,
+        nonce=salt + (iv if len(iv) == 8 else number.to_bytes(8, "big")),
+        aad=aad,
+        header=before,
+        text=text,
+        icv_length=proposal.icv_length,
+    )
+    ciphertext, icv = expected(job)
+    return before + ciphertext + icv
 
 
 def gcm(key: bytes, nonce: bytes, text: bytes, aad: bytes) -> tuple[bytes, bytes]:
