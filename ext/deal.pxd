@@ -68,6 +68,12 @@ cdef struct Deal:               # one worker's side
     uint64_t  idle              # nanoseconds in it without a packet
     uint64_t  idle_since        # when the last packet was done with; 0: there is one
     uint64_t  helped            # nanoseconds that others have opened for us in it
+    uint64_t  packets           # received in it
+    uint64_t  rate_alone        # packets per second of the last window without dealing
+    uint64_t  pause             # nanoseconds: what was waited after the last attempt that did not pay
+    uint64_t  pause_until
+    uint32_t  poor              # windows in a row in which dealing did not pay
+    uint32_t  good              # windows in which it did
     uint32_t  rounds            # in it, with a packet
     uint32_t  full              # ... with a full batch
 

@@ -20,7 +20,8 @@ waited for without end, so for the oldest one:
                            or dead, for it may still write into them
 
 Dealing starts when the owner is full, that is when it has been busy for nearly a whole window and most batches were
-full, and stops when its own work and what others did for it would fit one core (`deal_measure`).
+full, and stops when its own work and what others did for it would fit one core (`deal_measure`). Where it brings less than a tenth more, because
+the cores are far from each other or have other work, it is given up for a while.
 
 Frames and slots lie in memory that all workers map, each at an address of its own: who helps shifts the pointers.
 
@@ -42,6 +43,7 @@ from ext.counters cimport DROP_WORKER_LOST, ICMP_SENT, WorkerCounters
 from ext.crypto cimport EngineHandle, Job, Key
 from ext.packet cimport BATCH_MAX, Packet, Pool, Port, frame_give
 from ext.sa cimport TablesView, load32, load64, store32, store64, store64_fenced
+from ext.wire cimport unlikely
 
 cdef extern from *:
     """
@@ -59,8 +61,10 @@ cdef extern from *:
         return fstat(fd, &status) == 0 ? (long long)status.st_size : -1;
     }
     #define EXCHANGE(at, value) __atomic_exchange_n((at), (value), __ATOMIC_SEQ_CST)
+    #define PREFETCH_WRITE(at) __builtin_prefetch((at), 1)
     #define FENCE() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     """
+    void prefetch_write "PREFETCH_WRITE"(const void *at) noexcept nogil
     bint swap "esplanade_swap"(uint64_t *at, uint64_t old, uint64_t new) noexcept nogil
     uint32_t exchange "EXCHANGE"(uint32_t *at, uint32_t value) noexcept nogil
     void fence "FENCE"() noexcept nogil
@@ -85,6 +89,11 @@ cdef enum:
     LATE_NS = 20000000          # a helper that takes longer has been stopped, and its batch is given up
     STAY_NS = 50000             # a helper sleeps when there was nothing to help with for so long
     WINDOW_NS = 2000000         # load is judged over such a time
+    FETCH = 1024                # bytes of a text that a helper asks for ahead; the CPU sees the rest coming
+    POOR = 4                    # windows in a row in which dealing brought less than a tenth more: it does not pay
+    LASTING = 16                # windows in which it did: it does
+    PAUSE_LEAST_NS = 64000000   # from one attempt that did not pay to the next
+    PAUSE_MOST_NS = 4000000000
     HUGE = 2 << 20              # each worker's frames begin on a huge page of their own
 
 
@@ -112,6 +121,7 @@ cdef void deal_post(Deal *deal, Port *port) noexcept nogil:
     """Batch `head` is filled and admitted, from `port`: offer it to others, or open it here where that pays better."""
     cdef uint32_t place = deal.head & (DEAL_SLOTS - 1)
     cdef DealSlot *slot = &deal.own.slots[place]
+    cdef uint32_t at
     deal.ports[place] = port
     deal.generations[place] = deal.generation
     deal.head += 1
@@ -122,6 +132,9 @@ cdef void deal_post(Deal *deal, Port *port) noexcept nogil:
         slot.ok = 0
         slot.spent = 0
     else:
+        # What goes well needs no store afterwards, when these lines are in the helper's cache as well.
+        for at in range(slot.into.jobs.count):
+            slot.into.jobs.jobs[at].ok = 1
         store64(&slot.state, DEAL_POSTED)
         deal.tables.worker.dealt += 1
     # Others look at slots by this count; a slot that is not POSTED they leave alone.
@@ -143,10 +156,13 @@ cdef void _wake_one(Deal *deal) noexcept nogil:
 cdef bint deal_claim(Deal *deal) noexcept nogil:
     """Open the oldest batch that nobody has taken; False when there is none."""
     cdef DealSlot *slot
+    cdef uint32_t at
     while deal.unclaimed != deal.head:
         slot = _slot(deal.own, deal.unclaimed)
         deal.unclaimed += 1
         if load64(&slot.state) == DEAL_POSTED and swap(&slot.state, DEAL_POSTED, DEAL_OWN):
+            for at in range(slot.into.jobs.count):
+                slot.into.jobs.jobs[at].ok = 0
             deal.engine.open(deal.engine, &slot.into.jobs)
             slot.ok = 0
             slot.spent = 0
@@ -172,7 +188,11 @@ cdef bint deal_done(Deal *deal) noexcept nogil:
     if slot.spent:
         deal.helped += slot.spent
         for at in range(slot.into.jobs.count):
-            slot.into.jobs.jobs[at].ok = <uint8_t>(slot.ok >> at & 1)
+            if unlikely(not slot.ok >> at & 1, 0):
+                slot.into.jobs.jobs[at].ok = 0
+            # What comes next reads and writes both ends of the text, which the helper's cache has.
+            prefetch_write(slot.into.jobs.jobs[at].text)
+            prefetch_write(slot.into.jobs.jobs[at].icv - 2)
     return True
 
 
@@ -288,7 +308,7 @@ cdef inline void _copy(Deal *deal, const DealRing *ring, uint32_t owner, const D
     cdef uint64_t base = <uint64_t>deal.frames + deal.share * owner
     cdef uint64_t frames_shift = base - ring.frames
     cdef uint64_t sas_shift = <uint64_t>deal.tables.sas - ring.sas
-    cdef uint32_t at
+    cdef uint32_t at, line
     cdef Job *job
     deal.jobs.count = min(slot.into.jobs.count, <uint32_t>BATCH_MAX)
     for at in range(deal.jobs.count):
@@ -298,6 +318,11 @@ cdef inline void _copy(Deal *deal, const DealRing *ring, uint32_t owner, const D
         job.icv = <uint8_t *>(<uint64_t>job.icv + frames_shift)
         job.esp = <uint8_t *>(<uint64_t>job.esp + frames_shift)
         job.key = <const Key *>(<uint64_t>job.key + sas_shift)
+        job.ok = 0
+        # The text lies in the owner's cache: line after line it would be waited for, so many are asked for at once.
+        for line in range((min(job.text_length, <uint32_t>FETCH) + 63) >> 6):
+            prefetch_write(job.text + 64 * line)
+        prefetch_write(job.icv)
 
 
 cdef bint deal_may_sleep(Deal *deal) noexcept nogil:
@@ -341,15 +366,43 @@ cdef void deal_measure(Deal *deal, uint32_t received, bint full, uint64_t now) n
         deal.idle_since = 0
     deal.rounds += 1
     deal.full += full
+    deal.packets += received
     elapsed = now - deal.window
     if elapsed < WINDOW_NS:
         return
-    if not deal.active:
-        deal.active = deal.idle * 20 < elapsed and deal.full * 2 > deal.rounds
-    elif not deal.always:
-        deal.active = (elapsed - min(elapsed, deal.idle) + deal.helped) * 5 > elapsed * 4
+    if not deal.always:
+        _judge(deal, elapsed, now)
     deal.window = now
-    deal.idle = deal.helped = deal.rounds = deal.full = 0
+    deal.idle = deal.helped = deal.packets = deal.rounds = deal.full = 0
+
+
+cdef void _judge(Deal *deal, uint64_t elapsed, uint64_t now) noexcept nogil:
+    """The window is over: deal or not in the next one.
+
+    Where another core is far away, packets cost more on the way there than the cipher does: what does not pay is
+    given up, for twice as long each time.
+    """
+    cdef bint busy = deal.idle * 20 < elapsed and deal.full * 2 > deal.rounds
+    cdef uint64_t rate = deal.packets * 1000000000 // elapsed
+    if not deal.active:
+        deal.active = busy and now >= deal.pause_until
+        deal.rate_alone = rate
+        deal.poor = deal.good = 0
+        return
+    if (elapsed - min(elapsed, deal.idle) + deal.helped) * 5 <= elapsed * 4:
+        deal.active = False
+        return
+    if not busy or rate * 10 > deal.rate_alone * 11:
+        deal.poor = 0
+        deal.good += 1
+        if deal.good >= LASTING:
+            deal.pause = 0
+        return
+    deal.poor += 1
+    if deal.poor >= POOR:
+        deal.active = False
+        deal.pause = min(max(2 * deal.pause, <uint64_t>PAUSE_LEAST_NS), <uint64_t>PAUSE_MOST_NS)
+        deal.pause_until = now + deal.pause
 
 
 # ---- Opening ------------------------------------------------------------------------------------------------
@@ -449,6 +502,13 @@ cdef class Team:
             self.c.seen[index] = load64(&self.c.rings[index].posted)
         store32(&self.c.own.asleep, 0)
         self.c.window = now_ns()
+
+    def judge(self, uint32_t packets, bint full, uint64_t idle, uint64_t helped, uint64_t now) -> bool:
+        """Load as a round at `now` would report it, with `idle` and `helped` nanoseconds: deal or not. For tests."""
+        self.c.idle += idle
+        self.c.helped += helped
+        deal_measure(&self.c, packets, full, now)
+        return self.c.active != 0
 
     @property
     def dealing(self) -> bool:

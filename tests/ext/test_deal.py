@@ -182,6 +182,65 @@ def test_a_helper_that_dies_or_stops(how: signal.Signals) -> None:
     pair.close()
 
 
+MS = 1_000_000
+
+
+class Load:
+    """A worker's rounds by a clock of our own: windows of 2 ms, 100 rounds each."""
+
+    def __init__(self) -> None:
+        pair = self.pair = Dealers("auto", SUITES[0], always=False)
+        self.loop, _, _, self.team = pair.worker(0)
+        self.now = time.monotonic_ns() + 10 * MS
+        self.team.judge(1, False, 0, 0, self.now)  # from here on, windows begin where ours do
+
+    def window(self, *, packets: int = 6400, idle: float = 0.0, helped: float = 0.0) -> bool:
+        """One window with such shares of it idle and helped; whether the next one deals."""
+        full = packets >= 6400
+        for at in range(1, 101):
+            self.now += 2 * MS // 100
+            last = at == 100
+            dealing = self.team.judge(
+                packets // 100, full, int(idle * 2 * MS) * last, int(helped * 2 * MS) * last, self.now
+            )
+        return dealing
+
+
+def test_dealing_starts_and_stops_with_the_load() -> None:
+    """Full batches on a busy core start it; work that one core can do stops it, not a single quiet window."""
+    load = Load()
+    assert not load.window(packets=3200, idle=0.5)
+    assert not load.window(idle=0.2)  # full batches, but time to spare
+    assert not load.window(packets=3200)  # busy, but no batch is full
+    assert load.window()
+    assert load.window(packets=9600, helped=0.5)
+    assert load.window(packets=9600, idle=0.3, helped=0.5)
+    assert not load.window(packets=3200, idle=0.5, helped=0.2)
+    assert load.window()
+    load.pair.close()
+
+
+def test_dealing_that_does_not_pay_pauses() -> None:
+    """No more packets than alone: given up after four windows, tried again after 64 ms, then 128."""
+    load = Load()
+    for pause in (64, 128, 256):
+        assert load.window()
+        assert [load.window(packets=6600, helped=0.9) for _ in range(4)] == [True, True, True, False]
+        tries = 0
+        while not load.window():
+            tries += 1
+        assert pause / 2 - 2 <= tries + 1 <= pause / 2 + 2
+        assert all(load.window(packets=9600, helped=0.9) for _ in range(8))
+        load.window(packets=100, idle=0.9)
+    assert load.window()
+    assert all(
+        load.window(packets=9600, helped=0.9) for _ in range(17)
+    )  # it pays now: the pause is short again
+    assert [load.window(helped=0.9) for _ in range(4)] == [True, True, True, False]
+    assert [load.window() for _ in range(34)][-1]
+    load.pair.close()
+
+
 def test_wrong_arguments(pair: Dealers) -> None:
     """Memory of another size, and a worker that the team has not."""
     size = team_size(2, FRAMES, FRAME_SIZE)
