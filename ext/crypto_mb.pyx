@@ -674,8 +674,9 @@ cdef void _expand_hmac(IMB_MGR *manager, const Key *key, uint8_t pad, uint8_t *s
 
 
 cdef void _forget(Engine *engine, uint32_t index) noexcept nogil:
-    """Nothing per SA is kept outside Key; the scratch of the last GCM calls is wiped."""
+    """Nothing per SA is kept outside Key; the scratch of the last GCM calls and of CBC-MAC is wiped."""
     cdef MbState *state = <MbState *>engine.state
+    explicit_bzero(state.chain, sizeof(state.chain))
     explicit_bzero(&state.context, sizeof(state.context))
     explicit_bzero(state.hashes, sizeof(state.hashes))
 

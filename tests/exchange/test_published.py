@@ -1,8 +1,9 @@
 """Complete packets that RFCs print come out of the outbound walk byte for byte, and go through the inbound one.
 
 RFC 3602 section 4 (no integrity algorithm: an SA that configuration refuses and the kernels can do), RFC 7634
-appendix A, and draft-mcgrew-gcm-test-01. The mask that makes an SA's IVs is chosen so that the published IV comes
-out. Of the outer header the ID is ours to choose: RFC 6864 asks for nothing of it in a packet that is not cut up.
+appendix A, and draft-mcgrew-gcm-test-01, which has AES-GMAC too. The mask that makes an SA's IVs is chosen so that
+the published IV comes out. Of the outer header the ID is ours to choose: RFC 6864 asks for nothing of it in a
+packet that is not cut up.
 
 The draft's packets name next header 1 behind whole IP packets: no tunnel mode. Inbound they end as "next_header",
 which only a packet with a good ICV, replay check and padding can reach. Outbound they are compared with that one byte
@@ -28,7 +29,15 @@ CIPHERS = {
     "aes-cbc": Cipher.AES_CBC,
     "chacha20-poly1305": Cipher.CHACHA20_POLY1305,
     "aes-gcm": Cipher.AES_GCM,
+    "aes-gmac": Cipher.AES_GMAC,
 }
+# draft-mcgrew-gcm-test-01, the test of ENCR_NULL_AUTH_AES_GMAC (RFC 4543): key with salt, the packet from SPI to ICV.
+GMAC_KEY = bytes.fromhex("4c80cdefbb5d10da906ac73c3613a63422433c64")
+GMAC_PACKET = bytes.fromhex(
+    "00004321000000070000000000000000"
+    "45000030da3a00008001df3bc0a80005c0a800010800c6cd020007006162636465666768696a6b6c6d6e6f7071727374"
+    "01020201f2a9a836e155106aa8dcd618e4099aaa"
+)
 PUBLISHED = vectors("esp_packets")
 TRANSPORT = [row for row in vectors("rfc3602") if row["esp_header"].startswith("00004321")]
 GCM = [row for row in vectors("esp_aead") if row["cipher"] == "aes-gcm"]
@@ -141,6 +150,37 @@ def test_gcm_inbound(make_gateway: MakeGateway, row: dict[str, str]) -> None:
     received = gateway.receive([envelope(wire)])
     assert received.drops == {"in": {"next_header": 1}}, row
     assert gateway.receive([envelope(wire)]).drops == {"in": {"replay": 1}}
+
+
+def test_gmac(make_gateway: MakeGateway) -> None:
+    """The draft's packet: refused where any byte differs, else opened; sent alike but for the next header."""
+    spec = outbound_sa(
+        proposal_of("aes-gmac", GMAC_KEY),
+        spi=0x4321,
+        encryption_key=GMAC_KEY,
+        sequence=7,
+        iv_mask=mask_for("aes-gmac", GMAC_KEY[:16], bytes(8), 7),
+    )
+    gateway = make_gateway()
+    gateway.add(spec, mirror(spec, sequence=1))
+    gateway.protect("out")
+
+    def envelope(esp: bytes) -> bytes:
+        return ip4(esp, source=spec.local, destination=spec.remote, protocol=ESP)
+
+    changed = [
+        envelope(GMAC_PACKET[:at] + bytes([GMAC_PACKET[at] ^ 8]) + GMAC_PACKET[at + 1 :])
+        for at in range(7, len(GMAC_PACKET))
+    ]
+    assert gateway.receive(changed).drops == {"in": {"integrity": len(changed)}}
+    # Next header 1, as in the rows of GCM: only a packet with a good ICV gets so far.
+    assert gateway.receive([envelope(GMAC_PACKET)]).drops == {"in": {"next_header": 1}}
+    inner = GMAC_PACKET[16:64]
+    sent = gateway.send([inner])
+    assert sent.verdicts == {"pass": 1}
+    text = inner + b"\x01\x02\x02\x04"
+    tag = AESGCM(GMAC_KEY[:16]).encrypt(GMAC_KEY[16:] + bytes(8), b"", GMAC_PACKET[:16] + text)
+    assert sent.packets[0][20:] == GMAC_PACKET[:16] + text + tag
 
 
 def whole(row: dict[str, str]) -> bool:
