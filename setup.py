@@ -36,6 +36,7 @@ MODULES = {  # module of ext: libraries it links
     "crypto_evp": ["crypto"],
     "bare_mb": ["IPSec_MB"],
     "bare_evp": ["crypto"],
+    "ah": [],
     "esp_out": [],
     "esp_in": [],
     "deal": [],

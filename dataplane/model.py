@@ -28,6 +28,13 @@ class Direction(enum.Enum):
     OUT = "out"
 
 
+class Protocol(enum.IntEnum):
+    """What an SA speaks; values are IP protocol numbers."""
+
+    ESP = 50  # RFC 4303
+    AH = 51  # RFC 4302: integrity alone, of the outer IP header too
+
+
 class Cipher(enum.IntEnum):
     """Encryption algorithms; values are `ext.crypto.Cipher`."""
 
@@ -241,10 +248,11 @@ class SaSpec:
     spi: int
     local: Address  # this gateway's outer address
     remote: Address  # the peer's outer address
-    proposal: EspProposal
+    proposal: EspProposal  # of AH: Cipher.NULL and an integrity algorithm
     mode: Mode = Mode.TUNNEL
     encryption_key: bytes = field(repr=False)  # salt appended, as in KEYMAT
     integrity_key: bytes = field(default=b"", repr=False)
+    protocol: Protocol = Protocol.ESP
     encap: Encap | None = None
     replay_window: int = 1024  # numbers; 0 turns replay protection off
     sequence: int = 1  # outbound: next number to send; inbound: next number expected
@@ -260,6 +268,19 @@ class SaSpec:
     # None: unknown, checksums are made anew (RFC 3948 section 3.1.2).
     nat_original: tuple[Address, Address] | None = None
 
+    @property
+    def alignment(self) -> int:
+        """What ESP's payload and trailer, or AH with its ICV, are padded to, bytes (RFC 4302 section 3.3.3.2.1)."""
+        if self.protocol is Protocol.AH:
+            return 4 if self.local.version == 4 else 8
+        return self.proposal.alignment
+
+    @property
+    def ah_length(self) -> int:
+        """Bytes of the authentication header, its ICV and padding included."""
+        length = 12 + self.proposal.icv_length
+        return length + -length % self.alignment
+
     def inner_mtu(self, path: int) -> int:
         """The largest inner packet whose outer packet fits a path MTU, bytes; 0 when none does.
 
@@ -267,6 +288,9 @@ class SaSpec:
         """
         header = 20 if self.local.version == 4 else 40
         overhead = header + (8 if self.encap is not None else 0)
+        if self.protocol is Protocol.AH:
+            room = path - self.ah_length - (header if self.mode is Mode.TUNNEL else 0)
+            return min(max(room, 0), 65535)
         overhead += 8 + self.proposal.iv_length + self.proposal.icv_length
         room = path - overhead
         room -= room % self.proposal.alignment + 2

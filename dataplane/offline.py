@@ -21,7 +21,17 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import BinaryIO
 
 from dataplane.api import DataPlane
-from dataplane.model import Address, AdjacencySpec, Direction, PolicySpec, PortSpec, Role, RouteSpec, SaSpec
+from dataplane.model import (
+    Address,
+    AdjacencySpec,
+    Direction,
+    PolicySpec,
+    PortSpec,
+    Protocol,
+    Role,
+    RouteSpec,
+    SaSpec,
+)
 from dataplane.ports.pcap import ETHERNET, RAW, CaptureError, CaptureWriter, read_capture
 from dataplane.tables import Limits
 from ext.counters import VERDICT_NAMES
@@ -40,7 +50,7 @@ CUT_SHORT = (
 )
 _SMALL = Limits(max_sas=4096, max_policies=8192, max_selectors=16384, max_adjacencies=16, max_routes=16)
 _LINK_HEADER = 14
-_IPPROTO_ESP, _IPPROTO_UDP = 50, 17
+_IPPROTO_UDP = 17
 _ANY = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
@@ -108,12 +118,12 @@ class Offline:
         await self._dataplane.set_policies(policies)
 
     def direction_of(self, packet: bytes, link: int = RAW) -> Direction:
-        """IN for ESP, bare or in UDP, that one of our SAs' local addresses is to receive; else OUT."""
+        """IN for AH and ESP, bare or in UDP, that one of our SAs' local addresses is to receive; else OUT."""
         packet = packet[_LINK_HEADER:] if link == ETHERNET else packet
         destination, protocol, offset = _outline(packet)
         if destination not in self._ours:
             return Direction.OUT
-        if protocol == _IPPROTO_ESP:
+        if protocol in (Protocol.ESP, Protocol.AH):
             return Direction.IN
         port = int.from_bytes(packet[offset + 2 : offset + 4], "big")
         marked = packet[offset + 8 : offset + 12] != bytes(4)  # RFC 3948 2.2: zeros would be IKE

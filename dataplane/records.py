@@ -30,13 +30,13 @@ from dataplane.model import (
     Integrity,
     Mode,
     PolicySpec,
+    Protocol,
     SaSpec,
     SelectorSpec,
 )
 from dataplane.spd import selector_family
 
 PROTOCOL_UDP = 17
-PROTOCOL_ESP = 50
 ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
 #: Past these a number would repeat (RFC 4303 section 3.3.3); exclusive. Workers add a whole batch and look
 #: afterwards, so `next` runs a little past its limit: with ESN that must not come round to 0.
@@ -109,6 +109,8 @@ def check_sa(spec: SaSpec) -> None:
 def _check_proposal(spec: SaSpec) -> None:
     """Algorithms that exist, in combinations that protect, with keys of their length."""
     proposal = spec.proposal
+    if spec.protocol is Protocol.AH:
+        _check_ah(spec)
     if proposal.key_bits not in _KEY_BITS[proposal.cipher]:
         wanted = " or ".join(map(str, _KEY_BITS[proposal.cipher]))
         raise ValueError(f"{proposal.cipher.name} has keys of {wanted} bits, not {proposal.key_bits}")
@@ -151,6 +153,14 @@ def _check_implicit_iv(spec: SaSpec) -> None:
         )
     if spec.iv_mask is not None and any(spec.iv_mask):
         raise ValueError("an implicit IV is the sequence number; iv_mask must be left out")
+
+
+def _check_ah(spec: SaSpec) -> None:
+    """What AH cannot: hide anything, or go through NAT, which changes what it protects (RFC 3948 section 1)."""
+    if spec.proposal.cipher is not Cipher.NULL:
+        raise ValueError(f"AH encrypts nothing; {spec.proposal.cipher.name} is too much")
+    if spec.encap is not None:
+        raise ValueError("AH does not go into UDP: it protects the very addresses that NAT changes; use ESP")
 
 
 def _check_inbound(spec: SaSpec) -> None:
@@ -224,7 +234,7 @@ def outer_header(spec: SaSpec) -> bytes:
 
     In transport mode it is never sent: it tells the family, the two ends, and what mends checksums behind NAT.
     """
-    protocol = PROTOCOL_UDP if spec.encap is not None else PROTOCOL_ESP
+    protocol = PROTOCOL_UDP if spec.encap is not None else int(spec.protocol)
     traffic_class = (spec.dscp or 0) << 2
     addresses = spec.local.packed + spec.remote.packed
     if spec.local.version == 4:
@@ -312,7 +322,7 @@ def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | by
         suite(proposal),
         proposal.iv_length,
         proposal.icv_length,
-        proposal.alignment,
+        spec.alignment,
     )
 
 

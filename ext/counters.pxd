@@ -33,6 +33,8 @@ cpdef enum Verdict:
     DROP_INNER_MALFORMED        # decrypted packet is no well-formed IP packet
     DROP_INNER_SELECTORS        # decrypted packet is outside the SA's selectors, RFC 4301 5.2
     DROP_ECN                    # RFC 6040: outer CE over inner Not-ECT
+    DROP_AH_TRUNCATED           # too short for an AH header and its ICV
+    DROP_AH_LENGTH              # AH's own length is not that of its ICV, padded
     DROP_CRYPTO                 # the engine failed (never seen; a bug or broken hardware)
     # Drops of no SA in particular.
     DROP_RUNT = SA_VERDICTS     # shorter than its link or IP header
@@ -44,12 +46,13 @@ cpdef enum Verdict:
     DROP_CHECKSUM               # IPv4 header checksum is wrong
     DROP_FRAGMENT               # an outer fragment reached the dataplane, or any for transport mode
     DROP_EXTENSION_HEADER       # IPv6 extension headers: truncated, too many, or unknown
+    DROP_IP_OPTION              # AH: IPv4 options that cannot be followed, or a source route that goes on
     DROP_TTL                    # TTL or hop limit used up (an ICMP error answers it)
     DROP_NO_POLICY              # no SPD entry: discard by default, RFC 4301 5.1
     DROP_POLICY_DISCARD         # an SPD entry says discard
     DROP_POLICY_NO_SA           # an SPD entry says protect and has no SA yet
-    DROP_NO_SA                  # unknown SPI
-    DROP_NOT_ESP                # neither ESP nor ESP in UDP on an unprotected port
+    DROP_NO_SA                  # unknown SPI, or the SPI of an SA of the other protocol
+    DROP_NOT_ESP                # neither ESP, AH nor ESP in UDP on an unprotected port
     DROP_CLEARTEXT              # came in clear, and the SPD wants it protected (or discarded): RFC 4301 5.2
     DROP_NAT_KEEPALIVE          # the 0xFF byte of RFC 3948 2.3
     DROP_NO_ROUTE               # no route or adjacency, and no way to ask the kernel

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from ext.ah cimport Ah
 from ext.crypto cimport Engine, JobList
 from ext.packet cimport Batch, Leaders
 from ext.sa cimport Tables
@@ -9,6 +10,7 @@ from ext.sa cimport Tables
 cdef struct Inbound:            # scratch of the inbound walk, one per worker
     JobList jobs
     Leaders leaders             # of the outer packets, then of the inner ones
+    Ah ah
 
 cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch, uint64_t now) noexcept nogil
 

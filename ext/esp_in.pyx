@@ -1,8 +1,8 @@
-"""Inbound ESP, tunnel and transport mode: 1 find SA 2 admit 3 open 4 finish 5 check selectors and route.
+"""Inbound ESP and AH, tunnel and transport mode: 1 find SA 2 admit 3 open 4 finish 5 check selectors and route.
 
-    find SA    outer header -> ESP header (through UDP where there is one) -> SPI -> SA
+    find SA    outer header -> ESP header (through UDP where there is one) or AH -> SPI -> SA
     admit      addresses, encapsulation, lengths, replay check; the engine's job
-    open       the engine checks and deciphers the whole batch in place
+    open       the engine checks and deciphers the whole batch in place; of AH (ah.pyx) it checks the ICV
     finish     replay window moved, only now that the ICV has passed (RFC 4303 3.4.3); padding and next header
                checked; `data` moved to the inner packet, which is parsed; ECN (RFC 6040). Transport mode: the IP
                header moves to the right, up to its payload; checksums mended behind NAT (RFC 3948 3.1.2)
@@ -14,11 +14,11 @@ Fragments and ESP behind extension headers other than those `wire` walks end in 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 
+from ext.ah cimport AH_HEADER, Ah, ah_prepare, ah_strip, ah_unwrap, speaks_ah
 from ext.counters cimport (
-    BYPASSED, DROP_CLEARTEXT, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED, DROP_ESP_TRUNCATED,
-    DROP_FRAGMENT,
-    DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE, DROP_NEXT_HEADER, DROP_NO_SA,
-    DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
+    BYPASSED, DROP_AH_TRUNCATED, DROP_CLEARTEXT, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED,
+    DROP_ESP_TRUNCATED, DROP_FRAGMENT, DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE,
+    DROP_NEXT_HEADER, DROP_NO_SA, DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
 from ext.crypto cimport Job, put_job, suite_is_aead, touch_key
 from ext.packet cimport (
@@ -33,9 +33,9 @@ from ext.sa cimport (
     Sa, spi_find, spi_touch,
 )
 from ext.wire cimport (
-    PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32, bswap64,
-    clamp_mss, complete_checksum, decrement_ttl, fold, likely, load16, load32, load64, parse_next, put_raw16, put_raw32,
-    put_raw64, raw16, raw32, raw64, restamp_ipv4, store16, store32, store64, sum_bytes, touch, unlikely,
+    PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32,
+    bswap64, clamp_mss, complete_checksum, decrement_ttl, fold, likely, load16, load32, load64, parse_next, put_raw16,
+    put_raw32, put_raw64, raw16, raw32, raw64, restamp_ipv4, store16, store32, store64, sum_bytes, touch, unlikely,
 )
 
 cdef extern from *:
@@ -54,6 +54,7 @@ cdef enum:
     ESP_HEADER = 8
     ESP_TRAILER = 2
     UDP_HEADER = 8
+    NOT_ESP = 0x1000000         # Lock.overhead of AH: its packets need no branch of their own among ESP's
     ECN_MASK = 3
     ECN_NOT_ECT = 0
     ECN_ECT1 = 1
@@ -84,13 +85,15 @@ cdef void inbound_end(Batch *batch, Tables *tables, Inbound *scratch, uint64_t n
 
 
 cdef inline uint8_t _find_esp(Packet *packet) noexcept nogil:
-    """Leave `transport` at the ESP header; PASS or why there is none."""
+    """Leave `transport` at the ESP header or AH; PASS or why there is none."""
     cdef uint32_t rest = packet.length - packet.transport
     cdef const uint8_t *transport = packet.data + packet.transport
     if unlikely(packet.flags & PACKET_FRAGMENT, 0):
         return DROP_FRAGMENT
     if packet.protocol == PROTOCOL_ESP:
         return DROP_ESP_TRUNCATED if rest < ESP_HEADER else PASS
+    if packet.protocol == PROTOCOL_AH:
+        return DROP_AH_TRUNCATED if rest < AH_HEADER else PASS
     if packet.protocol != PROTOCOL_UDP or rest < UDP_HEADER:
         return DROP_NOT_ESP
     if load16(transport + 4) < UDP_HEADER or load16(transport + 4) > rest:
@@ -107,9 +110,19 @@ cdef inline uint8_t _find_esp(Packet *packet) noexcept nogil:
     return DROP_NOT_ESP if load32(transport + UDP_HEADER) == 0 else PASS
 
 
+cdef inline bint _is_bare(const Packet *packet) noexcept nogil:
+    """ESP or AH right behind the IP header, where the parser sees the SPI; the two numbers differ in their last bit."""
+    return packet.protocol | 1 == PROTOCOL_AH
+
+
+cdef inline const uint8_t *_spi(const Packet *packet) noexcept nogil:
+    """The SPI, which the sequence number follows, of a packet that has one."""
+    return packet.data + packet.transport + (4 if packet.protocol == PROTOCOL_AH else 0)
+
+
 cdef inline bint _follows(const Packet *packet, const Leaders *leaders, uint32_t index) noexcept nogil:
-    """The packet before it settled its SA: same addresses, ESP, same SPI. UDP hides its SPI from the parser."""
-    return leaders.leader[index] != index and packet.protocol == PROTOCOL_ESP
+    """The packet before it settled its SA: same addresses, ESP or AH, same SPI. UDP hides its SPI from the parser."""
+    return leaders.leader[index] != index and _is_bare(packet)
 
 
 cdef void _judge_clear(Batch *batch, uint32_t index, const Tables *tables, const Leaders *leaders) noexcept nogil:
@@ -135,7 +148,7 @@ cdef inline uint32_t _begin_runs(const Batch *batch, const Leaders *leaders, uin
         index = leaders.packets[place]
         first[count] = <uint8_t>index
         count += 1
-        if likely(batch.packets[index].protocol == PROTOCOL_ESP, 1):
+        if likely(_is_bare(&batch.packets[index]), 1):
             continue
         end = leaders.packets[place + 1] if place + 1 < leaders.count else batch.count
         for index in range(index + 1, end):
@@ -160,17 +173,17 @@ cdef void find_sas(Batch *batch, Tables *tables, const Engine *engine, const Lea
         if unlikely(packet.verdict != PASS, 0):
             # UDP with next to nothing in it is no ESP either, nor are fragments of other protocols.
             if packet.verdict == DROP_NOT_ESP or (
-                    packet.protocol != PROTOCOL_ESP
+                    not _is_bare(packet)
                     and (packet.verdict == DROP_ESP_TRUNCATED or packet.verdict == DROP_FRAGMENT)):
                 _judge_clear(batch, index, tables, leaders)
         if packet.verdict == PASS and leaders.count > FEW:
-            spi_touch(tables, load32(packet.data + packet.transport))
+            spi_touch(tables, load32(_spi(packet)))
     for at in range(count):
         index = first[at]
         packet = &batch.packets[index]
         if packet.verdict != PASS:
             continue
-        spi = load32(packet.data + packet.transport)
+        spi = load32(_spi(packet))
         packet.sa = spi_find(tables, spi)
         if unlikely(packet.sa == NO_INDEX, 0):
             packet.verdict = DROP_NO_SA
@@ -193,7 +206,7 @@ cdef void _touch_sas(const Batch *batch, const Tables *tables, const Engine *eng
             touch(&sa.hot)
             touch(&sa.inbound)
             touch(&sa.replay)
-            touch(&sa.replay.blocks[(load32(packet.data + packet.transport + 4) >> 6) & (REPLAY_BLOCKS - 1)])
+            touch(&sa.replay.blocks[(load32(_spi(packet) + 4) >> 6) & (REPLAY_BLOCKS - 1)])
             touch(&tables.sa_counters[packet.sa])
     for at in range(count):
         packet = &batch.packets[first[at]]
@@ -211,7 +224,9 @@ cdef inline bint _addresses_match(const Packet *packet, const Sa *sa) noexcept n
 
 
 cdef inline uint8_t _suits(const Packet *packet, const Sa *sa) noexcept nogil:
-    """What holds for a whole run: outer destination and encapsulation are the SA's."""
+    """What holds for a whole run: protocol, outer destination and encapsulation are the SA's."""
+    if speaks_ah(&sa.hot) != (packet.protocol == PROTOCOL_AH):
+        return DROP_NO_SA       # RFC 4301 4.1: protocol and SPI together name an SA
     if not _addresses_match(packet, sa):
         return DROP_WRONG_ADDRESS
     if (sa.hot.flags & SA_ENCAP != 0) != (packet.flags & PACKET_UDP_ENCAP != 0):
@@ -223,20 +238,22 @@ cdef struct Lock:               # what all packets of one SA have in common, tak
     Sa *sa
     uint64_t top                # of the replay window, as this batch found it
     uint32_t window
-    uint32_t overhead           # ESP header, IV and ICV
+    uint32_t overhead           # ESP header, IV and ICV; of AH more than any packet has
     uint32_t align_mask
     uint32_t iv_length
     uint32_t salt
     uint8_t suite
+    bint ah                     # AH, not ESP
     bint plain                  # AEAD without ESN: the way most packets go
 
 
-cdef void _take(Sa *sa, Lock *lock) noexcept nogil:
+cdef void _take(Sa *sa, bint ah, Lock *lock) noexcept nogil:
     """Gather an SA's constants."""
     lock.sa = sa
     lock.top = sa.replay.top
     lock.window = sa.replay.window
-    lock.overhead = ESP_HEADER + sa.hot.iv_length + sa.hot.icv_length
+    lock.ah = ah
+    lock.overhead = <uint32_t>NOT_ESP if lock.ah else ESP_HEADER + sa.hot.iv_length + sa.hot.icv_length
     lock.align_mask = sa.hot.align - 1
     lock.iv_length = sa.hot.iv_length
     lock.salt = raw32(sa.hot.salt)
@@ -263,18 +280,18 @@ cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
             sa = packet.sa
             if verdict == PASS:
                 verdict = _suits(packet, &tables.sas[sa])
-                _take(&tables.sas[sa], &lock)
+                _take(&tables.sas[sa], packet.protocol == PROTOCOL_AH, &lock)
         packet.sa = sa
         if unlikely(verdict != PASS, 0):
             packet.verdict = verdict
             continue
-        verdict_of_packet = _prepare(packet, index, &lock, &scratch.jobs.jobs[count])
+        verdict_of_packet = _prepare(packet, index, &lock, &scratch.jobs.jobs[count], &scratch.ah)
         packet.verdict = verdict_of_packet
         count += verdict_of_packet == PASS
     scratch.jobs.count = count
 
 
-cdef inline uint8_t _prepare(Packet *packet, uint32_t index, const Lock *lock, Job *job) noexcept nogil:
+cdef inline uint8_t _prepare(Packet *packet, uint32_t index, const Lock *lock, Job *job, Ah *ah) noexcept nogil:
     """One packet's lengths and replay check, and its job."""
     cdef uint8_t *esp = packet.data + packet.transport
     cdef uint32_t rest = packet.length - packet.transport
@@ -283,7 +300,7 @@ cdef inline uint8_t _prepare(Packet *packet, uint32_t index, const Lock *lock, J
     cdef uint64_t sequence
     cdef uint8_t verdict
     if unlikely(rest < lock.overhead + ESP_TRAILER, 0):
-        return DROP_ESP_TRUNCATED
+        return ah_prepare(packet, index, lock.sa, &ah.headers[index], job) if lock.ah else DROP_ESP_TRUNCATED
     if unlikely(text_length & lock.align_mask, 0):
         return DROP_ESP_MISALIGNED
     spi_and_number = raw64(esp)
@@ -507,7 +524,10 @@ cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) n
         verdict = replay_accept(replay, packet.sequence)
         if likely(verdict == PASS, 1):
             tos = packet.tos
-            if likely(not transport, 1):
+            if unlikely(packet.protocol == PROTOCOL_AH, 0):
+                verdict = (ah_unwrap(packet, _next_header_at(packet, packet.transport), &scratch.ah.headers[index])
+                           if transport else ah_strip(packet))
+            elif likely(not transport, 1):
                 verdict = _strip_one(packet, job, iv_block)
             else:
                 verdict = _strip_transport(packet, job, iv_block)

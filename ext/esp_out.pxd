@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from ext.ah cimport Ah
 from ext.crypto cimport Engine, JobList
 from ext.packet cimport BATCH_MAX, Batch, Leaders, Port
 from ext.sa cimport Tables
@@ -22,6 +23,7 @@ cdef struct Outbound:           # scratch of the outbound walk, one per worker
     uint8_t admitted[BATCH_MAX] # packets that admit() let through, in order
     uint8_t run_of[BATCH_MAX]   # their runs
     Run runs[BATCH_MAX]
+    Ah ah
 
 # `forwards`: the packets came in on a link, so this gateway is a hop and the TTL falls.
 cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch, bint forwards,

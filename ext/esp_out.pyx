@@ -1,4 +1,4 @@
-"""Outbound ESP, tunnel and transport mode: 1 look up 2 admit 3 number 4 build 5 seal 6 account.
+"""Outbound ESP and AH, tunnel and transport mode: 1 look up 2 admit 3 number 4 build 5 seal 6 account.
 
     lookup_policies   (policy.pyx) policy -> SA
     touch_sas         with many flows: their SAs' lines are fetched before anybody waits for them
@@ -6,8 +6,9 @@
                       handed to their followers
     number            one atomic add per SA and batch; a number is never given out twice (RFC 4303 3.3.3)
     build             trailer behind, ESP header, UDP and outer IP before the inner packet, where it lies; transport
-                      mode: the packet's own IP header moves to the left, and ESP goes between (RFC 4303 3.1.1)
-    seal              the engine enciphers the whole batch
+                      mode: the packet's own IP header moves to the left, and ESP goes between (RFC 4303 3.1.1). Or AH
+                      (ah.pyx)
+    seal              the engine enciphers the whole batch, or hashes it
     account           per-SA counters, one update per SA
 
 Numbers are taken after every check that can refuse a packet, so none is wasted on a drop. The IV is the
@@ -18,6 +19,7 @@ oversize packets without DF does not live here.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
+from ext.ah cimport AH_MOST, AhHeaders, ah_length, ah_restore, ah_write, speaks_ah
 from ext.counters cimport (
     DROP_CRYPTO, DROP_FRAGMENT, DROP_HEADROOM, DROP_NO_POLICY, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED,
     DROP_TOO_BIG, DROP_TTL, DROP_WRONG_ADDRESS, PASS, SaCounters,
@@ -27,9 +29,9 @@ from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, Packet
 from ext.policy cimport FEW, lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
 from ext.wire cimport (
-    PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64, clamp_mss, fold,
-    likely, load16, one_hop_less, put_raw16, put_raw32, put_raw64, raw32, raw64, restamp_ipv4, store16, store32,
-    sum_bytes, touch, unlikely,
+    PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64,
+    clamp_mss, fold, likely, load16, one_hop_less, put_raw16, put_raw32, put_raw64, raw32, raw64, restamp_ipv4,
+    store16, store32, sum_bytes, touch, unlikely,
 )
 
 cdef extern from *:
@@ -56,7 +58,7 @@ cdef enum:
     LINK_ROOM = 14              # a link header still has to fit before the outer header
     TRAILER_SLACK = 16          # padding is stored 16 bytes at a time
     RUNS_SEARCHED = 4           # a flow joins one of the last few SAs' runs, else begins a new one
-    HEAD_MOST = 72              # IPv6, UDP, ESP and CBC's IV: the most that goes before a packet
+    HEAD_MOST = AH_MOST         # the most that goes before a packet: more than the 72 of IPv6, UDP, ESP and CBC's IV
     TAIL_MOST = 49 + TRAILER_SLACK      # 15 of padding, 2 of trailer, 32 of ICV: the most that goes behind
 
 
@@ -225,10 +227,11 @@ cdef struct Stamp:              # what all packets of one SA have in common, tak
     uint64_t spi                # network order
     uint32_t salt
     uint32_t adjacency
-    uint32_t overhead           # ESP header, IV and ICV
+    uint32_t overhead           # ESP header, IV and ICV; or the AH with its ICV
     uint32_t align_mask
     uint8_t suite
     uint32_t lead               # bytes from the outer IP header to the inner packet
+    bint ah                     # AH, not ESP
     bint plain                  # IPv4 outside, AEAD, neither ESN nor UDP: the way most packets go
 
 
@@ -245,6 +248,10 @@ cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
     stamp.lead = hot.header_length + ESP_HEADER + hot.iv_length
     if hot.flags & SA_ENCAP:
         stamp.lead += UDP_HEADER
+    stamp.ah = speaks_ah(hot)
+    if stamp.ah:
+        stamp.overhead = ah_length(hot)
+        stamp.lead = hot.header_length + stamp.overhead
     stamp.plain = (hot.header_length == 20 and suite_is_aead(hot.suite) and hot.iv_length == 8
                    and hot.icv_length == 16 and not hot.flags & (SA_ESN | SA_ENCAP))
     # RFC 6040 4.1 normal mode: ECN is always copied. Bytes 0 and 1 of `first` are constant but for it, 2 to 7 vary.
@@ -280,6 +287,7 @@ cdef void build(Batch *batch, const Tables *tables, Outbound *scratch) noexcept 
     cdef Stamp stamp
     scratch.jobs.count = 0
     scratch.udp6 = 0
+    scratch.ah.count = 0
     while first < count:
         end = first + 1
         while end < count and scratch.run_of[end] == scratch.run_of[first]:
@@ -291,6 +299,8 @@ cdef void build(Batch *batch, const Tables *tables, Outbound *scratch) noexcept 
             end = _cut_short(batch, scratch, run, sa, first, end)
         if likely(stamp.plain, 1):
             _build_plain(batch, scratch, run.next, sa, &stamp, first, end)
+        elif stamp.ah:
+            _build_ah(batch, scratch, run.next, sa, &stamp, first, end)
         elif sa.hot.header_length == 0:
             _build_transport(batch, scratch, run.next, sa, &stamp, first, end)
         else:
@@ -499,6 +509,72 @@ cdef void _build_transport(Batch *batch, Outbound *scratch, uint64_t sequence, c
         sequence += 1
 
 
+cdef void _build_ah(Batch *batch, Outbound *scratch, uint64_t sequence, const Sa *sa, const Stamp *stamp,
+                    uint32_t first, uint32_t end) noexcept nogil:
+    """Packets of one SA that are authenticated only, in either mode."""
+    cdef const SaHot *hot = &sa.hot
+    cdef AhHeaders *headers
+    cdef uint32_t at
+    cdef uint32_t front
+    cdef uint8_t next_header
+    cdef Packet *packet
+    cdef Job *job
+    for at in range(first, end):
+        packet = &batch.packets[scratch.admitted[at]]
+        job = _begin_job(scratch, at, sa)
+        headers = &scratch.ah.headers[scratch.ah.count]
+        headers.packet = scratch.admitted[at]
+        if likely(hot.header_length, 1):
+            next_header = PROTOCOL_IPIP if packet.family == 4 else PROTOCOL_IPV6
+            front = hot.header_length
+            _write_outer(packet, hot, stamp, sequence)
+        else:
+            front = _let_in(packet, stamp.overhead, PROTOCOL_AH, &next_header)
+        packet.adjacency = stamp.adjacency
+        packet.sequence = sequence
+        packet.verdict = ah_write(packet, front, next_header, sa, sequence, headers, job)
+        sequence += 1
+        if likely(packet.verdict == PASS, 1):
+            scratch.ah.count += 1
+        else:
+            # Its own options, in transport mode. The number is lost: a gap in them harms nobody.
+            scratch.jobs.count -= 1
+            scratch.runs[scratch.run_of[at]].count -= 1
+            scratch.runs[scratch.run_of[at]].bytes -= packet.inner_bytes
+
+
+cdef inline void _write_outer(Packet *packet, const SaHot *hot, const Stamp *stamp, uint64_t sequence) noexcept nogil:
+    """The outer header of a tunnel, `stamp.lead` bytes before the packet."""
+    cdef uint64_t varying = _copied_outward(packet, stamp)
+    packet.data -= stamp.lead
+    packet.length += stamp.lead
+    if hot.header_length == 20:
+        varying |= <uint64_t>bswap16(<uint16_t>packet.length) << 16 | (sequence & 0xFFFF) << 32
+        _write_ipv4(packet.data, stamp, varying)
+    else:
+        _write_ipv6(packet.data, hot, packet.tos & (0xFF if hot.flags & SA_DSCP_COPY else 3), packet.length - 40)
+
+
+cdef uint32_t _let_in(Packet *packet, uint32_t size, uint8_t protocol, uint8_t *next_header) noexcept nogil:
+    """Move the packet's own headers to the left, so that `size` bytes of `protocol` fit behind them.
+
+    Returns the headers' length; `next_header` is what followed them.
+    """
+    cdef uint32_t next_at
+    cdef uint32_t front = _header_in_front(packet, &next_at)
+    next_header[0] = packet.data[next_at]
+    packet.data[next_at] = protocol
+    memmove(packet.data - size, packet.data, front)
+    packet.data -= size
+    packet.length += size
+    if packet.family == 4:
+        store16(packet.data + 2, <uint16_t>packet.length)
+        restamp_ipv4(packet.data)
+    else:
+        store16(packet.data + 4, <uint16_t>(packet.length - 40))
+    return front
+
+
 cdef inline void _write_ipv4(uint8_t *outer, const Stamp *stamp, uint64_t varying) noexcept nogil:
     """The outer IPv4 header: the stamp with TOS, length, ID (the number's low half, any byte order) and DF."""
     put_raw64(outer, stamp.first | varying)
@@ -568,7 +644,7 @@ cdef inline void _write_unauthenticated(const Sa *sa, uint64_t sequence, uint8_t
 
 
 cdef void account(Batch *batch, const Tables *tables, Outbound *scratch, uint64_t now) noexcept nogil:
-    """Per-SA counters; the UDP checksum that IPv6 demands (RFC 8200 8.1)."""
+    """Per-SA counters; what waits for the engine: headers before AH, the UDP checksum of IPv6 (RFC 8200 8.1)."""
     cdef uint32_t index
     cdef Run *run
     cdef Packet *packet
@@ -579,6 +655,8 @@ cdef void account(Batch *batch, const Tables *tables, Outbound *scratch, uint64_
             packet.verdict = DROP_CRYPTO
             tables.sa_counters[packet.sa].packets -= 1
             tables.sa_counters[packet.sa].bytes -= packet.inner_bytes
+    if unlikely(scratch.ah.count > 0, 0):
+        ah_restore(batch, &scratch.ah)
     if unlikely(scratch.udp6 > 0, 0):
         for index in range(scratch.jobs.count):
             packet = &batch.packets[scratch.jobs.jobs[index].packet]

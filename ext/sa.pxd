@@ -64,7 +64,8 @@ cdef struct SaSequence:         # 64 bytes: written by workers
     uint8_t  spare[24]
 
 cdef struct SaHot:              # 64 bytes: read per packet; while live only `adjacency` and `inner_mtu` change
-    uint8_t  header[40]         # outer IP header template (IPv4 in the first 20); length, ID, checksum zero.
+    uint8_t  header[40]         # outer IP header template (IPv4 in the first 20); length, ID, checksum zero. Its
+                                # protocol says what the SA speaks: ESP, UDP (before ESP) or AH
                                 # Transport mode, inbound in UDP: see MEND_KNOWN
     uint8_t  encap_ports[4]     # UDP source, destination; network order
     uint32_t spi                # network order
@@ -76,7 +77,7 @@ cdef struct SaHot:              # 64 bytes: read per packet; while live only `ad
     uint8_t  suite              # crypto.suite_of(key)
     uint8_t  iv_length          # 0, 8 or 16
     uint8_t  icv_length
-    uint8_t  align              # of payload + trailer: 4 or 16
+    uint8_t  align              # of payload + trailer: 4 or 16; of AH, with its ICV: 4 or 8
 
 cdef struct PlainSelector:      # 40 bytes: two prefixes, a protocol and ANY port, as most selectors are
     uint64_t source_high, source_low    # host order; IPv4 in the low 32 bits of the low half

@@ -1,4 +1,4 @@
-"""ESP over the kernel's own sockets: in UDP, and as IP protocol 50."""
+"""ESP and AH over the kernel's own sockets: ESP in UDP, and both as IP protocols 50 and 51."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -23,7 +23,7 @@ cdef struct Intake:             # one socket that is read
     uint8_t family              # 4 or 6
     uint8_t udp                 # 1: UDP; 0: raw
     uint8_t outer               # bytes of header to synthesize before the payload: 28, 48, 40 or 0
-    uint8_t spare
+    uint8_t protocol            # of the packets that come by it: PROTOCOL_UDP, PROTOCOL_ESP or PROTOCOL_AH
     uint8_t local_port[2]       # UDP, network order
     uint32_t received           # messages of the last recvmmsg()
     uint32_t taken              # of these, how many have been dealt with
@@ -58,7 +58,10 @@ cdef struct UdpState:
     mmsghdr tx[BATCH_MAX]
 
 cdef struct RawState:
-    Pair sockets
+    Pair sockets                # of ESP
+    Pair ah
+    uint32_t turn               # calls of receive
+    uint32_t ah_busy            # the last look at AH's sockets found something
     Sender sender
 
 cdef class UdpPort(PortHandle):

@@ -24,6 +24,8 @@ class RawPort(PortHandle):
         name: str,
         ipv4_fd: int = -1,
         ipv6_fd: int = -1,
+        ah_ipv4_fd: int = -1,
+        ah_ipv6_fd: int = -1,
         role: int = 1,
         mtu: int = 1500,
         addresses: Iterable[object] = (),

@@ -1,4 +1,4 @@
-"""ESP over kernel sockets: `UdpPort` for ESP in UDP (RFC 3948), `RawPort` for IP protocol 50.
+"""ESP and AH over kernel sockets: `UdpPort` for ESP in UDP (RFC 3948), `RawPort` for IP protocols 50 and 51.
 
 The kernels see whole outer IP packets whatever the driver, so
     receive     recvmmsg -> payload into a frame, outer IP (and UDP) header synthesized before it from the sender's
@@ -10,7 +10,7 @@ what survived: addresses, ports, TOS (ECN included), and a TTL of 64 where the s
 
 The sockets come from dataplane.ports.udp and .raw. Sockets cannot send what the header says of DF, ID and TTL: UDP
 sends with DF and the route's TTL (IP_PMTUDISC_PROBE: never fragmented here; too long is EMSGSIZE, counted).
-One port has up to two sockets, one per family; `fd` is an epoll of both.
+One port has up to two sockets, one per family, and a raw one as many for each protocol; `fd` is an epoll of all.
 """
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, errno
@@ -34,7 +34,7 @@ from ext.packet cimport (
 from ext.packetsock cimport NO_FRAME
 from ext.rawsock cimport put_name, send_whole, sender_init, settle
 from ext.segment cimport SUPER_HEAD, SUPER_MAX, describe, splits
-from ext.wire cimport PROTOCOL_ESP, PROTOCOL_UDP, raw32, restamp_ipv4, store16, store32
+from ext.wire cimport PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_UDP, raw32, restamp_ipv4, store16, store32
 
 cdef enum:
     STRIDE = SUPER_HEAD + SUPER_MAX
@@ -45,18 +45,26 @@ cdef enum:
 # ---- receive --------------------------------------------------------------------------------------------------
 
 
-cdef uint32_t _receive(Port *port, Pair *pair, Batch *batch) noexcept nogil:
-    """Both families. A family that is quiet costs a system call only now and then while the other is busy."""
+cdef uint32_t _gather(Port *port, Pair *pair, Batch *batch) noexcept nogil:
+    """Add what came by both families to the batch; returns whether there was any.
+
+    A family that is quiet costs a system call only now and then while the other is busy.
+    """
     cdef Intake *first = &pair.ipv6 if pair.ipv6_first else &pair.ipv4
     cdef Intake *second = &pair.ipv4 if pair.ipv6_first else &pair.ipv6
-    cdef uint32_t index
-    batch.count = 0
+    cdef uint32_t before = batch.count
     pair.turn += 1
     first.busy = _take_in(port, first, batch)
     if not first.busy or second.busy or pair.turn & QUIET_TURNS == 0:
         second.busy = _take_in(port, second, batch)
         if second.busy and not first.busy:
             pair.ipv6_first ^= 1
+    return batch.count > before
+
+
+cdef uint32_t _count_received(Port *port, const Batch *batch) noexcept nogil:
+    """The port's counters; returns the packets received."""
+    cdef uint32_t index
     port.counters.rx_packets += batch.count
     for index in range(batch.count):
         port.counters.rx_bytes += batch.packets[index].length
@@ -171,7 +179,7 @@ cdef uint32_t _synthesize(Intake *intake, uint32_t index) noexcept nogil:
     cdef uint32_t size = 0
     cdef uint8_t tos = 0
     cdef uint8_t ttl = OUTER_TTL
-    cdef uint8_t protocol = PROTOCOL_UDP if intake.udp else PROTOCOL_ESP
+    cdef uint8_t protocol = intake.protocol
     memset(header, 0, OUTER_MAX)
     while control != NULL:
         if control.cmsg_level == IPPROTO_UDP and control.cmsg_type == UDP_GRO:
@@ -237,7 +245,9 @@ cdef bint _idle(const Intake *intake) noexcept nogil:
 cdef uint32_t udp_receive(Port *port, Batch *batch) noexcept nogil:
     """Port.receive."""
     cdef UdpState *state = <UdpState *>port.state
-    return _receive(port, &state.sockets, batch)
+    batch.count = 0
+    _gather(port, &state.sockets, batch)
+    return _count_received(port, batch)
 
 
 cdef uint32_t udp_transmit(Port *port, Packet **packets, uint32_t count) noexcept nogil:
@@ -393,9 +403,18 @@ cdef bint udp_arm(Port *port) noexcept nogil:
 
 
 cdef uint32_t raw_receive(Port *port, Batch *batch) noexcept nogil:
-    """Port.receive."""
+    """Port.receive. AH's sockets take turns with ESP's while they are busy, and are looked at now and then if not."""
     cdef RawState *state = <RawState *>port.state
-    return _receive(port, &state.sockets, batch)
+    cdef bint ah_first
+    batch.count = 0
+    state.turn += 1
+    ah_first = state.turn & QUIET_TURNS == 0 or (state.ah_busy and state.turn & 1)
+    if ah_first:
+        state.ah_busy = _gather(port, &state.ah, batch)
+    _gather(port, &state.sockets, batch)
+    if not ah_first and (state.ah_busy or batch.count == 0):
+        state.ah_busy = _gather(port, &state.ah, batch)
+    return _count_received(port, batch)
 
 
 cdef uint32_t raw_transmit(Port *port, Packet **packets, uint32_t count) noexcept nogil:
@@ -407,18 +426,21 @@ cdef uint32_t raw_transmit(Port *port, Packet **packets, uint32_t count) noexcep
 cdef bint raw_arm(Port *port) noexcept nogil:
     """Sleep unless something received still waits here."""
     cdef RawState *state = <RawState *>port.state
-    return _idle(&state.sockets.ipv4) and _idle(&state.sockets.ipv6)
+    return (_idle(&state.sockets.ipv4) and _idle(&state.sockets.ipv6)
+            and _idle(&state.ah.ipv4) and _idle(&state.ah.ipv6))
 
 
 # ---- what Python sees -----------------------------------------------------------------------------------------
 
 
-cdef int _open_intake(Intake *intake, FramePool *pool, int fd, uint8_t family, bint udp) except -1:
+cdef int _open_intake(Intake *intake, FramePool *pool, int fd, uint8_t family, uint8_t protocol) except -1:
     """Allocate the overflow and tie the messages to their buffers."""
     cdef uint32_t index
+    cdef bint udp = protocol == PROTOCOL_UDP
     intake.fd = fd
     intake.family = family
     intake.udp = udp
+    intake.protocol = protocol
     intake.outer = (28 if family == 4 else 48) if udp else (0 if family == 4 else 40)
     if fd < 0:
         return 0
@@ -465,10 +487,10 @@ cdef int _free_intake(Intake *intake) except -1:
     return 0
 
 
-cdef object _watch(int first, int second):
-    """An epoll object that is readable when one of two descriptors (-1: none) is."""
+cdef object _watch(fds):
+    """An epoll object that is readable when one of these descriptors (-1: none) is."""
     watch = select.epoll()
-    for fd in (first, second):
+    for fd in fds:
         if fd >= 0:
             watch.register(fd, select.EPOLLIN)
     return watch
@@ -495,13 +517,13 @@ cdef class UdpPort(PortHandle):
         super().__init__(pool, name, role, LINK_IP, mtu, addresses)
         if ipv4_fd < 0 and ipv6_fd < 0:
             raise ValueError(f"{name}: a udp port needs a socket of at least one family")
-        _open_intake(&self.state.sockets.ipv4, &pool.c, ipv4_fd, 4, True)
-        _open_intake(&self.state.sockets.ipv6, &pool.c, ipv6_fd, 6, True)
+        _open_intake(&self.state.sockets.ipv4, &pool.c, ipv4_fd, 4, PROTOCOL_UDP)
+        _open_intake(&self.state.sockets.ipv6, &pool.c, ipv6_fd, 6, PROTOCOL_UDP)
         self.state.segmenting = SEGMENTING_ON
         for index in range(<uint32_t>BATCH_MAX):
             self.state.tx[index].msg_hdr.msg_name = &self.state.tx_names[index]
             self.state.tx[index].msg_hdr.msg_control = self.state.tx_control[index]
-        self.watch = _watch(ipv4_fd, ipv6_fd)
+        self.watch = _watch((ipv4_fd, ipv6_fd))
         self.c.fd = self.watch.fileno()
         self.c.state = &self.state
         self.c.receive = udp_receive
@@ -533,7 +555,7 @@ cdef class UdpPort(PortHandle):
 
 
 cdef class RawPort(PortHandle):
-    """Raw sockets of protocol 50, one per family (-1: not served); owns both descriptors.
+    """Raw sockets of protocols 50 and 51, one per family (-1: not served); owns the descriptors.
 
     IPv4 packets come and go as they are; IPv6 packets get an outer header on receive, and leave by IPV6_HDRINCL.
     Raises ValueError without any socket.
@@ -542,15 +564,20 @@ cdef class RawPort(PortHandle):
     def __cinit__(self):
         self.state.sockets.ipv4.fd = -1
         self.state.sockets.ipv6.fd = -1
+        self.state.ah.ipv4.fd = -1
+        self.state.ah.ipv6.fd = -1
 
-    def __init__(self, Pool pool, str name, int ipv4_fd=-1, int ipv6_fd=-1, int role=1, int mtu=1500, addresses=()):
+    def __init__(self, Pool pool, str name, int ipv4_fd=-1, int ipv6_fd=-1, int ah_ipv4_fd=-1, int ah_ipv6_fd=-1,
+                 int role=1, int mtu=1500, addresses=()):
         super().__init__(pool, name, role, LINK_IP, mtu, addresses)
         if ipv4_fd < 0 and ipv6_fd < 0:
             raise ValueError(f"{name}: a raw port needs a socket of at least one family")
-        _open_intake(&self.state.sockets.ipv4, &pool.c, ipv4_fd, 4, False)
-        _open_intake(&self.state.sockets.ipv6, &pool.c, ipv6_fd, 6, False)
+        _open_intake(&self.state.sockets.ipv4, &pool.c, ipv4_fd, 4, PROTOCOL_ESP)
+        _open_intake(&self.state.sockets.ipv6, &pool.c, ipv6_fd, 6, PROTOCOL_ESP)
+        _open_intake(&self.state.ah.ipv4, &pool.c, ah_ipv4_fd, 4, PROTOCOL_AH)
+        _open_intake(&self.state.ah.ipv6, &pool.c, ah_ipv6_fd, 6, PROTOCOL_AH)
         sender_init(&self.state.sender, ipv4_fd, ipv6_fd)
-        self.watch = _watch(ipv4_fd, ipv6_fd)
+        self.watch = _watch((ipv4_fd, ipv6_fd, ah_ipv4_fd, ah_ipv6_fd))
         self.c.fd = self.watch.fileno()
         self.c.state = &self.state
         self.c.receive = raw_receive
@@ -561,11 +588,15 @@ cdef class RawPort(PortHandle):
     def __dealloc__(self):
         _free_intake(&self.state.sockets.ipv4)
         _free_intake(&self.state.sockets.ipv6)
+        _free_intake(&self.state.ah.ipv4)
+        _free_intake(&self.state.ah.ipv6)
 
     def close(self) -> None:
         """Close the sockets and give back the frames that wait for packets."""
         _close_intake(&self.state.sockets.ipv4, self.c.frames)
         _close_intake(&self.state.sockets.ipv6, self.c.frames)
+        _close_intake(&self.state.ah.ipv4, self.c.frames)
+        _close_intake(&self.state.ah.ipv6, self.c.frames)
         self.state.sender.ipv4 = -1
         self.state.sender.ipv6 = -1
         self.watch.close()

@@ -156,17 +156,21 @@ cdef inline bint is_half_made(const Packet *packet) noexcept nogil:
             or fold(pseudo_sum(packet, rest)) == raw16(packet.data + packet.transport + at))
 
 cdef inline bint same_flow(const Packet *one, const Packet *other) noexcept nogil:
-    """Equal family, protocol, ports (ESP: SPI), flags and addresses; IPv4's quicker way is in parse_next."""
+    """Equal family, protocol, ports (ESP, AH: SPI), flags and addresses; IPv4's quicker way is in parse_next."""
     cdef const uint8_t *a = one.data
     cdef const uint8_t *b = other.data
     if (one.source_port != other.source_port or one.destination_port != other.destination_port
             or one.flags != other.flags or one.family != other.family or one.protocol != other.protocol
             or one.transport != other.transport):
         return False
-    # Whole ESP headers only: a cut one must not pass its verdict on to good packets behind it.
+    # Whole ESP and AH headers only: a cut one must not pass its verdict on to good packets behind it.
     if one.protocol == PROTOCOL_ESP and (one.length < <uint32_t>one.transport + 8
                                          or other.length < <uint32_t>other.transport + 8
                                          or raw32(a + one.transport) != raw32(b + one.transport)):
+        return False
+    if one.protocol == PROTOCOL_AH and (one.length < <uint32_t>one.transport + 12
+                                        or other.length < <uint32_t>other.transport + 12
+                                        or raw32(a + one.transport + 4) != raw32(b + one.transport + 4)):
         return False
     if one.family == 4:
         return raw64(a + 12) == raw64(b + 12)

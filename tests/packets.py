@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from ipaddress import ip_address
 
-ICMP, IPIP, TCP, UDP, IPV6, ESP, ICMPV6, NONE = 1, 4, 6, 17, 41, 50, 58, 59
+ICMP, IPIP, TCP, UDP, IPV6, ESP, AH, ICMPV6, NONE = 1, 4, 6, 17, 41, 50, 51, 58, 59
 CLIENT4, SERVER4 = "10.1.0.1", "10.2.0.1"
 CLIENT6, SERVER6 = "2001:db8:1::1", "2001:db8:2::1"
 

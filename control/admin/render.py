@@ -80,7 +80,7 @@ def _sas(sas: Sequence[Mapping[str, Any]]) -> str:
             sa["direction"],
             f"0x{sa['spi']:08x}",
             sa["remote"],
-            sa["proposal"],
+            f"ah {sa['proposal']}" if sa.get("protocol") == "ah" else sa["proposal"],
             sa["packets"],
             size(sa["bytes"]),
             sa["sequence"],

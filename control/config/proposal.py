@@ -1,4 +1,4 @@
-"""ESP algorithm suites of SAs whose keys are written by hand: `aes128gcm16`, `aes256-sha256-esn`, `null-sha512`.
+"""ESP and AH algorithms of SAs whose keys are written by hand: `aes128gcm16`, `aes256-sha256-esn`, `null-sha512`.
 
 The words are those of control.ike.keywords, joined by `-` in any order, but one of a kind and no key exchange.
 """
@@ -10,6 +10,7 @@ from control.ike.numbers import KEY_EXCHANGES, Protocol, TransformType
 from control.ike.proposal import Suite, is_aead
 from control.ike.wire.proposal import Transform
 from dataplane.model import Cipher, EspProposal, Integrity
+from dataplane.model import Protocol as SaProtocol
 
 _TWICE: dict[int, str] = {
     TransformType.ENCR: "which names two ciphers; want exactly one",
@@ -17,6 +18,7 @@ _TWICE: dict[int, str] = {
     TransformType.ESN: "which says esn or noesn twice",
 }
 EXAMPLES = "aes128gcm16, chacha20poly1305 or aes256-sha256-esn"
+AH_EXAMPLES = "sha256 or sha512-esn"
 
 
 def parse_proposal(text: str) -> EspProposal:
@@ -41,8 +43,30 @@ def parse_proposal(text: str) -> EspProposal:
     return Suite(protocol=Protocol.ESP, transforms=tuple(chosen.values())).to_esp()
 
 
-def format_proposal(proposal: EspProposal) -> str:
-    """The shortest keyword text of a suite; `parse_proposal` reads it back."""
+def parse_ah_proposal(text: str) -> EspProposal:
+    """The algorithms of AH: `sha256`, `sha512-esn`; raises ValueError that completes "got 'text', ..."."""
+    chosen: dict[int, Transform] = {}
+    for word in text.strip().lower().rstrip("!").split("-"):
+        transform = transform_of(Protocol.ESP, word)
+        if transform.type == TransformType.ENCR:
+            raise ValueError(
+                f"but {word!r} is a cipher, and AH encrypts nothing; want one like {AH_EXAMPLES}"
+            )
+        if transform.type not in _TWICE:
+            raise ValueError(
+                f"but {word!r} belongs to IKE, and these keys are written by hand; want it left out"
+            )
+        if transform.type in chosen:
+            raise ValueError(_TWICE[transform.type])
+        chosen[transform.type] = transform
+    if TransformType.INTEG not in chosen:
+        raise ValueError(f"which names no integrity algorithm; want one like {AH_EXAMPLES}")
+    null = transform_of(Protocol.ESP, "null")
+    return Suite(protocol=Protocol.ESP, transforms=(null, *chosen.values())).to_esp()
+
+
+def format_proposal(proposal: EspProposal, protocol: SaProtocol = SaProtocol.ESP) -> str:
+    """The shortest keyword text of a suite; `parse_proposal` reads it back. AH has no cipher to name."""
     bits, tag = proposal.key_bits, proposal.tag_length
     words = {
         Cipher.NULL: "null",
@@ -58,4 +82,6 @@ def format_proposal(proposal: EspProposal) -> str:
     if proposal.integrity is not Integrity.NONE:
         name = proposal.integrity.name.lower().replace("sha2_", "sha").removeprefix("hmac_")
         words += f"-{name.replace('aes_', 'aes')}"
+    if protocol is SaProtocol.AH:
+        words = words.removeprefix("null-")
     return words + ("-esn" if proposal.esn else "")

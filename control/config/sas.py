@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from control.config.problems import kind, show
-from control.config.proposal import EXAMPLES, format_proposal, parse_proposal
+from control.config.proposal import AH_EXAMPLES, EXAMPLES, format_proposal, parse_ah_proposal, parse_proposal
 from control.config.table import Table
 from control.config.values import parse_address, parse_hex, parse_spi
-from dataplane.model import Address, Df, Direction, Encap, EspProposal, Mode, SaSpec
+from dataplane.model import Address, Df, Direction, Encap, EspProposal, Mode, Protocol, SaSpec
 
 
 def read_sa(table: Table) -> SaSpec | None:
@@ -22,13 +22,23 @@ def read_sa(table: Table) -> SaSpec | None:
         table.error(
             "remote", f"got an IPv{remote.version} address and local is IPv{local.version}, want one family"
         )
-    proposal = table.parsed("proposal", parse_proposal, required=f"ESP algorithms such as {EXAMPLES}")
-    encryption_key = _key(table, "encryption_key", proposal)
-    integrity_key = _key(table, "integrity_key", proposal)
+    protocol = Protocol[(table.choice("protocol", ("esp", "ah"), "esp") or "esp").upper()]
+    if protocol is Protocol.AH:
+        proposal = table.parsed(
+            "proposal", parse_ah_proposal, required=f"integrity algorithms such as {AH_EXAMPLES}"
+        )
+    else:
+        proposal = table.parsed("proposal", parse_proposal, required=f"ESP algorithms such as {EXAMPLES}")
+    encryption_key = _key(table, "encryption_key", protocol, proposal)
+    integrity_key = _key(table, "integrity_key", protocol, proposal)
     largest = 2**64 - 2 if proposal is not None and proposal.esn else 2**32 - 1
     sequence = table.integer("sequence", 1, largest, 1, "the first number to send or expect")
     window = replay_window(table)
     encap = _encap(table)
+    if protocol is Protocol.AH and encap is not None:
+        table.error(
+            "encap", "has no place with AH, which protects the very addresses that NAT changes; want ESP"
+        )
     nat_original = _nat_original(table, mode, direction, encap)
     if mode is Mode.TRANSPORT:
         for key in ("dscp", "ttl", "df"):
@@ -63,6 +73,7 @@ def read_sa(table: Table) -> SaSpec | None:
         nat_original=nat_original,
         encryption_key=encryption_key,
         integrity_key=integrity_key,
+        protocol=protocol,
         encap=encap,
         replay_window=window,
         sequence=sequence,
@@ -94,14 +105,14 @@ def _spi(table: Table) -> int | None:
     return spi
 
 
-def _key(table: Table, key: str, proposal: EspProposal | None) -> bytes:
+def _key(table: Table, key: str, protocol: Protocol, proposal: EspProposal | None) -> bytes:
     """Key material in hex, of the length that the proposal wants; its bytes never enter a message."""
     text = table.text(key, secret=True)
     if proposal is None:
         return b""
     encryption = key == "encryption_key"
     length = proposal.encryption_key_length if encryption else proposal.integrity_key_length
-    suite = format_proposal(proposal)
+    suite = format_proposal(proposal, protocol)
     parts = (
         f": {length - proposal.salt_length} key + {proposal.salt_length} salt"
         if encryption and proposal.has_nonce

@@ -1,19 +1,21 @@
-"""The raw driver: ESP as IP protocol 50 over raw sockets, one per worker and family.
+"""The raw driver: ESP and AH, IP protocols 50 and 51, over raw sockets, one per worker, family and protocol.
 
     worker k: open_port -> sockets bound to the port's addresses, DF as the outer header says (IPv4) or set (IPv6)
 
 Every raw socket gets a copy of every packet, so with several workers each socket carries a filter that takes the SPIs
 of its own worker (SPI modulo number of workers). What a dead worker should have had is lost until it is back.
 
-The kernel reassembles fragments before we see anything. Needs CAP_NET_RAW.
+The kernel reassembles fragments before we see anything, and keeps IPv6 extension headers to itself: AH behind some
+fails its ICV here. Needs CAP_NET_RAW.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
 
-from dataplane.model import PortSpec, Role
+from dataplane.model import PortSpec, Protocol, Role
 from dataplane.ports.sockets import (
     IPV6_HDRINCL,
     JEQ_K,
@@ -32,19 +34,19 @@ from dataplane.ports.sockets import (
 from ext.packet import Pool
 from ext.udpio import RawPort
 
-PROTOCOL_ESP = 50
 IPV6_RECVHOPLIMIT = 51
 RECEIVE_BUFFER = 8 << 20  # bytes, as the kernel counts them
 SEND_BUFFER = 4 << 20
 
 
-def share_filter(family: int, worker: int, workers: int) -> list[Instruction]:
+def share_filter(family: int, protocol: Protocol, worker: int, workers: int) -> list[Instruction]:
     """The program that keeps packets whose SPI is `worker`'s.
 
     An IPv4 raw socket's filter sees the IP header first, an IPv6 one's the payload.
     """
+    spi = 4 if protocol is Protocol.AH else 0
     load: list[Instruction] = (
-        [(LDX_B_MSH, 0, 0, 0), (LD_W_IND, 0, 0, 0)] if family == 4 else [(LD_W_ABS, 0, 0, 0)]
+        [(LDX_B_MSH, 0, 0, 0), (LD_W_IND, 0, 0, spi)] if family == 4 else [(LD_W_ABS, 0, 0, spi)]
     )
     return [
         *load,
@@ -55,14 +57,16 @@ def share_filter(family: int, worker: int, workers: int) -> list[Instruction]:
     ]
 
 
-def open_socket(family: int, address: str, program: list[Instruction] | None = None) -> int:
-    """A bound, non-blocking raw ESP socket of `family` (4 or 6) that sends whole packets; the caller owns it.
+def open_socket(
+    family: int, address: str, protocol: Protocol = Protocol.ESP, program: list[Instruction] | None = None
+) -> int:
+    """A bound, non-blocking raw socket of `family` (4 or 6) that sends whole packets; the caller owns it.
 
     OSError names the address.
     """
     domain = socket.AF_INET if family == 4 else socket.AF_INET6
     try:
-        with socket.socket(domain, socket.SOCK_RAW | socket.SOCK_NONBLOCK, PROTOCOL_ESP) as sock:
+        with socket.socket(domain, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol) as sock:
             if program is not None:
                 attach_program(sock, SO_ATTACH_FILTER, program)
             if family == 4:
@@ -77,20 +81,28 @@ def open_socket(family: int, address: str, program: list[Instruction] | None = N
             sock.bind((address, 0))
             return sock.detach()
     except OSError as error:
-        raise OSError(error.errno, f"raw ESP socket on {address}: {error.strerror}") from None
+        raise OSError(error.errno, f"raw {protocol.name} socket on {address}: {error.strerror}") from None
 
 
 def open_port(spec: PortSpec, queue: int, workers: int, pool: Pool, fds: Mapping[str, int]) -> RawPort:
     """Worker `queue`'s sockets."""
-    opened = {
-        family: open_socket(family, address, share_filter(family, queue, workers) if workers > 1 else None)
-        for family, address in families(spec.addresses).items()
-    }
+    opened: dict[tuple[Protocol, int], int] = {}
+    try:
+        for family, address in families(spec.addresses).items():
+            for protocol in Protocol:
+                program = share_filter(family, protocol, queue, workers) if workers > 1 else None
+                opened[protocol, family] = open_socket(family, address, protocol, program)
+    except OSError:
+        for fd in opened.values():
+            os.close(fd)
+        raise
     return RawPort(
         pool,
         spec.name,
-        opened.get(4, -1),
-        opened.get(6, -1),
+        opened.get((Protocol.ESP, 4), -1),
+        opened.get((Protocol.ESP, 6), -1),
+        opened.get((Protocol.AH, 4), -1),
+        opened.get((Protocol.AH, 6), -1),
         role=0 if spec.role is Role.PROTECTED else 1,
         mtu=spec.mtu,
         addresses=spec.addresses,

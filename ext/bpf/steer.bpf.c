@@ -13,7 +13,7 @@
  * Protected interface: IPv4 and IPv6 unicast, whatever its transport and however malformed beyond its
  * destination, is steered if the destination is in `remotes` (what the SPD protects or discards) and
  * not in `locals`. The dataplane, not this program, says why such a packet is bad.
- * Unprotected interface: to an address in `locals`, ESP and its fragments, and UDP to a port in
+ * Unprotected interface: to an address in `locals`, ESP, AH and their fragments, and UDP to a port in
  * `encap_ports` that begins with no non-ESP marker (RFC 3948 2.2) or is a keepalive (2.3). And what is
  * on its way through, in clear, from a source in `remotes`: the dataplane asks the SPD (RFC 4301 5.2).
  * All else goes to the kernel: ARP, neighbour discovery, IKE, multicast, VLAN tags, the host's traffic,
@@ -63,10 +63,10 @@ enum reason {
     SHORT,      /* ends before the headers do */
     LINK_LOCAL, /* IPv6 link-local destination: never forwarded, RFC 4291 2.5.6 */
     UNMATCHED,  /* protected: no SPD entry for the destination */
-    LOCAL,      /* to an address of this host, and not ESP */
+    LOCAL,      /* to an address of this host, and neither ESP nor AH */
     NOT_LOCAL,  /* unprotected: to somebody else's address */
     IKE,
-    FRAGMENT, /* fragment of something else than ESP */
+    FRAGMENT, /* fragment of something else than ESP or AH */
     REASONS,
 };
 
@@ -210,7 +210,7 @@ static __always_inline enum reason classify_ipv4(const struct view *view, enum h
         destination.address.words[3] = ip.saddr;
         return is_remote(&destination, 4) ? STEERED : NOT_LOCAL;
     }
-    if (ip.protocol == IPPROTO_ESP)
+    if (ip.protocol == IPPROTO_ESP || ip.protocol == IPPROTO_AH)
         return STEERED;
     if (ip.protocol != IPPROTO_UDP)
         return LOCAL;
@@ -230,7 +230,7 @@ static __always_inline enum reason classify_ipv6_transport(const struct view *vi
 
 #pragma clang loop unroll(full)
     for (int walked = 0; walked <= EXTENSIONS_MAX; walked++) {
-        if (next == IPPROTO_ESP)
+        if (next == IPPROTO_ESP || next == IPPROTO_AH)
             return STEERED;
         if (fragment)
             return FRAGMENT;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from control.config import ConfigError, load, parse
-from dataplane.model import Action, Df, Direction, Encap, Mode, Role
+from control.config import ConfigError, format_proposal, load, parse
+from dataplane.model import Action, Cipher, Df, Direction, Encap, Integrity, Mode, Protocol, Role
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "00112233445566778899aabbccddeeff01020304"
@@ -119,6 +120,46 @@ def test_defaults() -> None:
     assert config.gateway.workers >= 1 and str(config.gateway.run_dir) == "/run/esplanade"
 
 
+AH_SA = {
+    "name": "auth",
+    "direction": "out",
+    "spi": 0x1003,
+    "local": "192.0.2.1",
+    "remote": "192.0.2.2",
+    "protocol": "ah",
+    "proposal": "sha256-esn",
+    "integrity_key": "56" * 32,
+}
+
+
+def test_ah() -> None:
+    """Integrity alone, with its keywords; what AH cannot do is refused by name."""
+    values = copy.deepcopy(GOOD)
+    values["sa"].append(AH_SA)
+    sa = parse(values).sas[2]
+    assert (sa.protocol, sa.proposal.cipher, sa.proposal.esn) == (Protocol.AH, Cipher.NULL, True)
+    assert (sa.proposal.integrity, sa.integrity_key) == (Integrity.HMAC_SHA2_256, bytes.fromhex("56" * 32))
+    assert format_proposal(sa.proposal, sa.protocol) == "sha256-esn"
+    assert [
+        sa.inner_mtu(1500),
+        replace(sa, local=ip_address("::1"), remote=ip_address("::2")).inner_mtu(1500),
+    ] == [1452, 1428]
+    for key, value, told in (
+        ("proposal", "esn", "which names no integrity algorithm; want one like sha256 or sha512-esn"),
+        ("proposal", "sha256-sha384", "which names two integrity algorithms; want at most one"),
+        ("proposal", "sha256-x25519", "but 'x25519' belongs to IKE, and these keys are written by hand"),
+        ("encryption_key", "12" * 16, "has no place with"),
+        ("encap", True, "has no place with AH, which protects the very addresses that NAT changes; want ESP"),
+        (
+            "integrity_key",
+            "56" * 20,
+            "got 40 hex digits (20 bytes), want 64 hex digits (32 bytes) for sha256-esn",
+        ),
+    ):
+        values["sa"][2] = {**AH_SA, key: value}
+        assert [line for line in problems(values) if f"sa[2].{key}" in line and told in line], (key, value)
+
+
 def test_keys_never_show() -> None:
     config = parse(GOOD)
     assert (
@@ -219,6 +260,19 @@ GOLDEN = [
         "sa.0.proposal",
         "aes128-md5",
         "x.toml: sa[0].proposal (\"ab\"): got 'aes128-md5', but md5 is broken or obsolete (RFC 8221, RFC 8247)",
+    ),
+    (
+        "sa.0.protocol",
+        "ah",
+        (
+            "x.toml: sa[0].proposal (\"ab\"): got 'aes128gcm16', but 'aes128gcm16' is a cipher, and AH encrypts "
+            "nothing; want one like sha256 or sha512-esn"
+        ),
+    ),
+    (
+        "sa.0.protocol",
+        "a",
+        'x.toml: sa[0].protocol ("ab"): got \'a\', want "esp" or "ah"; did you mean "ah"?',
     ),
     (
         "sa.0.direction",

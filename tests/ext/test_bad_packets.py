@@ -51,10 +51,13 @@ LOCAL = [
     for local, any_ in (("10.1.0.0/16", "0.0.0.0/0"), ("2001:db8:1::/48", "::/0"))
 ]
 
-#: Drops that no packet can cause, and who tests them.
+#: Drops that no packet can cause here, and who tests them.
 ELSEWHERE = {
     "crypto": "an engine refuses text that the kernels never send it: tests/ext/test_crypto.py",
     "tx_error": "counted by drivers: tests/netns",
+    "ah_truncated": "tests/ext/test_ah.py",
+    "ah_length": "tests/ext/test_ah.py",
+    "ip_option": "tests/ext/test_ah.py",
     "no_frame": "counted by drivers: tests/ext/test_xsk.py",
 }
 

@@ -225,9 +225,10 @@ def test_udp_workers_divide_by_spi(spaces: MakeSpaces) -> None:
         sock.close()
 
 
+@pytest.mark.parametrize("protocol", [50, 51])
 @pytest.mark.parametrize("version", [4, 6])
-def test_raw_between_two_ports(spaces: MakeSpaces, version: int) -> None:
-    """ESP as protocol 50: the outer packet arrives as it left, whatever its TOS and size."""
+def test_raw_between_two_ports(spaces: MakeSpaces, version: int, protocol: int) -> None:
+    """ESP and AH, protocols 50 and 51: the outer packet arrives as it left, whatever its TOS and size."""
     left, right = spaces("left", "right")
     connect(left, right)
     settle_neighbours(left, version)
@@ -237,9 +238,9 @@ def test_raw_between_two_ports(spaces: MakeSpaces, version: int) -> None:
     for number, size in enumerate([1400] * 40 + [40, 1480 if version == 4 else 1460]):
         header = outer(version, tos=number % 4)
         if version == 4:
-            header.proto, header.id = 50, 1 + number
+            header.proto, header.id = protocol, 1 + number
         else:
-            header.nh = 50
+            header.nh = protocol
         packets.append(bytes(header / esp(5, number, size)))
     assert porttool.transmit(a, packets) == 42
     assert a.counters["tx_syscalls"] == 1
@@ -265,8 +266,9 @@ def test_raw_gets_whole_packets_of_fragments(spaces: MakeSpaces) -> None:
     close(pool, 128, port)
 
 
+@pytest.mark.parametrize("protocol", [50, 51])
 @pytest.mark.parametrize("version", [4, 6])
-def test_raw_workers_divide_by_spi(spaces: MakeSpaces, version: int) -> None:
+def test_raw_workers_divide_by_spi(spaces: MakeSpaces, version: int, protocol: int) -> None:
     """Raw sockets all get every packet: the filters leave each packet to one worker."""
     left, right = spaces("left", "right")
     connect(left, right)
@@ -274,13 +276,14 @@ def test_raw_workers_divide_by_spi(spaces: MakeSpaces, version: int) -> None:
     pool = Pool(512)
     ports = [open_raw(right, pool, queue, 2) for queue in range(2)]
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    with left.call(lambda: socket.socket(family, socket.SOCK_RAW, 50)) as sender:
+    before = b"\4\4\0\0" if protocol == 51 else b""  # AH has its SPI behind these
+    with left.call(lambda: socket.socket(family, socket.SOCK_RAW, protocol)) as sender:
         for number in range(40):
-            sender.sendto(esp(200 + number % 4, number, 64), (PEERS[version][1], 0))
+            sender.sendto(before + esp(200 + number % 4, number, 64), (PEERS[version][1], 0))
     time.sleep(0.05)
     for queue, port in enumerate(ports):
         received = [content for content, _ in porttool.receive_all(port, 1.0, 20)]
-        start = 20 if version == 4 else 40
+        start = (20 if version == 4 else 40) + len(before)
         assert len(received) == 20
         assert {struct.unpack("!I", content[start : start + 4])[0] % 2 for content in received} == {queue}
     close(pool, 512, *ports)
