@@ -22,8 +22,7 @@ from bench.options import Options
 from bench.quiet import undisturbed
 from bench.report import RESULTS, Row
 from bench.test_kernels import ALGORITHMS, DIRECTIONS, SIZES
-from bench.tunnels import inner_packet, tunnels
-from control.config.proposal import parse_proposal
+from bench.tunnels import inner_packet, parse_suite, tunnels
 from ext.kernelbench import STAGES
 from ext.kernelbench import profile as profile_walk
 
@@ -88,7 +87,8 @@ def profile(options: Options) -> list[Row]:
     rows: list[Row] = []
     with undisturbed():
         for algorithm in filter(options.wants, ALGORITHMS):
-            with tunnels(parse_proposal(algorithm)) as tunnel:
+            proposal, protocol = parse_suite(algorithm)
+            with tunnels(proposal, protocol=protocol) as tunnel:
                 for size in (SIZES[0], SIZES[-1]):
                     slices = [
                         profile_walk(tunnel.view, tunnel.engine, inner_packet(size), BATCHES)

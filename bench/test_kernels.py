@@ -14,8 +14,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from bench.tunnels import Tunnels, inner_packet, text_size, tunnels
-from control.config.proposal import parse_proposal
+from bench.tunnels import Tunnels, inner_packet, parse_suite, text_size, tunnels
 from ext.kernelbench import measure
 
 ALGORITHMS = (
@@ -33,6 +32,8 @@ ALGORITHMS = (
     "aes128ccm16",
     "aes128ctr-sha256",
     "aes128-aescmac",
+    "ah-sha256",
+    "ah-sha512",
 )
 DIRECTIONS = ("out", "in")
 SIZES = (64, 256, 512, 1024, 1420)  # bytes of inner packet
@@ -65,7 +66,9 @@ def make_tunnel(request: pytest.FixtureRequest) -> Iterator[dict[str, Tunnels]]:
         class Made(dict[str, Tunnels]):
             def __missing__(self, algorithm: str) -> Tunnels:
                 engine = request.config.getoption("--engine")
-                self[algorithm] = stack.enter_context(tunnels(parse_proposal(algorithm), engine=engine))
+                proposal, protocol = parse_suite(algorithm)
+                made = tunnels(proposal, engine=engine, protocol=protocol)
+                self[algorithm] = stack.enter_context(made)
                 return self[algorithm]
 
         yield Made()
@@ -78,7 +81,7 @@ def make_tunnel(request: pytest.FixtureRequest) -> Iterator[dict[str, Tunnels]]:
 def test_kernel(benchmark, request, make_tunnel, algorithm: str, direction: str, size: int) -> None:
     """One figure: the walk from look-up to finish beside the bare cipher call on the same bytes."""
     tunnel = make_tunnel[algorithm]
-    proposal = parse_proposal(algorithm)
+    proposal, protocol = parse_suite(algorithm)
     packet = inner_packet(size)
     batches = request.config.getoption("--batches")
     walk: list[float] = []  # ns per packet, a slice each
@@ -89,7 +92,12 @@ def test_kernel(benchmark, request, make_tunnel, algorithm: str, direction: str,
         bare.append(
             tunnel.engine.bare(
                 *(int(proposal.cipher), int(proposal.integrity), proposal.key_bits),
-                *(text_size(proposal, size), batches * 64 - 1, "seal" if direction == "out" else "open", 1),
+                *(
+                    text_size(proposal, size, protocol),
+                    batches * 64 - 1,
+                    "seal" if direction == "out" else "open",
+                    1,
+                ),
             )
         )
 

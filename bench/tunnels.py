@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from bench.packets import udp_packet
+from control.config.proposal import parse_ah_proposal, parse_proposal
 from dataplane.api import DataPlane
 from dataplane.layout import CACHE_LINE
 from dataplane.model import (
@@ -23,6 +24,7 @@ from dataplane.model import (
     EspProposal,
     PolicySpec,
     PortSpec,
+    Protocol,
     Role,
     RouteSpec,
     SaSpec,
@@ -51,7 +53,12 @@ class Tunnels:
 
 @contextlib.contextmanager
 def tunnels(
-    proposal: EspProposal, count: int = 1, engine: str = "auto", workers: int = 1, window: int = 1024
+    proposal: EspProposal,
+    count: int = 1,
+    engine: str = "auto",
+    workers: int = 1,
+    protocol: Protocol = Protocol.ESP,
+    window: int = 1024,
 ) -> Iterator[Tunnels]:
     """Tables with `count` tunnels, for `workers` workers; every SA has keys of its own.
 
@@ -66,16 +73,18 @@ def tunnels(
     )
     dataplane = DataPlane.create(ports=ports, workers=workers, engine=engine, limits=limits)
     try:
-        asyncio.run(_fill(dataplane, proposal, count, window))
+        asyncio.run(_fill(dataplane, proposal, count, protocol, window))
         fd = dataplane.tables.fd
         yield Tunnels(view=TablesView(fd, 0), view_fd=fd, engine=dataplane.tables.engine, count=count)
     finally:
         dataplane.close()
 
 
-async def _fill(dataplane: DataPlane, proposal: EspProposal, count: int, window: int) -> None:
+async def _fill(
+    dataplane: DataPlane, proposal: EspProposal, count: int, protocol: Protocol, window: int
+) -> None:
     inside, outside = (AdjacencySpec(port=role.value, destination_mac=MACS[1]) for role in Role)
-    dataplane.add_sas([sa for number in range(count) for sa in _pair(proposal, number, window)])
+    dataplane.add_sas([sa for number in range(count) for sa in _pair(proposal, number, protocol, window)])
     for number in range(count):
         dataplane.set_sa_adjacency(f"out{number}", outside)
     await dataplane.set_policies(
@@ -94,7 +103,7 @@ def _selector(number: int) -> SelectorSpec:
     return SelectorSpec.from_networks(SOURCES, IPv4Network((BASE + number, 32)))
 
 
-def _pair(proposal: EspProposal, number: int, window: int) -> tuple[SaSpec, SaSpec]:
+def _pair(proposal: EspProposal, number: int, protocol: Protocol, window: int) -> tuple[SaSpec, SaSpec]:
     """Outbound SA, and the inbound SA of its peer."""
     out = SaSpec(
         name=f"out{number}",
@@ -102,6 +111,7 @@ def _pair(proposal: EspProposal, number: int, window: int) -> tuple[SaSpec, SaSp
         spi=FIRST_SPI + number,
         local=LOCAL,
         remote=PEER,
+        protocol=protocol,
         proposal=proposal,
         encryption_key=os.urandom(proposal.encryption_key_length),
         integrity_key=os.urandom(proposal.integrity_key_length),
@@ -114,6 +124,7 @@ def _pair(proposal: EspProposal, number: int, window: int) -> tuple[SaSpec, SaSp
         spi=out.spi,
         local=PEER,
         remote=LOCAL,
+        protocol=protocol,
         proposal=proposal,
         encryption_key=out.encryption_key,
         integrity_key=out.integrity_key,
@@ -136,7 +147,18 @@ def inner_packet(size: int) -> bytes:
     return udp_packet(SOURCES[1], IPv4Address(BASE), size)
 
 
-def text_size(proposal: EspProposal, size: int) -> int:
-    """Bytes that ESP enciphers for an inner packet of `size` bytes, as `EngineHandle.bare` counts them."""
+def parse_suite(algorithm: str) -> tuple[EspProposal, Protocol]:
+    """An algorithm by name: ESP's keywords, or `ah-` and those of AH."""
+    if algorithm.startswith("ah-"):
+        return parse_ah_proposal(algorithm.removeprefix("ah-")), Protocol.AH
+    return parse_proposal(algorithm), Protocol.ESP
+
+
+def text_size(proposal: EspProposal, size: int, protocol: Protocol = Protocol.ESP) -> int:
+    """Bytes that the engine works on for an inner packet of `size` bytes, as `EngineHandle.bare` counts them."""
+    if protocol is Protocol.AH:
+        # The whole outer packet, but for the 8 bytes of ESP header that `bare` hashes before the text.
+        ah = 12 + proposal.icv_length
+        return 20 + ah + -ah % 4 + size - 8
     padded = -(-(size + 2) // proposal.alignment) * proposal.alignment
     return padded + (16 if proposal.alignment == 16 else 0)  # CBC: the IV's block too, see ext.crypto.Job

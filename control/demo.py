@@ -5,7 +5,8 @@ With `--mode transport` there is no tunnel: the gateways themselves are the two 
 For each driver: 1 proof: on a tapped cable, ping both ways in IPv4 and IPv6 while iperf3 runs and both kinds of
 SAs get new keys, then short TCP and UDP bursts, while the tap counts ESP and clear text 2 speed: iperf3 TCP and UDP on
 the direct cable, with new keys half-way. Before them plain kernel forwarding, for comparison. Exit status 0 only if no
-ping was lost, all SAs were rekeyed, nothing passed in clear and ESP did.
+ping was lost, all SAs were rekeyed, nothing passed in clear and ESP did. With --protocol ah the tunnel is of AH with
+keys written by hand, which nobody changes, and what the tap must see is AH and nothing else.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from control.lab.gateway import DRIVERS, Gateways, IkeTunnel, make_lab
+from control.lab.gateway import AH_PROPOSAL, DRIVERS, Gateways, IkeTunnel, Tunnel, make_lab
 from control.lab.space import LabError, Program, Space, wait_until
 from control.lab.topology import Address, Lab, address, check_tools
 from control.lab.traffic import Throughput, finish_ping, iperf3, start_ping
@@ -61,6 +62,8 @@ class DriverResult:
     esp_suite: str
     child_rekeys: int
     ike_rekeys: int
+    protocol: str = "esp"
+    ah_packets: int = 0
 
     @property
     def passed(self) -> bool:
@@ -80,6 +83,7 @@ class Proof:
     ike_suite: str
     esp_suite: str
     rekeys: Rekeys
+    ah_packets: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +99,13 @@ class Rekeys:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What is tried: "tunnel", from the client to the server, or "transport", from gateway A to gateway B."""
+    """What is tried: "tunnel", from the client to the server, or "transport", from gateway A to gateway B.
+
+    ESP by IKE, or AH with keys by hand.
+    """
 
     mode: str = "tunnel"
+    protocol: str = "esp"
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -128,6 +136,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["tunnel", "transport"],
         default="tunnel",
         help="a tunnel between two networks, or transport mode between the two gateways as hosts (default: tunnel)",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("esp", "ah"),
+        default="esp",
+        help="esp: ESP by IKEv2; ah: AH with keys by hand (default: esp)",
     )
     parser.add_argument(
         "--seconds",
@@ -161,7 +175,9 @@ def run(arguments: argparse.Namespace) -> int:
     failures: list[str] = []
     try:
         check_tools(TOOLS)
-        course = Course(mode=arguments.mode)
+        if arguments.protocol == "ah" and arguments.mode == "transport":
+            raise LabError("--protocol ah is shown in tunnel mode; leave --mode transport out")
+        course = Course(mode=arguments.mode, protocol=arguments.protocol)
         if course.mode == "tunnel":
             say("plain   client - gateway A - gateway B - server, forwarded by the kernel")
         else:
@@ -200,17 +216,19 @@ def try_driver(driver: str, seconds: int, course: Course = TUNNEL) -> DriverResu
     proof = prove(driver, course=course)
     say(
         f"{driver:7} proof: {proof.active_mode}; {proof.pings_lost} of {proof.pings_sent} pings lost; "
-        f"between the gateways {proof.esp_packets} ESP packets, {proof.cleartext_packets} in clear"
+        f"between the gateways {proof.esp_packets} ESP packets, {proof.ah_packets} AH packets, "
+        f"{proof.cleartext_packets} others"
     )
-    say(f"{driver:7} proof: IKE {proof.ike_suite}, ESP {proof.esp_suite}")
+    say(f"{driver:7} proof: {suites(proof)}")
     with make_lab(driver, mode=course.mode) as lab, tunnel(lab, driver, course) as gateways:
         warm_up(lab, course)
-        with rekeying(gateways, after=seconds / 2) as rekeys:
+        with changing_keys(gateways, course, after=seconds / 2) as rekeys:
             tcp, udp = measure_speed(lab, seconds, label=driver, course=course)
         gateways.a.check_alive()
         gateways.b.check_alive()
     total = proof.rekeys + rekeys.done
-    say(f"{driver:7} rekeyed meanwhile: {total.child} times child SAs, {total.ike} times IKE SAs")
+    if course.protocol == "esp":
+        say(f"{driver:7} rekeyed meanwhile: {total.child} times child SAs, {total.ike} times IKE SAs")
     return DriverResult(
         tcp_gbps=tcp.gbps,
         udp_gbps=udp.gbps,
@@ -223,6 +241,8 @@ def try_driver(driver: str, seconds: int, course: Course = TUNNEL) -> DriverResu
         esp_suite=proof.esp_suite,
         child_rekeys=total.child,
         ike_rekeys=total.ike,
+        protocol=course.protocol,
+        ah_packets=proof.ah_packets,
     )
 
 
@@ -239,7 +259,7 @@ def prove(
         near, far = course.spaces(lab)
         target = course.targets()[1]
         running = start_pings(lab, pings, course)
-        with rekeying(gateways, after=0.5) as rekeys:
+        with changing_keys(gateways, course, after=0.5) as rekeys:
             iperf3(near, far, target, proto="udp", seconds=REKEY_SECONDS, rate=REKEY_UDP_RATE)
         sent, lost = finish_pings(running, pings)
         for proto, rate in (("tcp", "0"), ("udp", BURST_UDP_RATE)):
@@ -248,7 +268,10 @@ def prove(
         for sample in tap.clear_samples():
             say(f"{driver:7} in clear: {sample}")
         modes = list(dict.fromkeys([*gateways.a.active_modes(), *gateways.b.active_modes()]))
-        [ike] = gateways.a.ike()["ike_sas"]
+        ike_suite, suite = "", AH_PROPOSAL
+        if course.protocol == "esp":
+            [ike] = gateways.a.ike()["ike_sas"]
+            ike_suite, suite = ike["suite"], ike["children"][0]["suite"]
         if lost:
             for gateway in (gateways.a, gateways.b):
                 say(f"{driver:7} log of {gateway.host}:\n{gateway.log()}")
@@ -258,15 +281,20 @@ def prove(
         cleartext_packets=counts["clear"],
         esp_packets=counts["esp"],
         active_mode=", ".join(modes),
-        ike_suite=ike["suite"],
-        esp_suite=ike["children"][0]["suite"],
+        ike_suite=ike_suite,
+        esp_suite=suite,
         rekeys=rekeys.done,
+        ah_packets=counts["ah"],
     )
 
 
 @contextmanager
 def tunnel(lab: Lab, driver: str, course: Course = TUNNEL) -> Iterator[Gateways]:
-    """Both gateways, with a new CA, and the child SAs between them up."""
+    """Both gateways, with a new CA or, for AH, new keys, and the child SAs between them up."""
+    if course.protocol == "ah":
+        with Gateways(lab, driver, Tunnel.of_ah()) as gateways:
+            yield gateways
+        return
     with Gateways(lab, driver, IkeTunnel.make(lab.directory, mode=course.mode)) as gateways:
         for gateway in (gateways.a, gateways.b):
             try:
@@ -307,6 +335,20 @@ def rekeying(gateways: Gateways, *, after: float) -> Iterator[Rekeying]:
     thread.join(UP_SECONDS)
     if thread.error is not None:
         raise thread.error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unchanged:
+    """What `rekeying` gives, where keys are written by hand."""
+
+    done: Rekeys = field(default_factory=Rekeys)
+
+
+def changing_keys(
+    gateways: Gateways, course: Course, *, after: float
+) -> AbstractContextManager[Rekeying | Unchanged]:
+    """`rekeying` where IKE made the tunnel."""
+    return rekeying(gateways, after=after) if course.protocol == "esp" else nullcontext(Unchanged())
 
 
 def ping_all(lab: Lab, count: int, course: Course = TUNNEL) -> tuple[int, int]:
@@ -359,7 +401,8 @@ def keep(driver: str, course: Course = TUNNEL) -> None:
         say(f"  ip netns exec {course.spaces(lab)[0].name} ping {course.targets()[1]}")
         say(f"  ip netns exec {lab.spaces['wire'].name} tcpdump -ni port-a")
         say(f"  {' '.join(gateways.a.status_command())}")
-        say(f"  {' '.join(gateways.a.command('rekey', 'sites', '-c', str(gateways.a.config_path)))}")
+        if course.protocol == "esp":
+            say(f"  {' '.join(gateways.a.command('rekey', 'sites', '-c', str(gateways.a.config_path)))}")
         say("Ctrl-C takes it down.")
         try:
             while True:
@@ -377,6 +420,12 @@ def verdict(result: DriverResult) -> str:
         reasons.append(f"{result.pings_lost} of {result.pings_sent} pings lost")
     if result.cleartext_packets:
         reasons.append(f"{result.cleartext_packets} packets in clear between the gateways")
+    if result.protocol == "ah":
+        if not result.ah_packets:
+            reasons.append("no AH packet between the gateways")
+        if result.esp_packets:
+            reasons.append(f"{result.esp_packets} ESP packets between the gateways")
+        return ", ".join(reasons)
     if not result.esp_packets:
         reasons.append("no ESP packet between the gateways")
     if result.child_rekeys < CHILD_REKEYS or result.ike_rekeys < IKE_REKEYS:
@@ -384,14 +433,24 @@ def verdict(result: DriverResult) -> str:
     return ", ".join(reasons)
 
 
-HEADINGS = ("", "mode", "TCP Gb/s", "UDP Gb/s", "pings lost", "ESP packets", "in clear", "rekeys")
+HEADINGS = (
+    "",
+    "mode",
+    "TCP Gb/s",
+    "UDP Gb/s",
+    "pings lost",
+    "ESP packets",
+    "AH packets",
+    "in clear",
+    "rekeys",
+)
 
 
 def format_table(plain: Plain, results: dict[str, DriverResult]) -> str:
     """The table that ends the demo."""
     rows: list[Sequence[str]] = [
         HEADINGS,
-        ("plain", "kernel forwarding", f"{plain.tcp_gbps:.2f}", f"{plain.udp_gbps:.2f}", "", "", "", ""),
+        ("plain", "kernel forwarding", f"{plain.tcp_gbps:.2f}", f"{plain.udp_gbps:.2f}", *[""] * 5),
     ]
     for driver, result in results.items():
         rows.append(
@@ -402,6 +461,7 @@ def format_table(plain: Plain, results: dict[str, DriverResult]) -> str:
                 f"{result.udp_gbps:.2f}",
                 f"{result.pings_lost} of {result.pings_sent}",
                 str(result.esp_packets),
+                str(result.ah_packets),
                 str(result.cleartext_packets),
                 f"{result.child_rekeys} + {result.ike_rekeys}",
             )
@@ -412,8 +472,15 @@ def format_table(plain: Plain, results: dict[str, DriverResult]) -> str:
         cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
         cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
         lines.append("  ".join(cells).rstrip())
-    suites = dict.fromkeys(f"IKE {each.ike_suite}, ESP {each.esp_suite}" for each in results.values())
-    return "\n".join(["", *lines, "", *suites, ""])
+    used = dict.fromkeys(suites(each) for each in results.values())
+    return "\n".join(["", *lines, "", *used, ""])
+
+
+def suites(result: DriverResult | Proof) -> str:
+    """The algorithms, in one line."""
+    if result.ike_suite:
+        return f"IKE {result.ike_suite}, ESP {result.esp_suite}"
+    return f"AH {result.esp_suite}, keys by hand"
 
 
 def write_json(path: Path, plain: Plain, results: dict[str, DriverResult]) -> None:

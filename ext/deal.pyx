@@ -43,7 +43,7 @@ from ext.counters cimport DROP_WORKER_LOST, ICMP_SENT, WorkerCounters
 from ext.crypto cimport EngineHandle, Job, Key
 from ext.packet cimport BATCH_MAX, Packet, Pool, Port, frame_give
 from ext.sa cimport TablesView, load32, load64, store32, store64, store64_fenced
-from ext.wire cimport unlikely
+from ext.wire cimport likely, unlikely
 
 cdef extern from *:
     """
@@ -315,7 +315,10 @@ cdef inline void _copy(Deal *deal, const DealRing *ring, uint32_t owner, const D
         job = &deal.jobs.jobs[at]
         memcpy(job, &slot.into.jobs.jobs[at], sizeof(Job))
         job.text = <uint8_t *>(<uint64_t>job.text + frames_shift)
-        job.icv = <uint8_t *>(<uint64_t>job.icv + frames_shift)
+        if likely(<uint64_t>job.icv - ring.frames < deal.share, 1):
+            job.icv = <uint8_t *>(<uint64_t>job.icv + frames_shift)
+        else:
+            job.icv = <uint8_t *>&slot.into.ah.headers[job.packet & (BATCH_MAX - 1)].icv[0]  # AH's: put by, zeros here
         job.esp = <uint8_t *>(<uint64_t>job.esp + frames_shift)
         job.key = <const Key *>(<uint64_t>job.key + sas_shift)
         job.ok = 0

@@ -31,18 +31,26 @@ from control.pki.make import Issued, issue, make_authority
 DRIVERS = ("xdp", "packet", "tun")
 PROPOSAL = "aes128gcm16-esn"
 KEY_BYTES = 20  # AES-128 and salt
+AH_PROPOSAL = "sha256-esn"
+AH_KEY_BYTES = 32
 READY_SECONDS = 60.0  # a bound, not an expectation: a first start on a busy machine is slow
 SOURCE_ROOT = Path(control.__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tunnel:
-    """The pair of SAs between the gateways: outbound SPI and key of each, by gateway."""
+    """The pair of SAs between the gateways: outbound SPI and key of each, by gateway. AH or ESP."""
 
     spis: Mapping[str, int] = field(default_factory=lambda: {"gwa": 0x1001, "gwb": 0x1002})
     keys: Mapping[str, str] = field(
         default_factory=lambda: {name: secrets.token_hex(KEY_BYTES) for name in PEER}, repr=False
     )
+    protocol: str = "esp"
+
+    @classmethod
+    def of_ah(cls) -> Tunnel:
+        """AH with HMAC-SHA2-256."""
+        return cls(protocol="ah", keys={name: secrets.token_hex(AH_KEY_BYTES) for name in PEER})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +147,9 @@ def build_config(
     if driver == "tun" or hosts:
         text += _table("[port]", name="lan", role="protected", driver="tun", interface="esp0")
     if driver == "tun":
-        text += _table("[port]", name="wan", role="unprotected", driver="udp")
+        # AH has no form that goes into UDP.
+        bare = isinstance(tunnel, Tunnel) and tunnel.protocol == "ah"
+        text += _table("[port]", name="wan", role="unprotected", driver="raw" if bare else "udp")
     elif hosts:
         text += _table("[port]", name="wan", role="unprotected", driver=driver, interface="wan0")
     else:
@@ -150,6 +160,11 @@ def build_config(
     if isinstance(tunnel, IkeTunnel):
         return text + _connection(host, tunnel, ours, theirs)
     for direction, sender in (("out", host), ("in", PEER[host])):
+        suite: dict[str, str | bool] = (
+            {"protocol": "ah", "proposal": AH_PROPOSAL, "integrity_key": tunnel.keys[sender]}
+            if tunnel.protocol == "ah"
+            else {"proposal": PROPOSAL, "encryption_key": tunnel.keys[sender], "encap": driver == "tun"}
+        )
         text += _table(
             "[sa]",
             name=f"from-{sender}",
@@ -157,9 +172,7 @@ def build_config(
             spi=tunnel.spis[sender],
             local=str(address(host, "wan0")),
             remote=str(address(PEER[host], "wan0")),
-            proposal=PROPOSAL,
-            encryption_key=tunnel.keys[sender],
-            encap=driver == "tun",
+            **suite,
         )
     return text + _table(
         "[policy]",

@@ -2,7 +2,7 @@
 
 1 packet sockets on both bridge ports of the lab's `wire` namespace (`Lab(tapped=True)`), incoming side
 only, so that every packet is met once, as it leaves its gateway. 2 A classic BPF program sorts: ESP
-(protocol 50, or UDP port 4500), housekeeping (ARP, neighbour discovery, multicast listener reports), and
+(protocol 50, or UDP port 4500), AH (51), housekeeping (ARP, neighbour discovery, multicast listener reports), and
 clear text: all the rest. 3 `WireTap` lets the kernel count; `EspRecorder` reads each packet and takes SPI
 and sequence number.
 
@@ -46,7 +46,7 @@ CLASSIFY: dict[str, list[Instruction]] = {
         (JEQ, 0x86DD, "ipv6", ""),
         (JEQ, 0x0806, "housekeeping", "clear"),
     ],
-    "ipv4": [(LDB, 23, "", ""), (JEQ, 50, "esp", ""), (JEQ, 17, "udp4", "clear")],
+    "ipv4": [(LDB, 23, "", ""), (JEQ, 50, "esp", ""), (JEQ, 51, "ah", ""), (JEQ, 17, "udp4", "clear")],
     "udp4": [
         (LDH, 20, "", ""),
         (JSET, 0x1FFF, "clear", ""),  # a later fragment shows no ports: nothing vouches for it
@@ -63,6 +63,7 @@ CLASSIFY: dict[str, list[Instruction]] = {
     "ipv6": [
         (LDB, 20, "", ""),
         (JEQ, 50, "esp", ""),
+        (JEQ, 51, "ah", ""),
         (JEQ, 17, "udp6", ""),
         (JEQ, 58, "icmp6", ""),
         (JEQ, 0, "hop-by-hop", "clear"),
@@ -81,7 +82,7 @@ CLASSIFY: dict[str, list[Instruction]] = {
     # Multicast listener reports carry a router alert and go to ff02::16.
     "hop-by-hop": [(LDH, 38, "", ""), (JEQ, 0xFF02, "housekeeping", "clear")],
 }
-CLASSES = ("esp", "ike", "housekeeping", "clear")
+CLASSES = ("esp", "ah", "ike", "housekeeping", "clear")
 
 
 def build_filter(accept: str) -> bytes:
@@ -154,7 +155,7 @@ class WireTap:
         self.close()
 
     def counts(self) -> dict[str, int]:
-        """Packets so far by class: "esp", "ike", "housekeeping", "clear"."""
+        """Packets so far by class: "esp", "ah", "ike", "housekeeping", "clear"."""
         for name, taps in self._taps.items():
             for tap in taps:
                 self._counts[name] += tap_statistics(tap)[0]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ipaddress import ip_network
 
 from dataplane.engine import open_engine
-from dataplane.model import Action, AdjacencySpec, EspProposal, PolicySpec, RouteSpec
+from dataplane.model import Action, AdjacencySpec, EspProposal, PolicySpec, Protocol, RouteSpec
 from dataplane.records import hard_limit
 from dataplane.tables import Limits, Tables
 from ext.counters import VERDICT_NAMES
@@ -37,13 +37,21 @@ class Dealers:
     """`workers` with a protected and an unprotected port each, and one SA in each direction."""
 
     def __init__(
-        self, engine: str, suite: EspProposal, *, workers: int = 2, always: bool = True, window: int = 4096
+        self,
+        engine: str,
+        suite: EspProposal,
+        *,
+        protocol: Protocol = Protocol.ESP,
+        workers: int = 2,
+        always: bool = True,
+        window: int = 4096,
     ) -> None:
         self.workers = workers
         self.always = always
         self.engines = [open_engine(engine) for _ in range(workers)]
         self.tables = tables = Tables(engine=self.engines[0], workers=workers, limits=LIMITS)
-        self.ours, self.theirs = outbound_sa(suite), inbound_sa(suite, replay_window=window)
+        self.ours = outbound_sa(suite, protocol=protocol)
+        self.theirs = inbound_sa(suite, replay_window=window, protocol=protocol)
         out = tables.add_sa(self.ours, start=1, limit=hard_limit(suite))
         self.inward = tables.add_sa(self.theirs, start=1, limit=0)
         tables.publish_inbound(self.theirs.spi, self.inward)

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from dataplane.model import Protocol
 from ext.deal import Team, team_size
+from tests import ah
 from tests.esp import Peer
-from tests.exchange.suites import SUITES, suite_id
+from tests.exchange.suites import NULL_SHA256, SUITES, suite_id
 from tests.ext.dealers import FRAME_SIZE, FRAMES, Dealers, in_threads
 from tests.packets import CLIENT4, SERVER4, udp_packet
 
@@ -39,11 +41,14 @@ def wait(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.001)
 
 
-@pytest.fixture(params=[(suite, engine) for suite in (SUITES[0], SUITES[4]) for engine in ("ipsec-mb", "openssl")],
-                ids=lambda pair: f"{pair[1]}-{suite_id(pair[0])}")  # fmt: skip
+KINDS = [(SUITES[0], Protocol.ESP), (SUITES[4], Protocol.ESP), (NULL_SHA256, Protocol.AH)]
+
+
+@pytest.fixture(params=[(*kind, engine) for kind in KINDS for engine in ("ipsec-mb", "openssl")],
+                ids=lambda kind: f"{kind[2]}-{kind[1].name.lower()}-{suite_id(kind[0])}")  # fmt: skip
 def dealers(request: pytest.FixtureRequest) -> Iterator[Dealers]:
-    """Two workers with AES-GCM or with AES-CBC and HMAC."""
-    made = Dealers(request.param[1], request.param[0])
+    """Two workers with AES-GCM, with AES-CBC and HMAC, or with AH."""
+    made = Dealers(request.param[2], request.param[0], protocol=request.param[1])
     yield made
     made.close()
 
@@ -58,7 +63,7 @@ def pair() -> Iterator[Dealers]:
 
 def test_order_and_verdicts(dealers: Dealers) -> None:
     """One worker receives all, both open: packets leave in the order in which they came, bad ones by their names."""
-    peer = Peer(dealers.theirs)
+    peer = ah.Peer(dealers.theirs) if dealers.theirs.protocol is Protocol.AH else Peer(dealers.theirs)
     wires = [peer.packet(inner(at)) for at in range(COUNT)]
     chosen = random.Random(1)
     arriving: list[bytes] = []

@@ -147,7 +147,7 @@ def chain(it: Rows, rows: Numbers) -> None:
     """What follows an IPv6 header becomes an extension header of another kind and size."""
     rows = rows[~it.four(rows)]
     it.data[rows, it.link + 6] = it.any_of((0, 43, 44, 60), len(rows))
-    it.data[rows, it.link + 40] = it.any_of((0, 6, 17, 43, 44, 50, 58, 59, 60), len(rows))
+    it.data[rows, it.link + 40] = it.any_of((0, 6, 17, 43, 44, 50, 51, 58, 59, 60), len(rows))
     it.data[rows, it.link + 41] = it.any_of((0, 0, 1, 2, 4, 40, 255), len(rows))
 
 

@@ -129,7 +129,7 @@ class Fuzzer:
         return result
 
     def check_sent(self, which: int, result: Result) -> None:
-        """On the unprotected side, nothing but whole ESP packets, and no number twice."""
+        """On the unprotected side, nothing but whole ESP and AH packets, and no number twice."""
         if not result.packets:
             return
         data, lengths = to_matrix(result.packets)
@@ -137,13 +137,16 @@ class Fuzzer:
         rows = np.arange(len(lengths))
         total = np.where(four, _read16(data, rows, 2), 40 + _read16(data, rows, 4))
         protocol = np.where(four, data[:, 9], data[:, 6])
-        esp = np.where(four, 20, 40) + np.where(protocol == 17, 8, 0)
+        # UDP goes before ESP, four bytes of AH before its SPI.
+        esp = np.where(four, 20, 40) + np.where(protocol == 17, 8, 0) + np.where(protocol == 51, 4, 0)
         if not (
             np.all(total == lengths)
-            and np.all((protocol == 50) | (protocol == 17))
+            and np.all((protocol == 50) | (protocol == 51) | (protocol == 17))
             and np.all(data[four, 0] == 0x45)
         ):
-            raise Findings(f"not ESP on the unprotected side: {[p[:48].hex() for p in result.packets[:3]]}")
+            raise Findings(
+                f"neither ESP nor AH on the unprotected side: {[p[:48].hex() for p in result.packets[:3]]}"
+            )
         spi = _read16(data, rows, esp) << 16 | _read16(data, rows, esp + 2)
         tunnels = spi - 0xC0000000
         low = (_read16(data, rows, esp + 4) << 16 | _read16(data, rows, esp + 6)).astype(np.uint64)
@@ -207,11 +210,11 @@ def _link(link: int, destination: bytes, source: bytes, packet: bytes) -> bytes:
 
 
 def _is_esp(packet: bytes) -> bool:
-    """A packet handed to the kernel is ours: ESP, or in UDP from 4500."""
+    """A packet handed to the kernel is ours: ESP, AH, or in UDP from 4500."""
     four = packet[0] >> 4 == 4
     protocol, after = (packet[9], packet[20:22]) if four else (packet[6], packet[40:42])
     source = packet[12:16] if four else packet[8:24]
-    return source in OURS and (protocol == 50 or (protocol == 17 and after == b"\x11\x94"))
+    return source in OURS and (protocol in (50, 51) or (protocol == 17 and after == b"\x11\x94"))
 
 
 def _read16(data: Bytes, rows: Numbers, at: Numbers | int) -> Numbers:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import product
 
-from dataplane.model import Action, Cipher, Df, PolicySpec, SaSpec, SelectorSpec
+from dataplane.model import Action, Cipher, Df, EspProposal, PolicySpec, Protocol, SaSpec, SelectorSpec
 from dataplane.tables import Limits
 from ext.crypto import EngineHandle
-from tests.exchange.suites import IMPLICIT_IVS, MORE_SUITES, SUITES, mirror, outbound_sa
+from tests.ah import Peer
+from tests.exchange.suites import HMACS, IMPLICIT_IVS, MORE_SUITES, SUITES, mirror, outbound_sa
 from tests.ext.crypto_jobs import esp_packet
 from tests.gateway import Gateway
-from tests.packets import ESP, UDP, checksum, ip, udp
+from tests.packets import AH, ESP, UDP, checksum, ip, udp
 
 LIMITS = Limits(
     max_sas=1024,
@@ -34,6 +35,22 @@ DISCARDED, BYPASSED, WITHOUT_SA = (
     251,
     252,
 )  # third byte, or fourth group, of destinations with such policies
+
+AH_SUITES = [EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity) for integrity in HMACS]
+#: IPv4 options and IPv6 extension headers (with the first one's type) that may stand before an AH.
+OPTIONS = [
+    b"\x01" * 8,
+    b"\x94\x04\0\0",
+    b"\x44\x0c\x05\0" + bytes(8),
+    b"\x83\x07\x08\x0a\0\0\1\0",
+    b"\x07\x27\x04" + bytes(37),
+]
+EXTENSIONS = [
+    (0, bytes([AH, 0, 0x3E, 4]) + b"seen"),
+    (60, bytes([AH, 0, 0x1E, 4]) + b"kept"),
+    (43, bytes([AH, 2, 0, 0]) + bytes(20)),
+    (0, bytes([60, 0, 1, 4]) + bytes(4) + bytes([43, 0, 1, 4]) + bytes(4) + bytes([AH, 0, 9, 0]) + bytes(4)),
+]
 
 
 def networks(tunnel: int) -> tuple[SelectorSpec, SelectorSpec]:
@@ -80,12 +97,42 @@ class Forge:
     def seal(self, plaintext: bytes, chance: random.Random) -> bytes:
         """An outer packet that passes the ICV; trailer and alignment are right most of the time."""
         spec, proposal = self.spec, self.spec.proposal
+        if spec.protocol is Protocol.AH:
+            return self._authenticate(plaintext, chance)
         text = plaintext + self._trailer(plaintext, chance)
         sequence = self.sequence
         self.sequence += 1
         if proposal.cipher is Cipher.AES_CBC:
             text = text[: len(text) // 16 * 16]
         return self._outer(esp_packet(spec, text, sequence, chance.randbytes(proposal.iv_length)))
+
+    def _authenticate(self, plaintext: bytes, chance: random.Random) -> bytes:
+        """AH, perhaps behind options or extension headers, whose ICV is right for what can be followed."""
+        number, family = self.sequence, self.spec.local.version
+        self.sequence += 1
+        lie = chance.randrange(12)
+        options, extensions, first = b"", b"", AH
+        if lie < 4 and family == 4:
+            options = chance.choice(OPTIONS)
+        elif lie < 4:
+            first, extensions = chance.choice(EXTENSIONS)
+        packet = Peer(self.spec).packet(
+            plaintext,
+            number=number,
+            next_header=chance.choice((4, 41, 59, 0, 6, 51, 255)) if lie == 11 else None,
+            words=chance.choice((0, 1, 4, 5, 6, 9, 255)) if lie == 10 else None,
+            extensions=extensions,
+            first=first,
+            **({"options": options} if options else {}),
+        )
+        if lie == 9:  # options that nobody can follow: no ICV is right
+            spoilt = bytearray(packet)
+            spoilt[0] = spoilt[0] & 0xF0 | chance.choice((6, 7, 9, 15)) if family == 4 else spoilt[0]
+            spoilt[10:12] = b"\0\0" if family == 4 else spoilt[10:12]
+            if family == 4:
+                spoilt[10:12] = checksum(bytes(spoilt[: (spoilt[0] & 15) * 4])).to_bytes(2, "big")
+            packet = bytes(spoilt)
+        return packet
 
     def _trailer(self, plaintext: bytes, chance: random.Random) -> bytes:
         """Padding, its length and the next header, with lies."""
@@ -130,11 +177,18 @@ class World:
         ):
             policies += _policies(f"{action.name} {number}", action, networks(number), None)
         ways = list(product((False, True), (4, 6), (False, True)))
-        kinds = [(suite, *way) for suite in SUITES for way in ways]
+        kinds = [(Protocol.ESP, suite, *way) for suite in SUITES for way in ways]
         # Of the rest each suite has two ways, one of them with ESN: a tunnel's number is a byte of an address.
         rest = (*MORE_SUITES, *IMPLICIT_IVS)
-        kinds += [(suite, *ways[(at + half) % 8]) for at, suite in enumerate(rest) for half in (0, 4)]
-        for number, (suite, esn, family, encap) in enumerate(kinds):
+        kinds += [
+            (Protocol.ESP, suite, *ways[(at + half) % 8]) for at, suite in enumerate(rest) for half in (0, 4)
+        ]
+        kinds += [
+            (Protocol.AH, suite, esn, 4 if esn == bool(at % 2) else 6, False)
+            for at, suite in enumerate(AH_SUITES)
+            for esn in (False, True)
+        ]
+        for number, (protocol, suite, esn, family, encap) in enumerate(kinds):
             proposal = replace(suite, esn=esn)
             out = outbound_sa(
                 *(proposal,),
@@ -142,6 +196,7 @@ class World:
                 encap=encap,
                 seed=chance.getrandbits(64),
                 name=f"out{number}",
+                protocol=protocol,
                 spi=0xC0000000 + number,
                 df=chance.choice(list(Df)),
                 dscp=chance.choice((None, None, 0, 46)),
@@ -155,7 +210,9 @@ class World:
             selectors = (*networks(0), *answers(), *EVERYTHING) if number == 0 else networks(number)
             opened = {"selectors": tuple(map(turned, selectors)), "replay_window": window}
             into = mirror(out, name=f"in{number}", sequence=max(1, out.sequence - 100), **opened)
-            other = outbound_sa(proposal, family=family, encap=encap, seed=chance.getrandbits(64))
+            other = outbound_sa(
+                proposal, family=family, encap=encap, seed=chance.getrandbits(64), protocol=protocol
+            )
             forged = mirror(other, name=f"forge{number}", spi=0xF0000000 + number, **opened)
             self.gateway.add(out, adjacency=number % 8 != 7)
             self.gateway.add(into, forged)
