@@ -20,8 +20,8 @@ waited for without end, so for the oldest one:
                            or dead, for it may still write into them
 
 Dealing starts when the owner is full, that is when it has been busy for nearly a whole window and most batches were
-full, and stops when its own work and what others did for it would fit one core (`deal_measure`). Where it brings less than a tenth more, because
-the cores are far from each other or have other work, it is given up for a while.
+full, and stops when its own work and what others did for it would fit one core (`deal_measure`). Where it brings less
+than a tenth more, because the cores are far from each other or have other work, it is given up for a while.
 
 Frames and slots lie in memory that all workers map, each at an address of its own: who helps shifts the pointers.
 
@@ -86,7 +86,7 @@ cdef enum:
     STATE = 0xFF
     HOLDER = 0xFFFFFF           # once shifted by 8
     LEAST = 16                  # a batch with fewer packets is not worth handing over
-    LATE_NS = 20000000          # a helper that takes longer has been stopped, and its batch is given up
+    LATE_NS = 100000000         # a helper that takes longer has been stopped, and its batch is given up
     STAY_NS = 50000             # a helper sleeps when there was nothing to help with for so long
     WINDOW_NS = 2000000         # load is judged over such a time
     FETCH = 1024                # bytes of a text that a helper asks for ahead; the CPU sees the rest coming
