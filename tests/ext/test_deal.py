@@ -246,6 +246,31 @@ def test_dealing_that_does_not_pay_pauses() -> None:
     load.pair.close()
 
 
+def test_who_has_nothing_to_help_with_sleeps(pair: Dealers) -> None:
+    """Less than a hundredth of a core while idle; batches that wait wake it."""
+    peer = Peer(pair.theirs)
+    wires = [peer.packet(inner(at)) for at in range(COUNT)]
+    loop, lan, wan, _ = pair.worker(0)
+    helper = fork_helper(pair)
+    try:
+        before = os.times()
+        with open(f"/proc/{helper}/schedstat", encoding="ascii") as schedstat:
+            ran = int(schedstat.read().split()[0])
+            time.sleep(1.0)
+            schedstat.seek(0)
+            ran = int(schedstat.read().split()[0]) - ran
+        assert ran < 0.01 * 1e9 * (os.times().elapsed - before.elapsed)
+        for at in range(0, COUNT, 1000):
+            wan.inject(wires[at : at + 1000])
+            while wan.waiting:
+                loop.step(50)
+        assert len(lan.collect()) == COUNT
+        wait(lambda: pair.count(1, "helped") > 0, "it was woken and has helped")
+    finally:
+        pair.stop()
+        os.waitpid(helper, 0)
+
+
 def test_wrong_arguments(pair: Dealers) -> None:
     """Memory of another size, and a worker that the team has not."""
     size = team_size(2, FRAMES, FRAME_SIZE)
