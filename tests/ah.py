@@ -13,6 +13,8 @@ import hmac
 import struct
 
 from dataplane.model import Integrity, SaSpec
+from ext.crypto import JobSpec
+from tests.ext.crypto_jobs import mac_of
 from tests.packets import AH, checksum, ip
 
 HASHES = {
@@ -94,7 +96,10 @@ def icv_of(spec: SaSpec, packet: bytes, number: int) -> bytes:
     proposal = spec.proposal
     high = struct.pack(">I", number >> 32) if proposal.esn else b""
     data = covered(packet, proposal.icv_length, high)
-    return hmac.digest(spec.integrity_key, data, HASHES[proposal.integrity])[: proposal.icv_length]
+    if proposal.integrity in HASHES:
+        return hmac.digest(spec.integrity_key, data, HASHES[proposal.integrity])[: proposal.icv_length]
+    job = JobSpec(cipher=0, integrity=int(proposal.integrity), integrity_key=spec.integrity_key)
+    return mac_of(job, data)[: proposal.icv_length]
 
 
 def sign(spec: SaSpec, packet: bytes, number: int) -> bytes:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from control.config import ConfigError, format_proposal, load, parse
+from control.config.proposal import parse_ah_proposal
 from dataplane.model import Action, Cipher, Df, Direction, Encap, Integrity, Mode, Protocol, Role
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +141,8 @@ def test_ah() -> None:
     assert (sa.protocol, sa.proposal.cipher, sa.proposal.esn) == (Protocol.AH, Cipher.NULL, True)
     assert (sa.proposal.integrity, sa.integrity_key) == (Integrity.HMAC_SHA2_256, bytes.fromhex("56" * 32))
     assert format_proposal(sa.proposal, sa.protocol) == "sha256-esn"
+    for text in ("sha1", "sha384", "sha512-esn", "aesxcbc", "aescmac-esn"):
+        assert format_proposal(parse_ah_proposal(text), Protocol.AH) == text
     assert [
         sa.inner_mtu(1500),
         replace(sa, local=ip_address("::1"), remote=ip_address("::2")).inner_mtu(1500),

@@ -23,14 +23,17 @@ from scapy.layers.inet6 import (
 from scapy.layers.ipsec import AH, SecurityAssociation
 from scapy.packet import Packet
 
-from dataplane.model import Cipher, EspProposal, Protocol, SaSpec
+from dataplane.model import Cipher, EspProposal, Integrity, Protocol, SaSpec
 from tests.ah import Peer, open_packet
 from tests.exchange.suites import HMACS, inbound_sa, outbound_sa, scapy_names, suite_id
 from tests.exchange.test_scapy import CROSSING, MIXES, SIZES, inner_packets, parse
 from tests.gateway import MakeGateway
 from tests.packets import udp_packet
 
-SUITES = [EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity) for integrity in HMACS]
+SUITES = [
+    EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity)
+    for integrity in (*HMACS, Integrity.AES_CMAC)
+]
 CASES = [
     *((suite, 1, *mix) for suite in SUITES for mix in MIXES),
     *((replace(suite, esn=True), CROSSING, outer, 4) for suite in SUITES for outer in (4, 6)),

@@ -27,7 +27,10 @@ from tests.packets import (
     udp_packet,
 )
 
-PROPOSALS = [EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity) for integrity in HMACS]
+PROPOSALS = [
+    EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity)
+    for integrity in (*HMACS, Integrity.AES_XCBC, Integrity.AES_CMAC)
+]
 SHA256, SHA512 = PROPOSALS[0], PROPOSALS[2]
 GOOD = udp_packet(4, b"good", source=SERVER4, destination=CLIENT4)
 GOOD6 = udp_packet(6, b"good", source=SERVER6, destination=CLIENT6)
