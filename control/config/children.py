@@ -13,6 +13,7 @@ from control.config.selectors import parse_selector
 from control.config.table import Table
 from control.config.values import parse_duration, parse_size
 from control.ike.numbers import Protocol
+from control.ike.proposal import Proposal
 from control.ike.settings import (
     ChildSettings,
     DpdAction,
@@ -23,7 +24,16 @@ from control.ike.settings import (
 from dataplane.model import Df, Mode
 
 CHILD_KEYS = (
-    *("local_ts", "remote_ts", "esp_proposals", "mode", "start_action", "close_action", "dpd_action"),
+    *(
+        "local_ts",
+        "remote_ts",
+        "esp_proposals",
+        "ah_proposals",
+        "mode",
+        "start_action",
+        "close_action",
+        "dpd_action",
+    ),
     *("df", "dscp", "mss_clamp", "replay_window"),
 )
 SELECTORS_MOST = 32  # of one side; their pairs become SPD entries
@@ -48,7 +58,7 @@ def read_child(
     """
     before = len(table.report.problems)
     local, remote = _selectors(table, "local_ts"), _selectors(table, "remote_ts")
-    proposals = read_proposals(table, "esp_proposals", Protocol.ESP, remote_access=remote_access)
+    proposals = _proposals(table, remote_access=remote_access)
     mode = Mode(table.choice("mode", [each.value for each in Mode], "tunnel") or "tunnel")
     if mode is Mode.TRANSPORT:
         _check_transport(table, local, remote, lends=dials_in or remote_access)
@@ -78,6 +88,17 @@ def read_child(
         table.finish()
     _check_families(table, local, remote)
     return settings if len(table.report.problems) == before else None
+
+
+def _proposals(table: Table, *, remote_access: bool) -> tuple[Proposal, ...]:
+    """Of ESP, or of AH where these are named."""
+    if table.raw("ah_proposals") is None:
+        return read_proposals(table, "esp_proposals", Protocol.ESP, remote_access=remote_access)
+    if table.raw("esp_proposals") is not None:
+        table.error(
+            "ah_proposals", "stands beside esp_proposals, and a child is of ESP or of AH; want one of the two"
+        )
+    return read_proposals(table, "ah_proposals", Protocol.AH, remote_access=remote_access)
 
 
 _DPD = {

@@ -110,6 +110,7 @@ def _read(table: Table, name: str, credentials: Credentials, defaults: Defaults)
         ppk_required=table.boolean("ppk_required", False),
     )
     _check_times(table, connection)
+    _check_ah(table, connection)
     _check_ppk(table, connection, [key.id for key in credentials.postquantum_keys])
     table.finish()
     return connection if len(table.report.problems) == before else None
@@ -237,6 +238,18 @@ def _encap(table: Table, needed: bool) -> bool:
             'bare ESP (driver = "xdp", "packet" or "raw")',
         )
     return encap
+
+
+def _check_ah(table: Table, connection: Connection) -> None:
+    """AH goes in no UDP: what encapsulates all it sends has no place for it."""
+    ah = [child.name for child in connection.children if child.protocol == Protocol.AH]
+    if ah and connection.encap:
+        table.error(
+            "encap",
+            ("is true" if table.has("encap") else "is true, as every unprotected port is a UDP socket")
+            + f', and child "{ah[0]}" has ah_proposals: AH goes in no UDP; want a port that carries bare packets '
+            '(driver = "xdp", "packet" or "raw"), or esp_proposals',
+        )
 
 
 def _check_times(table: Table, connection: Connection) -> None:

@@ -14,7 +14,11 @@ from control.ike.defaults import default_proposals
 from control.ike.numbers import Protocol
 from control.ike.proposal import Proposal, parse_proposal
 
-_EXAMPLE = {Protocol.IKE: "aes256gcm16-prfsha384-x25519", Protocol.ESP: "aes256gcm16-x25519"}
+_EXAMPLE = {
+    Protocol.IKE: "aes256gcm16-prfsha384-x25519",
+    Protocol.ESP: "aes256gcm16-x25519",
+    Protocol.AH: "sha256",
+}
 
 _parse = lru_cache(1024)(parse_proposal)  # a thousand connections share the few that they name
 

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from control.ike.events import ChildEstablished, ChildSa, PeerPath
-from control.ike.numbers import Protocol as IkeProtocol
 from control.net.mirror import Way
 from control.sa.selectors import pairs
 from control.sa.spd import Spd
 from dataplane.api import DataPlaneError, SaTraffic
 from dataplane.model import Address, AdjacencySpec, Direction, Encap, Mode, SaSpec, SelectorSpec
+from dataplane.model import Protocol as SaProtocol
 
 log = logging.getLogger("esplanade.sa")
 
@@ -108,6 +108,7 @@ def sa_specs(
                 remote=path.remote,
                 proposal=child.suite,
                 mode=child.mode,
+                protocol=SaProtocol[child.protocol.name],
                 encryption_key=child.encryption_key_in if inbound else child.encryption_key_out,
                 integrity_key=child.integrity_key_in if inbound else child.integrity_key_out,
                 encap=encap(path) if encapsulated else None,
@@ -171,8 +172,6 @@ class Children:
 
     def _install(self, child: ChildSa) -> None:
         """Both SAs; nothing is sent through them yet. All or nothing."""
-        if child.protocol != IkeProtocol.ESP:
-            raise DataPlaneError(f"{child.protocol.name}: the dataplane has ESP only")
         # One set of objects for both directions and the policies: what is worked out of a selector stays with it.
         selectors = pairs(child.local_selectors, child.remote_selectors)
         inbound, outbound = sa_specs(child, child.path, child.encapsulated, selectors)

@@ -16,6 +16,8 @@ import pytest
 from control.config.ike import IkeConfig
 from control.ike.events import ChildClosed, ChildEstablished, IkeEstablished, IkeFailed
 from control.ike.identity import Identity
+from control.ike.numbers import Protocol
+from control.ike.proposal import parse_proposal
 from control.ike.settings import (
     AuthSettings,
     ChildSettings,
@@ -145,12 +147,15 @@ class World:
         await self.left.close()
         await self.right.close()
 
+    def packet(self, near: Side, far: Side) -> bytes:
+        """One from one side to the other: of the networks or, in transport mode, of the hosts."""
+        ends = (str(ADDRESSES[near.name]), str(ADDRESSES[far.name])) if near.hosts else PING[near.name]
+        return udp(*ends)
+
     def carried(self) -> bool:
-        """Whether a packet each way arrives, of the networks or, in transport mode, of the hosts."""
+        """Whether a packet each way arrives."""
         for near, far in ((self.left, self.right), (self.right, self.left)):
-            packet = udp(
-                *(str(ADDRESSES[each.name]) for each in (near, far)) if near.hosts else PING[near.name]
-            )
+            packet = self.packet(near, far)
             out = near.packets.out(packet)
             if len(out) != 1 or far.packets.back(out[0]) != [packet]:
                 return False
@@ -251,6 +256,23 @@ def test_transport_mode_between_hosts(tmp_path: Path) -> None:
             await until(lambda: not world.left.children and not world.right.children)
 
     asyncio.run(scenario())
+
+
+def test_ah_in_both_modes(tmp_path: Path) -> None:
+    """Packets of the networks in a tunnel of AH, and of the hosts behind AH; rekeyed as ESP is."""
+
+    async def scenario(mode: dict[str, Any], directory: Path) -> None:
+        proposals = {"proposals": (parse_proposal(Protocol.AH, "sha256-esn"),)}
+        async with World(directory, left=START | mode | proposals, right=mode | proposals) as world:
+            await world.up()
+            [sealed] = world.left.packets.out(world.packet(world.left, world.right))
+            assert sealed[9] == 51
+            world.left.daemon.rekey_child(world.left.children[0])
+            await until(lambda: len(world.right.events(ChildClosed)) == 1)
+            assert world.carried()
+
+    for number, mode in enumerate(({}, HOSTS)):
+        asyncio.run(scenario(mode, tmp_path / str(number)))
 
 
 def test_what_a_child_carries_ends_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -411,6 +411,20 @@ GOLDEN = [
         'want it left out, "dynamic", or "dynamic[tcp/443]"',
     ),
     (
+        SHORTEST + 'ah_proposals = "sha256"\nesp_proposals = "aes128gcm16"\n',
+        "connections.branch.ah_proposals: stands beside esp_proposals, and a child is of ESP or of AH; want one of the "
+        "two",
+    ),
+    (
+        SHORTEST + 'ah_proposals = "aes128gcm16"\n',
+        "connections.branch.ah_proposals: got 'aes128gcm16', but aes128gcm16 has no meaning for AH; want it left out",
+    ),
+    (
+        SHORTEST + 'ah_proposals = "sha256"\nencap = true\n',
+        'connections.branch.encap: is true, and child "branch" has ah_proposals: AH goes in no UDP; want a port that '
+        'carries bare packets (driver = "xdp", "packet" or "raw"), or esp_proposals',
+    ),
+    (
         HOSTS + "mobike = true\n",
         'connections.branch.mobike: is true, and child "branch" is in transport mode, which cannot move; want it left '
         'out, or "tunnel"',
