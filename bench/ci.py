@@ -120,7 +120,7 @@ def run(
 def _round(probe: Probe) -> Mapping[str, float]:
     """One round; nothing when the machine did not let it come to an end."""
     try:
-        return probe.round()
+        return {name: ratio for name, ratio in probe.round().items() if ratio > 0}
     except (LabError, ZeroDivisionError) as error:
         print(f"{probe.figures[0].name}: {error}", file=sys.stderr, flush=True)
         return {}
