@@ -31,8 +31,7 @@ cdef struct DealRing:           # one per worker, in memory that all of them sha
     uint64_t posted             # batches ever posted, over all processes that bore this index; others look here
     uint64_t frames             # the owner's own addresses of its frames
     uint64_t sas                # ... and of the SAs: jobs hold such pointers
-    uint64_t ring               # ... and of this ring, for AH's jobs have their ICVs in Inbound
-    uint64_t spare_posted[4]
+    uint64_t spare_posted[5]
     uint32_t asleep             # 1: the worker sleeps, or is about to; swapped to 0 by who wakes it
     uint32_t spare_asleep[15]
     DealSlot slots[DEAL_SLOTS]

@@ -309,7 +309,6 @@ cdef inline void _copy(Deal *deal, const DealRing *ring, uint32_t owner, const D
     cdef uint64_t frames_shift = base - ring.frames
     cdef uint64_t sas_shift = <uint64_t>deal.tables.sas - ring.sas
     cdef uint32_t at, line
-    cdef bint in_slot
     cdef Job *job
     deal.jobs.count = min(slot.into.jobs.count, <uint32_t>BATCH_MAX)
     for at in range(deal.jobs.count):
@@ -317,9 +316,7 @@ cdef inline void _copy(Deal *deal, const DealRing *ring, uint32_t owner, const D
         memcpy(job, &slot.into.jobs.jobs[at], sizeof(Job))
         job.text = <uint8_t *>(<uint64_t>job.text + frames_shift)
         if likely(<uint64_t>job.icv - ring.frames < deal.share, 1):
-            # AH's ICV is not in the packet any more: zeros stand there, and it is in the slot.
-        in_slot = <uint64_t>job.icv - ring.ring < sizeof(DealRing)
-        job.icv = <uint8_t *>(<uint64_t>job.icv + (<uint64_t>ring - ring.ring if in_slot else frames_shift))
+            job.icv = <uint8_t *>(<uint64_t>job.icv + frames_shift)
         else:
             job.icv = <uint8_t *>&slot.into.ah.headers[job.packet & (BATCH_MAX - 1)].icv[0]  # AH's: put by, zeros here
         job.esp = <uint8_t *>(<uint64_t>job.esp + frames_shift)
@@ -502,7 +499,6 @@ cdef class Team:
                 state = load64(&slot.state)
             slot.state = DEAL_FREE
         self.c.own.frames = <uint64_t>self.pool.c.base
-        self.c.own.ring = <uint64_t>self.c.own
         self.c.own.sas = <uint64_t>view.c.sas
         self.c.head = self.c.tail = self.c.unclaimed = self.c.own.posted
         for index in range(self.c.workers):
