@@ -304,7 +304,7 @@ cdef bint _take(Deal *deal, DealRing *ring, uint32_t owner, DealSlot *slot) noex
 
 
 cdef inline void _copy(Deal *deal, const DealRing *ring, uint32_t owner, const DealSlot *slot) noexcept nogil:
-    """The batch's jobs with pointers of ours. What is not in the owner's frames is no text: the job is made empty."""
+    """The batch's jobs with pointers of ours."""
     cdef uint64_t base = <uint64_t>deal.frames + deal.share * owner
     cdef uint64_t frames_shift = base - ring.frames
     cdef uint64_t sas_shift = <uint64_t>deal.tables.sas - ring.sas
