@@ -1,4 +1,4 @@
-"""What every test directory shares: the `root` and `full` markers, and what they mean here.
+"""What every test directory shares: the `root` and `full` markers, what they mean here, and the table of conformance.
 
 A test marked `root` makes network namespaces. Without root it fails and says so: a skipped test would look
 like a passed one. A test marked `full` is left out unless --full is given.
@@ -7,13 +7,76 @@ like a passed one. A test marked `full` is left out unless --full is given.
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
+from tests import conformance
+
+_reports: list[pytest.TestReport] = []
+Agreement = Callable[..., None]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --full."""
+    """Add --full and --conformance."""
     parser.addoption("--full", action="store_true", help="run the tests that take long, too")
+    parser.addoption(
+        "--conformance",
+        metavar="FILE",
+        type=Path,
+        help="write what agreed with which peer as a table of Markdown",
+    )
+
+
+@pytest.fixture
+def agreement(record_property: Callable[[str, object], None]) -> Agreement:
+    """A function by which a test says what it is about, for the table of conformance: the fields of its `Row`."""
+
+    def about(
+        *,
+        peer: str,
+        suite: str,
+        protocol: str = "esp",
+        mode: str = "tunnel",
+        mix: str = "4in4",
+        esn: bool = False,
+        encap: bool = False,
+    ) -> None:
+        fields = {"peer": peer, "protocol": protocol, "mode": mode, "suite": suite}
+        record_property(conformance.PROPERTY, {**fields, "mix": mix, "esn": esn, "encap": encap})
+
+    return about
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what the table is made of."""
+    if report.when == "call":
+        _reports.append(report)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table."""
+    path: Path | None = session.config.getoption("--conformance")
+    if path is not None:
+        path.write_text(conformance.render(conformance.rows_of(_reports), _versions()))
+
+
+def _versions() -> dict[str, str]:
+    """Of the peers."""
+    from tests.peers.linux.kernel import find_kernel
+    from tests.peers.strongswan import CHARON
+
+    said = subprocess.run([CHARON, "--version"], check=False, capture_output=True, text=True).stdout
+    strongswan = re.search(r"strongSwan U?([\d.]+)", said)
+    return {
+        "linux": f"Debian's kernel {find_kernel().version}",
+        "scapy": version("scapy"),
+        "strongswan": strongswan[1] if strongswan else "of this machine",
+    }
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

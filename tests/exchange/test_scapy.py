@@ -15,7 +15,10 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.ipsec import ESP, SecurityAssociation
 
+from control.config import format_proposal
 from dataplane.model import EspProposal, SaSpec
+from tests.conformance import SCAPY
+from tests.conftest import Agreement
 from tests.exchange.suites import ALL_SUITES, SUITES, in_scapy, inbound_sa, outbound_sa, scapy_names, suite_id
 from tests.gateway import MakeGateway
 from tests.packets import ip, udp_packet
@@ -70,8 +73,9 @@ CASES = [
 @pytest.mark.parametrize(
     ("suite", "first"), CASES, ids=[f"{suite_id(suite)}-{first:x}" for suite, first in CASES]
 )
-def test_agreement(make_gateway: MakeGateway, suite: EspProposal, first: int) -> None:
+def test_agreement(make_gateway: MakeGateway, suite: EspProposal, first: int, agreement: Agreement) -> None:
     """Both ways, at every size; with ESN across 2**32, and with a high half far above 0."""
+    agreement(peer=SCAPY, suite=format_proposal(replace(suite, esn=False)), esn=suite.esn)
     gateway = make_gateway(mtu=1600)
     ours, theirs = outbound_sa(suite, sequence=first), inbound_sa(suite, sequence=first)
     gateway.add(ours, theirs)
@@ -102,8 +106,11 @@ def test_agreement(make_gateway: MakeGateway, suite: EspProposal, first: int) ->
 @pytest.mark.parametrize("encap", [False, True], ids=["esp", "udp"])
 @pytest.mark.parametrize(("outer", "inner"), MIXES)
 @pytest.mark.parametrize("suite", [SUITES[0], SUITES[3], SUITES[4], SUITES[-1]], ids=suite_id)
-def test_families(make_gateway: MakeGateway, suite: EspProposal, outer: int, inner: int, encap: bool) -> None:
+def test_families(
+    make_gateway: MakeGateway, suite: EspProposal, outer: int, inner: int, encap: bool, agreement: Agreement
+) -> None:
     """Inner and outer family in all four mixes, bare and in UDP (RFC 3948)."""
+    agreement(peer=SCAPY, suite=format_proposal(suite), mix=f"{inner}in{outer}", encap=encap)
     gateway = make_gateway()
     ours = outbound_sa(suite, family=outer, encap=encap)
     theirs = inbound_sa(suite, family=outer, encap=encap)

@@ -20,8 +20,11 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.ipsec import ESP, SecurityAssociation
 
+from control.config import format_proposal
 from dataplane.model import Action, EspProposal, Mode, PolicySpec, SaSpec, SelectorSpec
 from tests import packets as make
+from tests.conformance import SCAPY
+from tests.conftest import Agreement
 from tests.exchange.suites import OUTER, SUITES, inbound_sa, mirror, outbound_sa, scapy_names, suite_id
 from tests.gateway import MakeGateway
 
@@ -85,8 +88,10 @@ def host_selector(family: int, **rest: object) -> SelectorSpec:
 @pytest.mark.parametrize(
     ("suite", "first"), CASES, ids=[f"{suite_id(suite)}-{first:x}" for suite, first in CASES]
 )
-def test_agreement(make_gateway: MakeGateway, suite: EspProposal, first: int) -> None:
+def test_agreement(make_gateway: MakeGateway, suite: EspProposal, first: int, agreement: Agreement) -> None:
     """Both ways, at every size, with ESN across 2**32."""
+    keywords = format_proposal(replace(suite, esn=False))
+    agreement(peer=SCAPY, mode="transport", suite=keywords, mix="IPv4", esn=suite.esn)
     gateway = make_gateway(mtu=1600)
     ours, theirs = transport_pair(suite, sequence=first)
     gateway.add(ours, theirs)
@@ -125,8 +130,11 @@ def test_agreement(make_gateway: MakeGateway, suite: EspProposal, first: int) ->
 @pytest.mark.parametrize("encap", [False, True], ids=["esp", "udp"])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("suite", SOME, ids=suite_id)
-def test_families(make_gateway: MakeGateway, suite: EspProposal, family: int, encap: bool) -> None:
+def test_families(
+    make_gateway: MakeGateway, suite: EspProposal, family: int, encap: bool, agreement: Agreement
+) -> None:
     """IPv4 and IPv6, bare and in UDP (RFC 3948); UDP, TCP, ICMP and protocols without ports inside."""
+    agreement(peer=SCAPY, mode="transport", suite=format_proposal(suite), mix=f"IPv{family}", encap=encap)
     gateway = make_gateway()
     ours, theirs = transport_pair(suite, family, encap=encap)
     gateway.add(ours, theirs)

@@ -36,8 +36,13 @@ interface = "esp0"
 [[port]]
 name = "wan"
 role = "unprotected"
-driver = "udp"
+driver = "{unprotected}"
 """
+
+
+def base_with(unprotected: str) -> str:
+    """What a configuration begins with; the directory is yet to be filled in."""
+    return BASE.replace("{unprotected}", unprotected)
 
 
 class Daemon(Peer):
@@ -50,11 +55,11 @@ class Daemon(Peer):
         tables: Mapping[str, Mapping[str, Any]],
         files: Mapping[str, bytes] | None = None,
         *,
-        base: str = BASE,
+        base: str | None = None,
     ) -> None:
         """Write everything; nothing runs yet. `base` is what the configuration begins with."""
         self.space = space
-        self._base = base
+        self._base = base_with("udp") if base is None else base
         self.directory = directory / f"esplanade-{space.name}"
         self.directory.mkdir(parents=True, exist_ok=True)
         for name, content in (files or {}).items():

@@ -62,6 +62,7 @@ class Site:
     tables: dict[str, Any] = field(default_factory=dict)  # ours as a daemon: settings of the connection
     child_tables: dict[str, Any] = field(default_factory=dict)  # the same: settings of the child
     endpoint: dict[str, Any] = field(default_factory=dict)  # ours: fields of EndpointSettings
+    unprotected: str = "udp"  # ours as a daemon: driver of the unprotected port
 
     def identity(self, side: str) -> str:
         """What a side is called."""
@@ -164,7 +165,7 @@ class Site:
 
     def daemon(self, wire: Wire, side: str) -> Daemon:
         """Our whole gateway on a side, not started."""
-        from tests.peers.daemon import Daemon
+        from tests.peers.daemon import Daemon, base_with
 
         other = OTHER[side]
         connection: dict[str, Any] = {
@@ -194,7 +195,7 @@ class Site:
             "connections.site.remote": remote,
             "connections.site.children.net": child | self.child_tables,
         }
-        return Daemon(wire.spaces[side], wire.directory, tables, files)
+        return Daemon(wire.spaces[side], wire.directory, tables, files, base=base_with(self.unprotected))
 
 
 def _proposals(protocol: Protocol, texts: str) -> tuple[Proposal, ...]:
@@ -206,14 +207,16 @@ def _proposals(protocol: Protocol, texts: str) -> tuple[Proposal, ...]:
 
 
 @contextmanager
-def pair(site: Site, wire: Wire, *, ours: str = "left", whole: bool = False) -> Iterator[tuple[Any, Charon]]:
+def pair(
+    site: Site, wire: Wire, *, ours: str = "left", whole: bool = False, charon: Charon | None = None
+) -> Iterator[tuple[Any, Charon]]:
     """Ours on one side and charon on the other, running and configured; neither has begun anything.
 
-    `whole`: ours is the daemon, else the endpoint alone.
+    `whole`: ours is the daemon, else the endpoint alone. `charon`: another than that of a namespace.
     """
     theirs = OTHER[ours]
     node: Node | Daemon = site.daemon(wire, ours) if whole else site.node(wire, ours)
-    charon = site.charon(wire, theirs)
+    charon = charon or site.charon(wire, theirs)
     charon.start()
     try:
         site.load_charon(charon, wire, theirs)

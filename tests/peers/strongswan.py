@@ -68,15 +68,8 @@ class Charon(Peer):
         self.directory = directory / f"charon-{space.name}"
         self.directory.mkdir(parents=True)
         (self.directory / "run").mkdir()
-        charon: dict[str, Any] = {
-            "load": PLUGINS,  # those that are not there are left out
-            "threads": 16,
-            "filelog": {"stderr": _LOG},
-            "plugins": {"vici": {"socket": "unix:///run/charon.vici"}},
-        }
-        merged = _merge(charon, options or {})
         self._conf = self.directory / "strongswan.conf"
-        self._conf.write_text(_format({"charon": merged}))
+        self._conf.write_text(configuration(PLUGINS, "unix:///run/charon.vici", options))
         self.program: Program | None = None
 
     # --- life ----------------------------------------------------------------------------------------
@@ -101,8 +94,9 @@ class Charon(Peer):
     def _listening(self, path: Path) -> bool:
         if self.program is not None and not self.program.running:
             raise LabError(f"charon ended: {self.log(20)}")
-        if not path.exists():
-            return False
+        return path.exists() and self._answers()
+
+    def _answers(self) -> bool:
         try:
             with self.session() as session:
                 session.version()
@@ -221,6 +215,17 @@ class Charon(Peer):
         assert self.program is not None
         fields = Path(f"/proc/{self.program.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / 100
+
+
+def configuration(plugins: str, vici_socket: str, options: Section | None = None) -> str:
+    """A strongswan.conf; `options` are added to its section charon."""
+    charon: dict[str, Any] = {
+        "load": plugins,  # those that are not there are left out
+        "threads": 16,
+        "filelog": {"stderr": _LOG},
+        "plugins": {"vici": {"socket": vici_socket}},
+    }
+    return _format({"charon": _merge(charon, options or {})})
 
 
 def start_all(*daemons: Charon) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import traffic
 
 UDP_ENCAP, UDP_ENCAP_ESPINUDP = 100, 2  # linux/udp.h
+IP_XFRM_POLICY, IPV6_XFRM_POLICY = 17, 35  # linux/in.h, linux/in6.h
 
 
 class Agent:
@@ -94,6 +96,7 @@ class Agent:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_UDP, UDP_ENCAP, UDP_ENCAP_ESPINUDP)
+            _pass_policies(sock, family)
             sock.bind((address, port))
             self._encap.append(sock)
 
@@ -115,6 +118,20 @@ class Agent:
     def stream(self, **arguments: Any) -> int:
         """`traffic.stream` from here."""
         return traffic.stream(**arguments)
+
+
+def _pass_policies(sock: socket.socket, family: socket.AddressFamily) -> None:
+    """Exempt a socket from the SPD, as IKE daemons do: in transport mode what is around ESP matches its policy, too."""
+    for direction in (0, 1):  # in, out
+        # struct xfrm_userpolicy_info of linux/xfrm.h: 40 bytes of selector before its family, 160 before the direction;
+        # of what follows that, 0 is "allow".
+        info = bytearray(168)
+        struct.pack_into("=H", info, 40, family)
+        info[160] = direction
+        if family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, IP_XFRM_POLICY, bytes(info))
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_XFRM_POLICY, bytes(info))
 
 
 def main(device: str) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -34,6 +35,7 @@ MEMORY = "1G"
 CPU = "max,la57=off,-aes,-pclmulqdq,-avx,-avx2,-sha-ni"
 LINK_MTU = 9216  # an inner packet of 9000 bytes fits, whatever goes around it
 MAC = "02:00:00:00:00:71"
+NEAR_MAC = "02:00:00:00:00:70"  # of whoever is attached: the guest's neighbour entries outlive them
 BRIDGE, TAP = "br0", "tap0"
 MODULES = (
     *("esp4", "esp6", "ah4", "ah6", "xfrm_user", "xfrm4_tunnel", "xfrm6_tunnel", "af_key"),
@@ -225,9 +227,9 @@ class Guest:
         """Start a program that runs on, its output in the file `output` of the guest; returns its pid there."""
         return int(self.ask("start", argv=list(argv), output=output, environment=dict(environment or {})))
 
-    def stop(self, pid: int) -> int:
-        """End a started program; its exit status."""
-        return int(self.ask("stop", pid=pid))
+    def stop(self, pid: int, number: int = signal.SIGTERM) -> int:
+        """End a started program by a signal, by force if it does not heed it; its exit status."""
+        return int(self.ask("stop", pid=pid, number=number))
 
     def write(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
         """Make a file in the guest."""
@@ -246,7 +248,7 @@ class Guest:
         end = f"wire{self._wires}"
         self.space.ip(
             f"link add {end} mtu {LINK_MTU} type veth peer name {interface} mtu {LINK_MTU} "
-            f"numrxqueues {queues} numtxqueues {queues} netns {space.name}",
+            f"address {NEAR_MAC} numrxqueues {queues} numtxqueues {queues} netns {space.name}",
             f"link set {end} master {BRIDGE} addrgenmode none up",
         )
         try:

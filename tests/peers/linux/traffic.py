@@ -126,13 +126,16 @@ def datagrams(
     return {"sent": count - len(queue), "back": back, "lost": waiting.total() + len(queue), "wrong": wrong}
 
 
-def stream(source: str, target: str, size: int, seed: int, timeout: float = 60.0, port: int = PORT) -> int:
+def stream(source: str, target: str, size: int, seed: int, timeout: float = 30.0, port: int = PORT) -> int:
     """Send `size` random bytes to the echo at `target` by TCP; how many came back as they were."""
     content = random.Random(seed).randbytes(size)
     received = bytearray()
     with _bound(source, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
-        sock.connect((target, port))
+        try:
+            sock.connect((target, port))
+        except OSError:
+            return 0
 
         def send() -> None:
             with contextlib.suppress(OSError):
@@ -141,8 +144,9 @@ def stream(source: str, target: str, size: int, seed: int, timeout: float = 60.0
 
         sender = threading.Thread(target=send, daemon=True)
         sender.start()
-        while piece := sock.recv(1 << 16):
-            received += piece
+        with contextlib.suppress(OSError):
+            while piece := sock.recv(1 << 16):
+                received += piece
         sender.join(timeout)
     return (
         size if bytes(received) == content else sum(a == b for a, b in zip(received, content, strict=False))

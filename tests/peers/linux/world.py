@@ -1,6 +1,7 @@
 """Our gateway and the kernel's IPsec on one cable, and one case after another proven between them.
 
-    host eth0 ---- lan0 [gateway] wan0 ---- bridge ---- eth0 [guest]
+    host eth0 ---- lan0 [gateway] wan0 ---- bridge ---- eth0 [guest]        tunnel mode
+                tun [gateway] wan0 ---- bridge ---- eth0 [guest]            transport mode: the gateway is the host
 
 Both families everywhere. The gateway holds all cases of the run from the start; the guest has the states and policies
 of the case at hand only, so its counters are that case's. The protected addresses are the host's and the guest's own.
@@ -20,7 +21,17 @@ from typing import Any
 from control.lab.space import PREFIX, LabError, free_tag, make_spaces
 from tests.peers.daemon import Daemon
 from tests.peers.linux import traffic
-from tests.peers.linux.cases import HOST_LENGTH, INNER, OUTER, PREFIX_LENGTH, Case, Pair, numbered, table
+from tests.peers.linux.cases import (
+    HOST_LENGTH,
+    HOSTS,
+    INNER,
+    OUTER,
+    PREFIX_LENGTH,
+    Case,
+    Pair,
+    numbered,
+    table,
+)
 from tests.peers.linux.guest import LINK_MTU, Guest
 
 LAN_MTU = 9000
@@ -29,14 +40,16 @@ DATAGRAMS = 1000
 LARGEST = {LAN_MTU: 8900, PLAIN_MTU: 1300}  # bytes of UDP payload, per MTU of the protected side
 STREAM = 1 << 18  # bytes by TCP
 PINGS = 3
+LENGTHS = ((4, 24), (6, 64))  # of the prefixes of OUTER
 
 
 class World:
     """A gateway with all of `cases`, on the guest's cable."""
 
-    def __init__(self, guest: Guest, cases: Sequence[Case], driver: str) -> None:
-        """Nothing runs before `open`."""
+    def __init__(self, guest: Guest, cases: Sequence[Case], mode: str, driver: str) -> None:
+        """Nothing runs before `opened`. `driver` is that of the ports on cables."""
         self.guest = guest
+        self.mode = mode
         self.driver = driver
         # Native XDP takes no jumbo frames from a veth.
         self.mtu = PLAIN_MTU if driver == "xdp" else LAN_MTU
@@ -49,8 +62,10 @@ class World:
             directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{free_tag()}-linux-"))
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             tag = free_tag()
-            self.host, self.gateway = make_spaces([f"{PREFIX}-{tag}-host", f"{PREFIX}-{tag}-gw"], directory)
-            for space in (self.host, self.gateway):
+            spaces = make_spaces([f"{PREFIX}-{tag}-gw", f"{PREFIX}-{tag}-host"], directory)
+            # In transport mode the gateway's own programs send.
+            self.gateway, self.host = spaces if self.mode == "tunnel" else (spaces[0], spaces[0])
+            for space in spaces:
                 stack.callback(space.close)
                 space.sysctl(ipv6__conf__default__accept_dad=0)
             stack.enter_context(self.guest.attached(self.gateway, "wan0"))
@@ -62,15 +77,47 @@ class World:
 
     def _wire(self) -> None:
         """Addresses and routes on all three."""
-        mtu, wan = self.mtu, LINK_MTU if self.mtu == LAN_MTU else PLAIN_MTU
+        wan = LINK_MTU if self.mtu == LAN_MTU else PLAIN_MTU
+        self.gateway.ip(
+            f"link set wan0 mtu {wan} up",
+            "link set lo up",
+            *(f"address add {OUTER[family][0]}/{length} dev wan0" for family, length in LENGTHS),
+        )
+        self.guest.ip(
+            f"link set eth0 mtu {wan}",
+            *(
+                f"address replace {OUTER[family][1]}/{length} dev eth0{' nodad' if family == 6 else ''}"
+                for family, length in LENGTHS
+            ),
+            *(
+                f"route replace {networks[family][0]}/{PREFIX_LENGTH[family]} via {OUTER[family][0]}"
+                for family in (4, 6)
+                for networks in (INNER, HOSTS)
+            ),
+        )
+        if self.mode == "tunnel":
+            self._wire_lan()
+        else:
+            self.gateway.ip(
+                *(
+                    f"address add {pair.local}/{HOST_LENGTH[pair.case.inner]} dev wan0"
+                    for pair in self.pairs.values()
+                ),
+                *(
+                    f"route add {HOSTS[family][1]}/{PREFIX_LENGTH[family]} via {OUTER[family][1]}"
+                    for family in (4, 6)
+                ),
+            )
+
+    def _wire_lan(self) -> None:
+        """The protected side of a tunnel: one host with the addresses of all cases."""
         self.gateway.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
         self.gateway.ip(
-            f"link add lan0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {self.host.name}",
-            f"link set wan0 mtu {wan} up",
+            f"link add lan0 mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} netns {self.host.name}",
             "link set lan0 up",
-            *(f"address add {OUTER[family][0]}/{length} dev wan0" for family, length in ((4, 24), (6, 64))),
             *(f"address add {self._router(family)}/{PREFIX_LENGTH[family]} dev lan0" for family in (4, 6)),
         )
+        families = {pair.case.inner for pair in self.pairs.values()}
         self.host.ip(
             "link set lo up",
             "link set eth0 up",
@@ -78,23 +125,9 @@ class World:
                 f"address add {pair.local}/{PREFIX_LENGTH[pair.case.inner]} dev eth0"
                 for pair in self.pairs.values()
             ),
-        )
-        families = {pair.case.inner for pair in self.pairs.values()}
-        self.host.ip(
             *(
                 f"route add {INNER[family][1]}/{PREFIX_LENGTH[family]} via {self._router(family)}"
                 for family in families
-            )
-        )
-        self.guest.ip(
-            f"link set eth0 mtu {wan}",
-            *(
-                f"address replace {OUTER[family][1]}/{length} dev eth0{' nodad' if family == 6 else ''}"
-                for family, length in ((4, 24), (6, 64))
-            ),
-            *(
-                f"route replace {INNER[family][0]}/{PREFIX_LENGTH[family]} via {OUTER[family][0]}"
-                for family in (4, 6)
             ),
         )
 
@@ -105,10 +138,14 @@ class World:
 
     def _configuration(self) -> str:
         text = '[gateway]\nworkers = 1\nstate_dir = "{directory}/state"\nrun_dir = "{directory}/run"\n'
-        for name, role in (("lan", "protected"), ("wan", "unprotected")):
-            text += table(
-                "[port]", {"name": name, "role": role, "driver": self.driver, "interface": f"{name}0"}
-            )
+        if self.mode == "tunnel":
+            lan: dict[str, object] = {"driver": self.driver, "interface": "lan0"}
+        else:
+            lan = {"driver": "tun", "interface": "esp0", "mtu": self.mtu}
+        wan: dict[str, object] = {"driver": self.driver}
+        wan |= {"interface": "wan0"} if self.driver in ("packet", "xdp") else {}
+        text += table("[port]", {"name": "lan", "role": "protected", **lan})
+        text += table("[port]", {"name": "wan", "role": "unprotected", **wan})
         return text + "".join(pair.tables() for pair in self.pairs.values())
 
     # --- one case ------------------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""The table of conformance says what the tests' reports say, the worst of several, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.conformance import LIBIPSEC, LINUX, PROPERTY, SCAPY, render, rows_of
+
+VERSIONS = {"linux": "kernel 1", "scapy": "2", "strongswan": "3"}
+
+
+@dataclass(kw_only=True)
+class Report:
+    """As much of a report of pytest as is looked at."""
+
+    outcome: str = "passed"
+    user_properties: list[tuple[str, Any]] = field(default_factory=list)
+
+
+def about(outcome: str = "passed", **fields: object) -> Report:
+    """A report of a test that was about one thing."""
+    known = {"peer": LINUX, "protocol": "esp", "mode": "tunnel", "suite": "aes128gcm16", "mix": "4in4"}
+    row = {**known, "esn": False, "encap": False, **fields}
+    return Report(outcome=outcome, user_properties=[("other", 1), (PROPERTY, row)])
+
+
+def test_table() -> None:
+    """Ways per cell, failures struck, dashes where nothing was tried, sections for what there is."""
+    page = render(
+        rows_of(
+            [
+                about(peer=SCAPY, suite="null-sha256"),
+                about(),
+                about(encap=True),
+                about("failed", esn=True),
+                about(mix="6in4", esn=True, encap=True),
+                about(mix="6in4", esn=True, encap=True),
+                about(peer=LIBIPSEC, encap=True),
+                about("failed", peer=LIBIPSEC, encap=True),
+                about(protocol="ah", mode="transport", mix="IPv6", suite="sha256"),
+                Report(),
+            ]
+        ),
+        VERSIONS,
+    )
+    assert "scapy 2" in page and "strongSwan 3" in page and "kernel 1" in page
+    _, tunnel, transport = page.split("\n## ")
+    assert tunnel.startswith("ESP, tunnel mode\n")
+    assert tunnel.splitlines()[2:] == [
+        "| algorithms | Linux 4in4 | Linux 4in6 | Linux 6in4 | Linux 6in6 | scapy | strongSwan libipsec |",
+        "|---|---|---|---|---|---|---|",
+        "| `aes128gcm16` | P ~~E~~ U | – | B | – | – | ~~U~~ |",
+        "| `null-sha256` | – | – | – | – | P | – |",
+    ]
+    assert transport.splitlines()[0] == "AH, transport mode"
+    assert transport.splitlines()[-1] == "| `sha256` | – | P | – | – |"
