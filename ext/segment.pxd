@@ -14,7 +14,7 @@ cdef enum:
     GSO_ECN = 0x80              # or-ed to a TCP type: CWR is set in the first segment
     SUPER_MAX = 65536 + 18      # bytes: the longest packet a kernel hands over, with its link header
     BATCH_WORTHWHILE = 16       # packets with which a batch goes on its way rather than begin what it cannot hold whole
-    SUPER_HEAD = 4096           # bytes kept free before an overflow buffer: as long as a frame
+    SUPER_HEAD = 65536 + 64     # bytes kept free before an overflow buffer: a whole packet may lie in its (jumbo) frame
 
 cdef struct VnetHeader:         # struct virtio_net_hdr, 10 bytes, host order (asserted in segment.pyx)
     uint8_t  flags
