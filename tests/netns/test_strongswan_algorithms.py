@@ -16,6 +16,8 @@ from control.ike.numbers import Protocol
 from control.ike.proposal import parse_proposal
 from control.ike.settings import Unique
 from control.lab.space import wait_until
+from tests.conformance import LIBIPSEC
+from tests.conftest import Agreement
 from tests.netns.test_strongswan_gateway import reload
 from tests.netns.test_strongswan_matrix import rekey_child
 from tests.peers import wires
@@ -149,9 +151,11 @@ def esp_of(ours: Daemon) -> str:
     "suites",
     [pytest.param(ESP_SUITES, id="some"), pytest.param(ESP_MORE, id="others", marks=pytest.mark.full)],
 )
-def test_esp(suites: tuple[str, ...]) -> None:
+def test_esp(suites: tuple[str, ...], agreement: Agreement) -> None:
     """The whole gateway and strongSwan's libipsec: a child with each suite and no other, begun by either side, carries
     packets both ways, and does so again when rekeyed."""
+    for suite in suites:
+        agreement(peer=LIBIPSEC, suite=suite, encap=True)
     with wires.direct() as wire, pair(Site(esp=suites[0]), wire, whole=True) as (ours, theirs):
         for suite in suites:
             reload(ours, theirs, wire, Site(esp=suite))
