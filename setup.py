@@ -41,6 +41,8 @@ MODULES = {  # module of ext: libraries it links
     "esp_in": [],
     "deal": [],
     "icmp": [],
+    "fragment": [],
+    "quoted": [],
     "loop": [],
     "steering": ["bpf"],
     "xsk": ["xdp", "bpf"],
