@@ -2,9 +2,9 @@
 
 1 packet sockets on both bridge ports of the lab's `wire` namespace (`Lab(tapped=True)`), incoming side
 only, so that every packet is met once, as it leaves its gateway. 2 A classic BPF program sorts: ESP
-(protocol 50, or UDP port 4500), AH (51), housekeeping (ARP, neighbour discovery, multicast listener reports), and
-clear text: all the rest. 3 `WireTap` lets the kernel count; `EspRecorder` reads each packet and takes SPI
-and sequence number.
+(protocol 50, or UDP port 4500), AH (51), housekeeping (ARP, neighbour discovery, multicast listener reports,
+ports 500 and 4500 that are not open yet), and clear text: all the rest. 3 `WireTap` lets the kernel count;
+`EspRecorder` reads each packet and takes SPI and sequence number.
 
 Counts are of frames as the wire shows them: a UDP super-frame (USO) that virtual links pass on whole counts
 as one; the recorder takes it apart.
@@ -46,7 +46,23 @@ CLASSIFY: dict[str, list[Instruction]] = {
         (JEQ, 0x86DD, "ipv6", ""),
         (JEQ, 0x0806, "housekeeping", "clear"),
     ],
-    "ipv4": [(LDB, 23, "", ""), (JEQ, 50, "esp", ""), (JEQ, 51, "ah", ""), (JEQ, 17, "udp4", "clear")],
+    "ipv4": [
+        (LDB, 23, "", ""),
+        (JEQ, 50, "esp", ""),
+        (JEQ, 51, "ah", ""),
+        (JEQ, 17, "udp4", ""),
+        (JEQ, 1, "icmp4", "clear"),
+    ],
+    # Port unreachable about a datagram for port 500 or 4500: IKE came before the peer listened.
+    "icmp4": [
+        (LDH, 34, "", ""),
+        (JEQ, 0x0303, "", "clear"),
+        (LDB, 51, "", ""),
+        (JEQ, 17, "", "clear"),
+        (LDH, 64, "", ""),
+        (JEQ, IKE_PORT, "housekeeping", ""),
+        (JEQ, ENCAP_PORT, "housekeeping", "clear"),
+    ],
     "udp4": [
         (LDH, 20, "", ""),
         (JSET, 0x1FFF, "clear", ""),  # a later fragment shows no ports: nothing vouches for it
@@ -78,7 +94,20 @@ CLASSIFY: dict[str, list[Instruction]] = {
     ],
     "marker6": [(LDW, 62, "", ""), (JEQ, 0, "ike", "esp")],
     # Router and neighbour discovery, RFC 4861.
-    "icmp6": [(LDB, 54, "", ""), (JGE, 133, "", "clear"), (JGT, 137, "clear", "housekeeping")],
+    "icmp6": [
+        (LDH, 54, "", ""),
+        (JEQ, 0x0104, "refused6", ""),
+        (LDB, 54, "", ""),
+        (JGE, 133, "", "clear"),
+        (JGT, 137, "clear", "housekeeping"),
+    ],
+    "refused6": [
+        (LDB, 68, "", ""),
+        (JEQ, 17, "", "clear"),
+        (LDH, 104, "", ""),
+        (JEQ, IKE_PORT, "housekeeping", ""),
+        (JEQ, ENCAP_PORT, "housekeeping", "clear"),
+    ],
     # Multicast listener reports carry a router alert and go to ff02::16.
     "hop-by-hop": [(LDH, 38, "", ""), (JEQ, 0xFF02, "housekeeping", "clear")],
 }

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,24 @@ def test_tap_tells_clear_text_from_esp() -> None:
             *((8, number, 200 + number) for number in range(10)),
         ]
         assert recorder.repeated() == [(7, 100), (7, 101)]
+
+
+def test_tap_forgives_a_port_that_is_not_open_yet() -> None:
+    """Port unreachable about 500 and 4500 is housekeeping; about any other port it is clear text, as is its cause."""
+    with Lab(tapped=True) as lab, WireTap(lab) as tap:
+        for version in (4, 6):
+            assert ping(lab.client, SERVER[version], count=1).lost == 0
+            before = tap.counts()
+            for port, clear in ((500, 0), (4500, 0), (4501, 2)):
+                lab.client.call(partial(_send_datagram, str(SERVER[version]), port))
+                time.sleep(0.2)
+                assert tap.counts()["clear"] - before["clear"] == clear
+
+
+def _send_datagram(address: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.sendto(bytes(100), (address, port))
 
 
 def _send_fake_esp(lab: Lab) -> None:
