@@ -41,8 +41,6 @@ MODULES = {  # module of ext: libraries it links
     "esp_in": [],
     "deal": [],
     "icmp": [],
-    "fragment": [],
-    "quoted": [],
     "loop": [],
     "steering": ["bpf"],
     "xsk": ["xdp", "bpf"],
