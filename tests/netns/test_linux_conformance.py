@@ -58,8 +58,7 @@ def transport(suite: str, way: tuple[int, bool, bool], driver: str = "packet") -
 
 HOSTS_SHORT = [transport(suite, way) for suite, way in zip(KINDS[::2], HOSTS, strict=False)]
 HOSTS_SHORT += [transport("aes256gcm16", HOSTS[0], "raw"), transport("chacha20poly1305", HOSTS[7], "udp")]
-XDP = [tunnel(suite, WAYS[at], "xdp") for suite, at in (("aes128gcm16", 2), ("aes256-sha256", 13))]
-DEFAULT = [*SHORT, *HOSTS_SHORT, *XDP]
+DEFAULT = [*SHORT, *HOSTS_SHORT]
 ALL = dict.fromkeys(
     [
         *DEFAULT,
