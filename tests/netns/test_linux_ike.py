@@ -21,7 +21,7 @@ from tests.peers.site import Site, pair
 from tests.peers.traffic import lost, start_echo
 from tests.peers.wires import INSIDE, Wire
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.full]
 
 LATER = 60.0  # a bound for what takes the guest's charon a second or two
 
