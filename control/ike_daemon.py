@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -48,16 +47,16 @@ from control.pki.load import CredentialFileError, load_credentials
 from control.pki.store import Credentials
 from control.reload import IkeChanges
 from control.sa.children import Children, Ways
+from control.sa.flusher import Flusher
 from control.sa.spd import Spd
 from control.sa.traps import left_behind, remote_address, trap_of, traps
-from dataplane.api import DataPlane, DataPlaneError
+from dataplane.api import DataPlane
 from dataplane.model import Address
 
 log = logging.getLogger("esplanade.ike")
 
 T = TypeVar("T")
 
-FLUSH_PAUSE, LONGEST_PAUSE = 20.0, 1.0  # after new policies: times what they took, and seconds
 FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
 
 
@@ -125,7 +124,9 @@ class IkeDaemon:
         self._timer_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._addressing = asyncio.Lock()
-        self._flush_wanted = asyncio.Event()
+        self._flusher = Flusher(
+            spd, self._set_addresses
+        )  # routes that follow from policies want the addresses
         self._gone = asyncio.Event()  # an IKE SA has gone
         self._watch = Watch(
             self.endpoint,
@@ -159,7 +160,7 @@ class IkeDaemon:
         """Set traps and begin what is configured to start."""
         self.spd.set_traps(traps(self._config.connections, source_address))
         await self.spd.flush()
-        self._run(self._flush_when_wanted(), "policies")
+        self._run(self._flusher.run(), "policies")
         self._run(self._watch.watch_traffic(), "child counters")
         self._run(self._watch.watch_traps(), "traps")
         self._run(self._fetcher.run(), "revocation lists")
@@ -249,8 +250,7 @@ class IkeDaemon:
         with self._guarded("sending"):
             for datagram in self.endpoint.datagrams_to_send():
                 self.sockets.send(datagram)
-        if self.spd.stale:
-            self._flush_wanted.set()
+        self._flusher.want()
         self._arm()
 
     # ---- 2 what happened
@@ -325,25 +325,6 @@ class IkeDaemon:
         with self._guarded("close child"), contextlib.suppress(KeyError):
             self.endpoint.terminate_child(child, self.now())
         self._pump_soon()
-
-    async def _flush_when_wanted(self) -> None:
-        """New policies into effect; what comes meanwhile goes with the next turn.
-
-        A turn costs as much as there are policies, so while many come it pauses: a twentieth of the time is spent here.
-        Time of the CPU counts: one that waits for a busy machine's workers must not keep the next tunnel waiting.
-        """
-        while True:
-            await self._flush_wanted.wait()
-            self._flush_wanted.clear()
-            begun = time.process_time()
-            try:
-                await self._set_addresses()  # the routes that follow from policies want them
-                await self.spd.flush()
-            except DataPlaneError as error:
-                log.error("policies: %s", error)
-            await asyncio.sleep(min(FLUSH_PAUSE * (time.process_time() - begun), LONGEST_PAUSE))
-            if self.spd.stale:
-                self._flush_wanted.set()
 
     # ---- 4 timers
 
@@ -458,6 +439,10 @@ class IkeDaemon:
     def leases(self) -> Mapping[str, int]:
         """Addresses lent at the moment, by pool."""
         return {status.name: status.online for status in self._pools.status}
+
+    async def policies_settled(self) -> None:
+        """Wait until what is established now has its policies, too."""
+        await self._flusher.settled()
 
     def initiate(self, connection: str, child: str | None) -> int:
         """Begin the child (None: the IKE SA alone); the id of the IKE SA that it comes about on."""

@@ -79,6 +79,7 @@ class IkeCommands:
                 ike = self._initiate(target, name)
                 async for item in self._until(follower, _child_is_up(ike, name)):
                     yield item
+        await self.control.policies_settled()  # who reads that it is up may send the next moment
 
     def _initiate(self, target: Target, child: str | None) -> int:
         try:

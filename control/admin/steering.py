@@ -53,6 +53,9 @@ class IkeControl(Protocol):
     def leases(self) -> Mapping[str, int]:
         """Addresses lent at the moment, by pool."""
 
+    async def policies_settled(self) -> None:
+        """Wait until packets take the tunnels that are established now."""
+
     def initiate(self, connection: str, child: str | None) -> int:
         """Begin the child (None: the IKE SA alone); the id of the IKE SA that it comes about on, old or new."""
 

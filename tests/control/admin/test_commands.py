@@ -32,6 +32,7 @@ class Control:
             connection.name: connection for connection in pair.a.endpoint.connections
         }
         self.pools: Sequence[PoolSettings] = ()
+        self.settled = 0  # how often somebody waited for policies
 
     def now(self) -> float:
         return self.pair.now
@@ -44,6 +45,9 @@ class Control:
 
     def leases(self) -> Mapping[str, int]:
         return {}
+
+    async def policies_settled(self) -> None:
+        self.settled += 1
 
     def initiate(self, connection: str, child: str | None) -> int:
         return self._then(self.pair.a.endpoint.initiate(connection, child, self.pair.now))
@@ -105,6 +109,7 @@ def test_up_brings_up_every_child() -> None:
         for name in ("net", "voice"):
             assert len([line for line in lines if f"child {name}{{" in line and "established" in line]) == 1
         control.pair.check_children(2)
+        assert control.settled == 1
         assert await texts(commands.up({"name": "voice"})) == ["a-b: child voice is up already"]
 
     scenario(two_children(), run)
