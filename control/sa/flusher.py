@@ -2,11 +2,13 @@
 
 A turn costs as much as there are policies. A few at a time go at once; while very many come, turns may take no more
 than a twentieth of the processor's time, else a thousand tunnels that come up together would cost a million policies.
+Nobody who waits for a policy waits for a pause.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -31,6 +33,7 @@ class Flusher:
         self._wanted = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
+        self._awaited = asyncio.Event()  # somebody waits: no pause
 
     def want(self) -> None:
         """Have the SPD brought into effect, if it changed."""
@@ -40,7 +43,9 @@ class Flusher:
 
     async def settled(self) -> None:
         """Wait until every policy that was there at the call is in effect, or has been refused (the log says why)."""
-        await self._settled.wait()
+        if not self._settled.is_set():
+            self._awaited.set()
+            await self._settled.wait()
 
     async def run(self) -> None:
         """Until cancelled.
@@ -64,5 +69,7 @@ class Flusher:
                 self._wanted.set()
             elif not self._wanted.is_set():
                 self._settled.set()
+                self._awaited.clear()
             if saved < 0:
-                await asyncio.sleep(min(-saved / SHARE, LONGEST_PAUSE))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._awaited.wait(), min(-saved / SHARE, LONGEST_PAUSE))
