@@ -28,6 +28,7 @@ class Table:
         self.cost = cost
         self.refuses = False
         self.turns: list[list[PolicySpec]] = []
+        self.taken = asyncio.Event()
 
     async def set_policies(self, policies: Sequence[PolicySpec]) -> None:
         end = time.process_time() + self.cost
@@ -37,6 +38,7 @@ class Table:
         if self.refuses:
             raise DataPlaneError("no room")
         self.turns.append(list(policies))
+        self.taken.set()
 
     def set_policy_sa(self, name: str, sa: str | None) -> None:
         raise AssertionError(f"{name} was to use {sa}")
@@ -89,8 +91,8 @@ def test_a_few_in_a_row_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(5):
             spd.set_configured([policy(number)])
             one.want()
-            while len(table.turns) <= number:
-                await asyncio.sleep(0.001)
+            await table.taken.wait()
+            table.taken.clear()
 
     scenario(table, run)
 
