@@ -420,9 +420,9 @@ class IkeDaemon:
         """The clock that the endpoint is driven by."""
         return self._loop.time()
 
-    def snapshot(self) -> Sequence[IkeSnapshot]:
-        """Every IKE SA that there is."""
-        return self.endpoint.snapshot()
+    def snapshot(self, connection: str | None = None) -> Sequence[IkeSnapshot]:
+        """Every IKE SA that there is, or those of one connection."""
+        return self.endpoint.snapshot(connection)
 
     def traffic(self) -> Mapping[int, ChildTraffic]:
         """Counters by child id."""

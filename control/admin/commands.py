@@ -228,11 +228,7 @@ class IkeCommands:
 
     def _ike_sas(self, target: Target) -> list[IkeSnapshot]:
         """The connection's IKE SAs that are not being replaced or deleted."""
-        return [
-            sa
-            for sa in self.control.snapshot()
-            if sa.connection == target.connection.name and sa.state not in LINGERING
-        ]
+        return [sa for sa in self.control.snapshot(target.connection.name) if sa.state not in LINGERING]
 
     def _child_sas(self, target: Target) -> list[ChildSnapshot]:
         return [

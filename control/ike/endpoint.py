@@ -511,9 +511,9 @@ class Endpoint:
         """How many addresses are lent, by pool."""
         return {each.name: each.online for each in self.pools.status}
 
-    def snapshot(self) -> list[IkeSnapshot]:
-        """All IKE SAs as they are."""
-        return [snapshot_of(sa) for sa in self.registry]
+    def snapshot(self, connection: str | None = None) -> list[IkeSnapshot]:
+        """All IKE SAs as they are, or those of one connection."""
+        return [snapshot_of(sa) for sa in self.registry if connection in (None, sa.connection.name)]
 
     # What an IKE SA may ask (control.ike.v2.host)
 

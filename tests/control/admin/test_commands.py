@@ -37,8 +37,8 @@ class Control:
     def now(self) -> float:
         return self.pair.now
 
-    def snapshot(self) -> Sequence[IkeSnapshot]:
-        return self.pair.a.endpoint.snapshot()
+    def snapshot(self, connection: str | None = None) -> Sequence[IkeSnapshot]:
+        return self.pair.a.endpoint.snapshot(connection)
 
     def traffic(self) -> Mapping[int, ChildTraffic]:
         return {id: ChildTraffic(packets_in=7, bytes_in=700) for id in self.pair.a.children}
