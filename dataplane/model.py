@@ -93,7 +93,7 @@ class EspProposal:
     """One ESP algorithm suite: strongSwan's `aes128gcm16`, `aes256-sha256-esn`, and so on."""
 
     cipher: Cipher
-    key_bits: int  # 128, 192 or 256; 0 for NULL
+    key_bits: int  # 128, 192 or 256; 0 for NULL, but of AH with AES_GMAC its key's
     integrity: Integrity = Integrity.NONE
     esn: bool = False
     tag_length: int = 16  # bytes of an AEAD's ICV: 16, or for AES-GCM and AES-CCM 12 or 8
@@ -106,6 +106,8 @@ class EspProposal:
         RFC 4106 section 8.1, RFC 4543 section 5.3, RFC 7634 section 2, RFC 3686 section 5.1; RFC 4309 section 7.1
         has one less.
         """
+        if self.integrity is Integrity.AES_GMAC:
+            return 4
         if self.cipher in (Cipher.NULL, Cipher.AES_CBC):
             return 0
         return 3 if self.cipher is Cipher.AES_CCM else 4
@@ -117,21 +119,23 @@ class EspProposal:
 
     @cached_property
     def has_nonce(self) -> bool:
-        """True where a number that is sent twice under one key gives texts away: AEADs and AES-CTR."""
+        """True where a number sent twice under one key gives texts or the key away: AEADs, AES-CTR, AES-GMAC."""
         return self.salt_length > 0
 
     @cached_property
     def encryption_key_length(self) -> int:
         """Bytes of encryption key, salt included."""
-        return self.key_bits // 8 + self.salt_length
+        return 0 if self.cipher is Cipher.NULL else self.key_bits // 8 + self.salt_length
 
     @cached_property
     def integrity_key_length(self) -> int:
         """Bytes of integrity key.
 
         HMACs: as long as the hash's output (RFC 4868 section 2.1.1, RFC 2404 section 3). AES: RFC 3566 section 4.1,
-        RFC 4494 section 2.
+        RFC 4494 section 2; of AH's AES-GMAC with the salt (RFC 4543 section 5.3).
         """
+        if self.integrity is Integrity.AES_GMAC:
+            return self.key_bits // 8 + self.salt_length
         return {
             Integrity.NONE: 0,
             Integrity.HMAC_SHA2_256: 32,
@@ -155,13 +159,16 @@ class EspProposal:
             Integrity.HMAC_SHA1: 12,
             Integrity.AES_XCBC: 12,
             Integrity.AES_CMAC: 12,
+            Integrity.AES_GMAC: 16,
         }[self.integrity]
 
     @cached_property
     def iv_length(self) -> int:
-        """Bytes of IV in each packet."""
+        """Bytes of IV in each packet; AH has one in its ICV field where this is AES-GMAC (RFC 4543 section 4)."""
         if self.implicit_iv:
             return 0
+        if self.integrity is Integrity.AES_GMAC:
+            return 8
         return {Cipher.NULL: 0, Cipher.AES_CBC: 16}.get(self.cipher, 8)
 
     @cached_property
@@ -276,9 +283,24 @@ class SaSpec:
         return self.proposal.alignment
 
     @property
+    def raw_keys(self) -> tuple[bytes, bytes]:
+        """Encryption and integrity key without the salt that the one or the other ends in."""
+        end = -self.proposal.salt_length or None
+        if self.proposal.integrity is Integrity.AES_GMAC:
+            return self.encryption_key, self.integrity_key[:end]
+        return self.encryption_key[:end], self.integrity_key
+
+    @property
+    def salt(self) -> bytes:
+        """The end of the key that nonces are made with; empty where there are none."""
+        gmac = self.proposal.integrity is Integrity.AES_GMAC
+        key = self.integrity_key if gmac else self.encryption_key
+        return key[len(key) - self.proposal.salt_length :]
+
+    @property
     def ah_length(self) -> int:
-        """Bytes of the authentication header, its ICV and padding included."""
-        length = 12 + self.proposal.icv_length
+        """Bytes of the authentication header, its IV, ICV and padding included."""
+        length = 12 + self.proposal.iv_length + self.proposal.icv_length
         return length + -length % self.alignment
 
     def inner_mtu(self, path: int) -> int:

@@ -111,16 +111,18 @@ def _check_proposal(spec: SaSpec) -> None:
     proposal = spec.proposal
     if spec.protocol is Protocol.AH:
         _check_ah(spec)
-    if proposal.key_bits not in _KEY_BITS[proposal.cipher]:
-        wanted = " or ".join(map(str, _KEY_BITS[proposal.cipher]))
-        raise ValueError(f"{proposal.cipher.name} has keys of {wanted} bits, not {proposal.key_bits}")
+    gmac = proposal.integrity is Integrity.AES_GMAC
+    algorithm = Cipher.AES_GMAC if gmac and proposal.cipher is Cipher.NULL else proposal.cipher
+    if proposal.key_bits not in _KEY_BITS[algorithm]:
+        wanted = " or ".join(map(str, _KEY_BITS[algorithm]))
+        raise ValueError(f"{algorithm.name} has keys of {wanted} bits, not {proposal.key_bits}")
     tags = (8, 12, 16) if proposal.cipher in (Cipher.AES_GCM, Cipher.AES_CCM) else (16,)
     if proposal.tag_length not in tags:
         wanted = " or ".join(map(str, tags))
         raise ValueError(f"{proposal.cipher.name} has ICVs of {wanted} bytes, not {proposal.tag_length}")
     if proposal.implicit_iv:
         _check_implicit_iv(spec)
-    if proposal.integrity == Integrity.AES_GMAC:
+    if gmac and spec.protocol is not Protocol.AH:
         raise ValueError(
             "AES_GMAC is an integrity algorithm of AH; ESP has it as a cipher (RFC 4543 section 5)"
         )
@@ -132,12 +134,16 @@ def _check_proposal(spec: SaSpec) -> None:
         # RFC 4303 section 3.2: encryption without integrity is open to active attack; NULL/NULL is nothing.
         raise ValueError(f"{proposal.cipher.name} needs an integrity algorithm")
     got, want = len(spec.encryption_key), proposal.encryption_key_length
+    salt = f" ({proposal.salt_length} of them salt)" if proposal.salt_length else ""
     if got != want:
-        salt = f" ({proposal.salt_length} of them salt)" if proposal.salt_length else ""
-        raise ValueError(f"encryption key has {got} bytes; {proposal.cipher.name} wants {want}{salt}")
+        raise ValueError(
+            f"encryption key has {got} bytes; {proposal.cipher.name} wants {want}{'' if gmac else salt}"
+        )
     got, want = len(spec.integrity_key), proposal.integrity_key_length
     if got != want:
-        raise ValueError(f"integrity key has {got} bytes; {proposal.integrity.name} wants {want}")
+        raise ValueError(
+            f"integrity key has {got} bytes; {proposal.integrity.name} wants {want}{salt if gmac else ''}"
+        )
 
 
 def _check_implicit_iv(spec: SaSpec) -> None:
@@ -299,8 +305,7 @@ def suite(proposal: EspProposal) -> int:
 
 def _salt(spec: SaSpec) -> bytes:
     """SaHot.salt; AES-CCM's is one byte shorter than the others', and engines leave out the first (RFC 4309 4)."""
-    length = spec.proposal.salt_length
-    return spec.encryption_key[len(spec.encryption_key) - length :].rjust(4, b"\0") if length else b""
+    return spec.salt.rjust(4, b"\0") if spec.proposal.salt_length else b""
 
 
 def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | bytes, ...]:
@@ -358,17 +363,17 @@ def inbound_row(spec: SaSpec, first_selector: int) -> tuple[object, ...]:
 def key_row(spec: SaSpec, index: int, key_id: int) -> tuple[int | bytes, ...]:
     """A Key as raw as it came; the engine expands it in place afterwards."""
     proposal = spec.proposal
-    raw = spec.encryption_key[: len(spec.encryption_key) - proposal.salt_length]
+    raw, integrity = spec.raw_keys
     return (
         b"",
         raw,
-        spec.integrity_key,
+        integrity,
         key_id,
         index,
         int(proposal.cipher),
         int(proposal.integrity),
         len(raw),
-        len(spec.integrity_key),
+        len(integrity),
         proposal.icv_length,
         b"",
     )

@@ -53,14 +53,16 @@ class Mark:
 def fingerprint(spec: SaSpec) -> str:
     """Names a key without telling it: HMAC-SHA-256 under a fixed label, 128 bits of it, in hex.
 
-    The salt is left out on purpose (see the module's text); the cipher is in. AES-GCM, GMAC, CCM and CTR count in the
-    same way and pass for one: under one key, a number of the one is a number of the other, whatever integrity
-    algorithm is beside it.
+    The salt is left out on purpose (see the module's text); the cipher is in. AES-GCM, GMAC (AH's, too), CCM and CTR
+    count in the same way and pass for one: under one key, a number of the one is a number of the other, whatever
+    integrity algorithm is beside it.
     """
     proposal = spec.proposal
-    raw = spec.encryption_key[: len(spec.encryption_key) - proposal.salt_length]
-    cipher, integrity, material = proposal.cipher.name, proposal.integrity.name, raw + spec.integrity_key
+    raw, raw_integrity = spec.raw_keys
+    cipher, integrity, material = proposal.cipher.name, proposal.integrity.name, raw + raw_integrity
     if proposal.has_nonce and proposal.cipher is not Cipher.CHACHA20_POLY1305:
+        if proposal.integrity is Integrity.AES_GMAC:
+            raw = raw_integrity
         cipher, integrity, material = Cipher.AES_GCM.name, Integrity.NONE.name, raw
     label = f"esplanade key fingerprint {cipher} {integrity} {len(raw)}".encode()
     return hmac.new(material, label, hashlib.sha256).hexdigest()[:32]

@@ -100,7 +100,7 @@ class SequenceKeeper:
         """No state directory: fine for what has no nonce, refused for what has."""
         if spec.direction is Direction.OUT and spec.proposal.has_nonce:
             raise ReserveError(
-                f"SA {spec.name!r}: a manually keyed {spec.proposal.cipher.name} SA needs a state directory that"
+                f"SA {spec.name!r}: a manually keyed {_algorithm(spec)} SA needs a state directory that"
                 f" can be written: without one a restart would repeat nonces (RFC 4106 section 2); {self._problem}"
             )
         return Grant(start=spec.sequence, limit=spec.sequence_limit or hard_limit(spec.proposal))
@@ -193,6 +193,16 @@ class SequenceKeeper:
 
 def _mark(kept: _Kept, number: int) -> Mark:
     return Mark(fingerprint=kept.name, direction=kept.spec.direction, number=number, spi=kept.spec.spi)
+
+
+def _algorithm(spec: SaSpec) -> str:
+    """What the SA's numbers are nonces of."""
+    proposal = spec.proposal
+    return (
+        proposal.cipher.name
+        if proposal.is_aead or proposal.encryption_key_length
+        else proposal.integrity.name
+    )
 
 
 def _outbound_grant(spec: SaSpec, mark: Mark | None) -> Grant:

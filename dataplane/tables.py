@@ -21,7 +21,7 @@ import numpy as np
 
 from dataplane import layout
 from dataplane.layout import CACHE_LINE, NO_INDEX, ROUTE_KERNEL, Records
-from dataplane.model import AdjacencySpec, Direction, EspProposal, PolicySpec, RouteSpec, SaSpec
+from dataplane.model import AdjacencySpec, Direction, EspProposal, Integrity, PolicySpec, RouteSpec, SaSpec
 from dataplane.records import (
     adjacency_row,
     header_length,
@@ -173,18 +173,20 @@ class Tables:
     def has_key(self, index: int, spec: SaSpec) -> bool:
         """Whether the SA in this slot uses the spec's keys, salt apart."""
         key = self._keys[index]
-        raw = spec.encryption_key[: len(spec.encryption_key) - spec.proposal.salt_length]
+        raw, integrity = spec.raw_keys
         return (
             bytes(key["encryption"])[: key["encryption_length"]] == raw
-            and bytes(key["integrity_key"])[: key["integrity_length"]] == spec.integrity_key
+            and bytes(key["integrity_key"])[: key["integrity_length"]] == integrity
         )
 
     def keys(self, index: int, proposal: EspProposal) -> tuple[bytes, bytes]:
-        """Encryption key (salt appended, as in KEYMAT) and integrity key of the SA in this slot."""
+        """Encryption and integrity key of the SA in this slot, the salt at its place as in KEYMAT."""
         key = self._keys[index]
         salt = bytes(self._hots[index]["salt"]).ljust(4, b"\0")[4 - proposal.salt_length :]
         raw = bytes(key["encryption"]).ljust(32, b"\0")[: key["encryption_length"]]
         integrity = bytes(key["integrity_key"]).ljust(64, b"\0")[: key["integrity_length"]]
+        if proposal.integrity is Integrity.AES_GMAC:
+            return raw, integrity + salt
         return raw + salt, integrity
 
     def replay_top(self, index: int) -> int:

@@ -10,12 +10,15 @@ from ext.wire cimport PROTOCOL_AH
 cdef enum:
     AH_HEADER = 12              # next header, length, reserved, SPI, sequence number; the ICV follows
     AH_HEADERS_MAX = 464        # bytes of IP header, options and extension headers before the AH that we can put by
-    AH_MOST = 40 + AH_HEADER + ICV_MAX + 4  # what goes before a packet: IPv6, AH, the longest ICV and its padding
+    AH_MOST = 40 + AH_HEADER + ICV_MAX + 4  # what goes before a packet: IPv6, AH, the longest ICV and its padding;
+                                # AES-GMAC's has 8 bytes of IV more and 16 of ICV less
 
 cdef struct AhHeaders:          # 512 bytes: one packet's headers, while zeros stand for what may change on the way
     uint16_t length             # bytes of `whole` in use: all that comes before the AH
     uint8_t  packet             # its index in the batch
-    uint8_t  spare[13]
+    uint8_t  iv_length          # outbound: 8 where `iv` goes into the ICV field, before the tag; else 0
+    uint8_t  spare[4]
+    uint64_t iv                 # as on the wire
     uint8_t  icv[ICV_MAX]       # inbound: as it arrived; in the packet are zeros
     uint8_t  whole[AH_HEADERS_MAX]
 
@@ -31,7 +34,7 @@ cdef inline bint speaks_ah(const SaHot *hot) noexcept nogil:
 cdef inline uint32_t ah_length(const SaHot *hot) noexcept nogil:
     """Bytes of the AH with its ICV, padded to 32 bits over IPv4 and 64 over IPv6 (RFC 4302 2.2, 3.3.3.2.1)."""
     cdef uint32_t mask = hot.align - 1
-    return (AH_HEADER + hot.icv_length + mask) & ~mask
+    return (AH_HEADER + hot.iv_length + hot.icv_length + mask) & ~mask
 
 # Outbound: the AH of a packet whose IP header stands at `data`, complete but for the ICV, and the engine's job for it.
 cdef uint8_t ah_write(Packet *packet, uint32_t before, uint8_t next_header, const Sa *sa, uint64_t sequence,

@@ -13,6 +13,9 @@ copied, to be had back. What may change: of IPv4 TOS, flags and fragment offset,
 traffic class, flow label, hop limit and the options that say so; and a routing header enters as it will arrive. The
 high half of an extended sequence number is hashed behind the packet (2.5.1), where four bytes are lent to it.
 
+AES-GMAC's ICV field is an IV and a tag (RFC 4543 4): the field is zero for the tag as any ICV is, and the IV counts by
+being the nonce.
+
 Refused by name: more than AH_HEADERS_MAX bytes of headers before the AH; options and extension headers that cannot be
 followed; routing headers other than types 0 and 2 that still have a way to go, since nobody says how they arrive.
 """
@@ -26,8 +29,8 @@ from ext.counters cimport (
 from ext.replay cimport extend_sequence, replay_check
 from ext.sa cimport SA_ESN
 from ext.wire cimport (
-    PROTOCOL_IPIP, PROTOCOL_IPV6, bswap32, likely, put_raw16, put_raw32, raw32, restamp_ipv4, store16,
-    store32, unlikely,
+    PROTOCOL_IPIP, PROTOCOL_IPV6, bswap32, bswap64, likely, put_raw16, put_raw32, put_raw64, raw32, raw64,
+    restamp_ipv4, store16, store32, unlikely,
 )
 
 cdef enum:
@@ -187,8 +190,18 @@ cdef uint8_t ah_write(Packet *packet, uint32_t before, uint8_t next_header, cons
     store32(ah + 8, <uint32_t>sequence)
     memset(ah + AH_HEADER, 0, length - AH_HEADER)
     _fill_job(packet, sa, sequence, job)
-    job.icv = ah + AH_HEADER
+    job.icv = ah + AH_HEADER + sa.hot.iv_length
+    headers.iv_length = sa.hot.iv_length
+    if sa.hot.iv_length:
+        headers.iv = bswap64(sequence) ^ raw64(sa.sequence.iv_mask)
+        _fill_nonce(sa, headers.iv, job)
     return PASS
+
+
+cdef inline void _fill_nonce(const Sa *sa, uint64_t iv, Job *job) noexcept nogil:
+    """AES-GMAC's: salt, then the IV that stands before the tag (RFC 4543 3.2, 4)."""
+    memcpy(job.nonce, sa.hot.salt, 4)
+    put_raw64(job.nonce + 4, iv)
 
 
 cdef inline void _fill_job(const Packet *packet, const Sa *sa, uint64_t sequence, Job *job) noexcept nogil:
@@ -209,6 +222,8 @@ cdef void ah_restore(Batch *batch, const Ah *scratch) noexcept nogil:
     for index in range(scratch.count):
         headers = &scratch.headers[index]
         memcpy(batch.packets[headers.packet].data, headers.whole, headers.length)
+        if headers.iv_length:
+            put_raw64(batch.packets[headers.packet].data + headers.length + AH_HEADER, headers.iv)
 
 
 # Inbound.
@@ -221,14 +236,16 @@ cdef uint8_t ah_prepare(Packet *packet, uint32_t index, Sa *sa, AhHeaders *heade
     """
     cdef uint8_t *ah = packet.data + packet.transport
     cdef uint32_t rest = packet.length - packet.transport
+    cdef uint32_t iv_length = sa.hot.iv_length
+    cdef uint32_t field = iv_length + sa.hot.icv_length     # what RFC 4302 calls the ICV: AES-GMAC's begins with an IV
     cdef uint32_t length
     cdef uint64_t sequence
     cdef uint8_t verdict
-    if unlikely(rest < <uint32_t>AH_HEADER + sa.hot.icv_length, 0):
+    if unlikely(rest < AH_HEADER + field, 0):
         return DROP_AH_TRUNCATED
     length = (<uint32_t>ah[1] + 2) * 4
     if unlikely(length != ah_length(&sa.hot)
-                and length != ((AH_HEADER + <uint32_t>sa.hot.icv_length + 7) & ~<uint32_t>7), 0):
+                and length != ((AH_HEADER + field + 7) & ~<uint32_t>7), 0):
         return DROP_AH_LENGTH
     if unlikely(rest < length, 0):
         return DROP_AH_TRUNCATED
@@ -244,8 +261,10 @@ cdef uint8_t ah_prepare(Packet *packet, uint32_t index, Sa *sa, AhHeaders *heade
     verdict = hide(packet.data, packet.transport, True, headers)
     if unlikely(verdict != PASS, 0):
         return verdict
-    memcpy(headers.icv, ah + AH_HEADER, ICV_MAX if sa.hot.icv_length == ICV_MAX else sa.hot.icv_length)
-    memset(ah + AH_HEADER, 0, sa.hot.icv_length)
+    memcpy(headers.icv, ah + AH_HEADER + iv_length, ICV_MAX if sa.hot.icv_length == ICV_MAX else sa.hot.icv_length)
+    if iv_length:
+        _fill_nonce(sa, raw64(ah + AH_HEADER), job)
+    memset(ah + AH_HEADER, 0, field)
     _fill_job(packet, sa, sequence, job)
     job.icv = headers.icv
     job.key = &sa.key

@@ -12,6 +12,8 @@ from __future__ import annotations
 import hmac
 import struct
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from dataplane.model import Integrity, SaSpec
 from ext.crypto import JobSpec
 from tests.ext.crypto_jobs import mac_of
@@ -37,6 +39,11 @@ def ah_offset(packet: bytes) -> int:
         assert following in (HOP_BY_HOP, ROUTING, DESTINATION), following
         following, at = packet[at], at + 8 * (packet[at + 1] + 1)
     return at
+
+
+def field_length(spec: SaSpec) -> int:
+    """Bytes of the ICV field without padding: of AES-GMAC an IV and a tag (RFC 4543 section 4)."""
+    return spec.proposal.iv_length + spec.proposal.icv_length
 
 
 def covered(packet: bytes, icv_length: int, high: bytes = b"") -> bytes:
@@ -92,10 +99,13 @@ def _without_data(options: bytes) -> bytes:
 
 
 def icv_of(spec: SaSpec, packet: bytes, number: int) -> bytes:
-    """The ICV that a packet of this SA must have, whatever it has."""
+    """The ICV that a packet of this SA must have, whatever it has; AES-GMAC's with the IV that the packet has."""
     proposal = spec.proposal
     high = struct.pack(">I", number >> 32) if proposal.esn else b""
-    data = covered(packet, proposal.icv_length, high)
+    data = covered(packet, field_length(spec), high)
+    if proposal.integrity is Integrity.AES_GMAC:
+        iv = packet[ah_offset(packet) + 12 :][:8]
+        return iv + AESGCM(spec.integrity_key[:-4]).encrypt(spec.integrity_key[-4:] + iv, b"", data)
     if proposal.integrity in HASHES:
         return hmac.digest(spec.integrity_key, data, HASHES[proposal.integrity])[: proposal.icv_length]
     job = JobSpec(cipher=0, integrity=int(proposal.integrity), integrity_key=spec.integrity_key)
@@ -105,20 +115,22 @@ def icv_of(spec: SaSpec, packet: bytes, number: int) -> bytes:
 def sign(spec: SaSpec, packet: bytes, number: int) -> bytes:
     """The packet with its ICV put where it belongs."""
     at = ah_offset(packet) + 12
-    return packet[:at] + icv_of(spec, packet, number) + packet[at + spec.proposal.icv_length :]
+    if spec.proposal.integrity is Integrity.AES_GMAC:
+        packet = packet[:at] + struct.pack(">Q", number) + packet[at + 8 :]
+    return packet[:at] + icv_of(spec, packet, number) + packet[at + field_length(spec) :]
 
 
 def header(
     spec: SaSpec, number: int, next_header: int, *, words: int | None = None, padding: bytes | None = None
 ) -> bytes:
     """An AH with an ICV of zeros; `words` replaces the length field, `padding` what follows the ICV."""
-    length = 12 + spec.proposal.icv_length
+    length = 12 + field_length(spec)
     if padding is None:
         padding = bytes(-length % (4 if spec.local.version == 4 else 8))
     if words is None:
         words = (length + len(padding)) // 4 - 2
     fields = struct.pack(">BBHII", next_header, words, 0, spec.spi, number & 0xFFFFFFFF)
-    return fields + bytes(spec.proposal.icv_length) + padding
+    return fields + bytes(field_length(spec)) + padding
 
 
 def open_packet(spec: SaSpec, packet: bytes, number: int) -> tuple[bytes, bytes]:
@@ -127,7 +139,7 @@ def open_packet(spec: SaSpec, packet: bytes, number: int) -> tuple[bytes, bytes]
     length = (packet[at + 1] + 2) * 4
     assert length == len(header(spec, 0, 0)), "AH has another length than its ICV needs"
     assert packet[at + 2 : at + 12] == struct.pack(">HII", 0, spec.spi, number & 0xFFFFFFFF)
-    assert packet[at + 12 :][: spec.proposal.icv_length] == icv_of(spec, packet, number), "ICV is wrong"
+    assert packet[at + 12 :][: field_length(spec)] == icv_of(spec, packet, number), "ICV is wrong"
     if packet[0] >> 4 == 4:
         assert checksum(packet[:at]) == 0
     inner = packet[at + length :]

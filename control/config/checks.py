@@ -54,10 +54,10 @@ def check_sas(report: Report, sas: list[tuple[Table, SaSpec]]) -> None:
             where = f'{other.path} ("{other.label}")'
             table.error("spi", f"got 0x{sa.spi:08x}, which {where} has too; want an SPI of its own")
         spis.setdefault(identity, table)
-        if sa.encryption_key and sa.proposal.has_nonce:
+        if sa.proposal.has_nonce:
             # AES counts alike in GCM, GMAC and CTR: under one key, their numbers are the same ones.
             chacha = sa.proposal.cipher is Cipher.CHACHA20_POLY1305
-            keys.setdefault((chacha, sa.encryption_key), []).append((table, sa))
+            keys.setdefault((chacha, sa.encryption_key or sa.integrity_key), []).append((table, sa))
     for sharing in keys.values():
         for index, (table, sa) in enumerate(sharing[1:], start=1):
             _shared_key(table, sa, sharing[:index])
@@ -65,17 +65,18 @@ def check_sas(report: Report, sas: list[tuple[Table, SaSpec]]) -> None:
 
 def _shared_key(table: Table, sa: SaSpec, others: list[tuple[Table, SaSpec]]) -> None:
     """A key of an AEAD or AES-CTR of two senders repeats nonces (RFC 4106 section 2), which gives both texts away."""
+    key = "encryption_key" if sa.encryption_key else "integrity_key"
     for other, spec in others:
         where = f'{other.path} ("{other.label}")'
         if sa.direction is spec.direction is Direction.OUT:
             table.error(
-                "encryption_key",
+                key,
                 f"is the key of {where} too: two senders under one key repeat nonces; want a key of its own",
             )
             return
         if sa.direction is not spec.direction:
             table.warn(
-                "encryption_key",
+                key,
                 f"is the key of {where} too: both directions under one key repeat nonces, "
                 "which gives the text away; use a key of its own",
             )

@@ -5,7 +5,7 @@ The words are those of control.ike.keywords, joined by `-` in any order, but one
 
 from __future__ import annotations
 
-from control.ike.keywords import transform_of
+from control.ike.keywords import AH_INTEGRITY, transform_of
 from control.ike.numbers import KEY_EXCHANGES, Protocol, TransformType
 from control.ike.proposal import Suite, is_aead
 from control.ike.wire.proposal import Transform
@@ -47,7 +47,7 @@ def parse_ah_proposal(text: str) -> EspProposal:
     """The algorithms of AH: `sha256`, `sha512-esn`; raises ValueError that completes "got 'text', ..."."""
     chosen: dict[int, Transform] = {}
     for word in text.strip().lower().rstrip("!").split("-"):
-        transform = transform_of(Protocol.ESP, word)
+        transform = AH_INTEGRITY.get(word) or transform_of(Protocol.ESP, word)
         if transform.type == TransformType.ENCR:
             raise ValueError(
                 f"but {word!r} is a cipher, and AH encrypts nothing; want one like {AH_EXAMPLES}"
@@ -61,8 +61,7 @@ def parse_ah_proposal(text: str) -> EspProposal:
         chosen[transform.type] = transform
     if TransformType.INTEG not in chosen:
         raise ValueError(f"which names no integrity algorithm; want one like {AH_EXAMPLES}")
-    null = transform_of(Protocol.ESP, "null")
-    return Suite(protocol=Protocol.ESP, transforms=(null, *chosen.values())).to_esp()
+    return Suite(protocol=Protocol.AH, transforms=tuple(chosen.values())).to_esp()
 
 
 def format_proposal(proposal: EspProposal, protocol: SaProtocol = SaProtocol.ESP) -> str:
@@ -79,7 +78,9 @@ def format_proposal(proposal: EspProposal, protocol: SaProtocol = SaProtocol.ESP
     }[proposal.cipher]
     if proposal.implicit_iv:
         words += "iiv"
-    if proposal.integrity is not Integrity.NONE:
+    if proposal.integrity is Integrity.AES_GMAC:
+        words += f"-aes{bits}gmac"
+    elif proposal.integrity is not Integrity.NONE:
         name = proposal.integrity.name.lower().replace("sha2_", "sha").removeprefix("hmac_")
         words += f"-{name.replace('aes_', 'aes')}"
     if protocol is SaProtocol.AH:

@@ -6,7 +6,7 @@ from control.config.problems import kind, show
 from control.config.proposal import AH_EXAMPLES, EXAMPLES, format_proposal, parse_ah_proposal, parse_proposal
 from control.config.table import Table
 from control.config.values import parse_address, parse_hex, parse_spi
-from dataplane.model import Address, Df, Direction, Encap, EspProposal, Mode, Protocol, SaSpec
+from dataplane.model import Address, Df, Direction, Encap, EspProposal, Integrity, Mode, Protocol, SaSpec
 
 
 def read_sa(table: Table) -> SaSpec | None:
@@ -113,11 +113,8 @@ def _key(table: Table, key: str, protocol: Protocol, proposal: EspProposal | Non
     encryption = key == "encryption_key"
     length = proposal.encryption_key_length if encryption else proposal.integrity_key_length
     suite = format_proposal(proposal, protocol)
-    parts = (
-        f": {length - proposal.salt_length} key + {proposal.salt_length} salt"
-        if encryption and proposal.has_nonce
-        else ""
-    )
+    salted = proposal.has_nonce and encryption == (proposal.integrity is not Integrity.AES_GMAC)
+    parts = f": {length - proposal.salt_length} key + {proposal.salt_length} salt" if salted else ""
     want = f"{2 * length} hex digits ({length} bytes{parts}) for {suite}"
     if text is None:
         if length and not table.has(key):

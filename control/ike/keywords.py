@@ -96,6 +96,10 @@ _INTEGRITY: dict[str, Integ] = {
 INTEGRITY: dict[str, Transform] = {
     word: Transform(type=TransformType.INTEG, id=number) for word, number in _INTEGRITY.items()
 }
+# AES-GMAC is a cipher of ESP and an integrity algorithm of AH, numbered by length of key (RFC 4543 section 9).
+AH_INTEGRITY: dict[str, Transform] = {
+    f"aes{bits}gmac": Transform(type=TransformType.INTEG, id=Integ[f"AES_{bits}_GMAC"]) for bits in _AES
+}
 
 _PRFS: dict[str, PrfId] = {
     "prfsha256": PrfId.HMAC_SHA2_256,
@@ -187,6 +191,8 @@ def transform_of(protocol: Protocol, word: str) -> Transform:
         raise ValueError(f"but {word} {REFUSED[word]}")
     if word in GROUPS:
         return Transform(type=TransformType.KE, id=GROUPS[word])
+    if protocol == Protocol.AH and word in AH_INTEGRITY:
+        return AH_INTEGRITY[word]
     for table, of in (
         (ENCRYPTION, (Protocol.IKE, Protocol.ESP)),
         (INTEGRITY, tuple(Protocol)),
@@ -227,7 +233,7 @@ def _additional(round_: int, word: str) -> Transform:
 
 def _words() -> dict[tuple[int, int, int | None], str]:
     words: dict[tuple[int, int, int | None], str] = {}
-    for table in (ENCRYPTION, INTEGRITY, PRFS, ESN):
+    for table in (ENCRYPTION, INTEGRITY, AH_INTEGRITY, PRFS, ESN):
         for word, transform in table.items():
             words.setdefault((transform.type, transform.id, transform.key_bits), word)
     for word, group in GROUPS.items():

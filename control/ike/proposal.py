@@ -59,6 +59,8 @@ _ESP_INTEG = {
     Integ.AES_XCBC_96: Integrity.AES_XCBC,
     Integ.AES_CMAC_96: Integrity.AES_CMAC,
 }
+# Of AH alone: bits of key, which the number says (RFC 4543 section 9).
+_AH_GMAC = {Integ.AES_128_GMAC: 128, Integ.AES_192_GMAC: 192, Integ.AES_256_GMAC: 256}
 
 
 class NoProposalChosen(PeerError):
@@ -266,6 +268,9 @@ class Suite:
     @cached_property
     def _esp(self) -> EspProposal:
         """Peers agree on the same again and again; what follows from a proposal is worked out once, too."""
+        if self.protocol == Protocol.AH and self.encr == 0 and self.integ in _AH_GMAC:
+            bits = _AH_GMAC[Integ(self.integ)]
+            return EspProposal(cipher=Cipher.NULL, key_bits=bits, integrity=Integrity.AES_GMAC, esn=self.esn)
         if self.protocol == Protocol.AH and self.encr == 0 and self.integ in _ESP_INTEG:
             return EspProposal(
                 cipher=Cipher.NULL, key_bits=0, integrity=_ESP_INTEG[Integ(self.integ)], esn=self.esn

@@ -141,7 +141,7 @@ def test_ah() -> None:
     assert (sa.protocol, sa.proposal.cipher, sa.proposal.esn) == (Protocol.AH, Cipher.NULL, True)
     assert (sa.proposal.integrity, sa.integrity_key) == (Integrity.HMAC_SHA2_256, bytes.fromhex("56" * 32))
     assert format_proposal(sa.proposal, sa.protocol) == "sha256-esn"
-    for text in ("sha1", "sha384", "sha512-esn", "aesxcbc", "aescmac-esn"):
+    for text in ("sha1", "sha384", "sha512-esn", "aesxcbc", "aescmac-esn", "aes128gmac", "aes256gmac-esn"):
         assert format_proposal(parse_ah_proposal(text), Protocol.AH) == text
     assert [
         sa.inner_mtu(1500),
@@ -419,6 +419,22 @@ def test_duplicate_spi_in_one_direction_only() -> None:
     values["sa"][1]["direction"] = "out"
     values["policy"][0]["in"] = []
     assert any('got 0x00001001, which sa[0] ("ab") has too' in line for line in problems(values))
+
+
+def test_gmac_in_ah() -> None:
+    """A key with salt, which no other sender may have, not even one of ESP (RFC 4543 sections 3.1, 5.3)."""
+    values = copy.deepcopy(GOOD)
+    gmac = {**AH_SA, "proposal": "aes128gmac", "integrity_key": "56" * 20}
+    values["sa"].append(gmac)
+    sa = parse(values).sas[2]
+    assert (sa.proposal.integrity, sa.proposal.key_bits) == (Integrity.AES_GMAC, 128)
+    assert (sa.raw_keys, sa.salt) == ((b"", b"\x56" * 16), b"\x56" * 4)
+    values["sa"][2] = {**gmac, "integrity_key": "56" * 16}
+    want = "want 40 hex digits (20 bytes: 16 key + 4 salt) for aes128gmac"
+    assert [line for line in problems(values) if "sa[2].integrity_key" in line and want in line]
+    values["sa"][2] = {**gmac, "integrity_key": values["sa"][0]["encryption_key"]}
+    told = 'integrity_key ("auth"): is the key of sa[0] ("ab") too: two senders under one key repeat nonces'
+    assert [line for line in problems(values) if told in line]
 
 
 def test_one_aead_key_for_two_senders() -> None:

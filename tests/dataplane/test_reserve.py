@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.model import Cipher, Direction, EspProposal, Integrity
+from dataplane.model import Cipher, Direction, EspProposal, Integrity, Protocol
 from dataplane.reserve import CHUNK, Mark, Reserve, ReserveError, fingerprint
 from dataplane.sequence import SequenceKeeper
 from dataplane.tables import Tables
@@ -85,6 +85,15 @@ def test_aes_that_counts_is_one_cipher() -> None:
         integrity = Integrity.HMAC_SHA2_256 if cipher is Cipher.AES_CTR else Integrity.NONE
         proposal = EspProposal(cipher=cipher, key_bits=256, integrity=integrity)
         names[cipher] = fingerprint(make_sa(proposal=proposal, encryption_key=bytes(range(32)) + salt))
+    of_ah = EspProposal(cipher=Cipher.NULL, key_bits=256, integrity=Integrity.AES_GMAC)
+    names[Cipher.NULL] = fingerprint(
+        make_sa(
+            proposal=of_ah,
+            protocol=Protocol.AH,
+            encryption_key=b"",
+            integrity_key=bytes(range(32)) + b"star",
+        )
+    )
     other = names.pop(Cipher.CHACHA20_POLY1305)
     assert len(set(names.values())) == 1 and other not in names.values()
 
@@ -94,6 +103,14 @@ def test_ctr_needs_the_state_directory(tables: Tables) -> None:
     proposal = EspProposal(cipher=Cipher.AES_CTR, key_bits=128, integrity=Integrity.HMAC_SHA2_256)
     with pytest.raises(ReserveError, match="a manually keyed AES_CTR SA needs a state directory"):
         SequenceKeeper(tables, None).admit([make_sa(proposal=proposal, negotiated=False)])
+
+
+def test_gmac_of_ah_needs_the_state_directory(tables: Tables) -> None:
+    """RFC 4543 section 3.1: an IV that comes twice gives the hash key away, and with it every packet to come."""
+    proposal = EspProposal(cipher=Cipher.NULL, key_bits=128, integrity=Integrity.AES_GMAC)
+    spec = make_sa(proposal=proposal, protocol=Protocol.AH, negotiated=False)
+    with pytest.raises(ReserveError, match="a manually keyed AES_GMAC SA needs a state directory"):
+        SequenceKeeper(tables, None).admit([spec])
 
 
 def test_two_processes_cannot_hold_one_directory(state: Path) -> None:

@@ -19,7 +19,10 @@ from dataplane.model import (
     Df,
     Direction,
     Encap,
+    EspProposal,
+    Integrity,
     PolicySpec,
+    Protocol,
     RouteSpec,
     SaSpec,
     SelectorSpec,
@@ -50,6 +53,30 @@ from tests.dataplane.make import (
 PROPOSALS = [GCM, GCM_ESN, CBC, CHACHA, SHA1, NULL, CCM8, GMAC, CTR, IMPLICIT]
 MAC = bytes.fromhex("020000000001")
 NEXT_HOP = AdjacencySpec(port="wan", destination_mac=bytes.fromhex("020000000002"), mtu=1400)
+
+
+@pytest.mark.parametrize("bits", [128, 192, 256])
+def test_gmac_of_ah(tables: Tables, bits: int) -> None:
+    """The salt is the integrity key's; keys come back as they went in."""
+    proposal = EspProposal(cipher=Cipher.NULL, key_bits=bits, integrity=Integrity.AES_GMAC, esn=True)
+    spec = make_sa(proposal=proposal, protocol=Protocol.AH)
+    check_sa(spec)
+    index = tables.add_sa(spec, start=5, limit=1000, mtu=1500)
+    sa = tables.sas[index]
+    assert sa["hot"]["salt"].tobytes() == spec.integrity_key[-4:]
+    assert (sa["hot"]["iv_length"], sa["hot"]["icv_length"], sa["hot"]["align"]) == (8, 16, 4)
+    assert sa["hot"]["suite"] == (bits // 64 - 2) << 3 | Integrity.AES_GMAC << 5
+    assert (sa["key"]["encryption_length"], sa["key"]["integrity_length"]) == (0, bits // 8)
+    assert tables.keys(index, proposal) == (b"", spec.integrity_key)
+    assert tables.has_key(index, spec)
+    assert not tables.has_key(index, replace(spec, integrity_key=bytes(bits // 8) + spec.integrity_key[-4:]))
+    assert inner_mtu(spec, 1500) == 1500 - 20 - 36
+    assert inner_mtu(make_v6(spec), 1500) == 1500 - 40 - 40
+    assert not sa["sequence"]["iv_mask"].tobytes().strip(b"\0")
+    with pytest.raises(
+        ValueError, match=r"integrity key has 16 bytes; AES_GMAC wants \d+ \(4 of them salt\)"
+    ):
+        check_sa(replace(spec, integrity_key=bytes(16)))
 
 
 @pytest.mark.parametrize("proposal", PROPOSALS, ids=str)

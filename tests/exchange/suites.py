@@ -27,6 +27,7 @@ _AUTH = {
     Integrity.HMAC_SHA1: "HMAC-SHA1-96",
     Integrity.AES_XCBC: "AES-XCBC-96",  # the registered name: scapy has no such algorithm
     Integrity.AES_CMAC: "AES-CMAC-96",
+    Integrity.AES_GMAC: "AES-GMAC",  # of AH, which scapy has not: tests bring it
 }
 HMACS = (Integrity.HMAC_SHA2_256, Integrity.HMAC_SHA2_384, Integrity.HMAC_SHA2_512, Integrity.HMAC_SHA1)
 SUITES = [
@@ -79,6 +80,10 @@ IMPLICIT_IVS = [
     EspProposal(cipher=Cipher.CHACHA20_POLY1305, key_bits=256, implicit_iv=True),
 ]
 ALL_SUITES = [*SUITES, *MORE_SUITES, *IMPLICIT_IVS]
+# Of AH alone (RFC 4543 section 4).
+AH_GMACS = [
+    EspProposal(cipher=Cipher.NULL, key_bits=bits, integrity=Integrity.AES_GMAC) for bits in (128, 192, 256)
+]
 NULL_SHA256 = EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=Integrity.HMAC_SHA2_256)
 OUTER = {
     4: (ip_address("192.0.2.1"), ip_address("192.0.2.2")),

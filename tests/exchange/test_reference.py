@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from dataplane.model import Cipher, EspProposal, SaSpec
+from dataplane.model import Cipher, EspProposal, Integrity, SaSpec
 from dataplane.records import check_sa
 from tests.exchange.suites import ALL_SUITES, IMPLICIT_IVS, inbound_sa, mirror, outbound_sa, suite_id
 from tests.ext.crypto_jobs import esp_packet
@@ -94,6 +94,14 @@ def test_implicit_iv_saves_its_bytes(make_gateway: MakeGateway, suite: EspPropos
         ({"cipher": Cipher.CHACHA20_POLY1305, "key_bits": 256, "tag_length": 12}, "ICVs of 16 bytes, not 12"),
         ({"cipher": Cipher.AES_CTR, "key_bits": 128}, "AES_CTR needs an integrity algorithm"),
         ({"cipher": Cipher.AES_CCM, "key_bits": 64}, "keys of 128 or 192 or 256 bits, not 64"),
+        (
+            {"cipher": Cipher.NULL, "key_bits": 128, "integrity": Integrity.AES_GMAC},
+            "an integrity algorithm of AH",
+        ),
+        (
+            {"cipher": Cipher.NULL, "key_bits": 0, "integrity": Integrity.AES_GMAC},
+            "keys of 128 or 192 or 256 bits",
+        ),
     ],
 )
 def test_suites_that_cannot_be(changes: dict[str, object], error: str) -> None:

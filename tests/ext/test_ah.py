@@ -10,7 +10,7 @@ import pytest
 from dataplane.model import Cipher, Df, EspProposal, Integrity, Protocol, SaSpec
 from tests import esp
 from tests.ah import Peer, ah_offset, header, open_packet, sign
-from tests.exchange.suites import HMACS, SUITES, inbound_sa, outbound_sa, suite_id
+from tests.exchange.suites import AH_GMACS, HMACS, SUITES, inbound_sa, outbound_sa, suite_id
 from tests.gateway import ETHERNET, Gateway, MakeGateway
 from tests.packets import (
     AH,
@@ -28,8 +28,11 @@ from tests.packets import (
 )
 
 PROPOSALS = [
-    EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity)
-    for integrity in (*HMACS, Integrity.AES_XCBC, Integrity.AES_CMAC)
+    *(
+        EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity)
+        for integrity in (*HMACS, Integrity.AES_XCBC, Integrity.AES_CMAC)
+    ),
+    *AH_GMACS,
 ]
 SHA256, SHA512 = PROPOSALS[0], PROPOSALS[2]
 GOOD = udp_packet(4, b"good", source=SERVER4, destination=CLIENT4)
@@ -68,14 +71,15 @@ FREE4 = {1: 0xFF, 6: 0xC0, 8: 0xFF}
 FREE6 = {0: 0x0F, 1: 0xFF, 2: 0xFF, 3: 0xFF, 7: 0xFF}
 
 
+@pytest.mark.parametrize("proposal", [SHA256, AH_GMACS[0]], ids=suite_id)
 @pytest.mark.parametrize("family", [4, 6])
-def test_every_bit(make_gateway: MakeGateway, family: int) -> None:
+def test_every_bit(make_gateway: MakeGateway, family: int, proposal: EspProposal) -> None:
     """Each bit of the packet, turned over on the way: it passes where a router may do that, else it does not.
 
     Bits that make another packet of it (version, lengths, destination, SPI, fragments) never get as far.
     """
     gateway = make_gateway()
-    peer = add_inbound(gateway, family=family)
+    peer = add_inbound(gateway, proposal, family=family)
     free = FREE4 if family == 4 else FREE6
     template = peer.packet(GOOD, number=1)
     start = ah_offset(template)
@@ -106,6 +110,21 @@ def test_every_bit(make_gateway: MakeGateway, family: int) -> None:
                 assert result.drops == {"in": {"integrity": 1}}
 
 
+@pytest.mark.parametrize("proposal", AH_GMACS, ids=suite_id)
+def test_nonces_of_gmac(make_gateway: MakeGateway, proposal: EspProposal) -> None:
+    """RFC 4543 sections 3.1 and 4: the IV, in front of the tag, is the number, or a mask on it; none comes twice."""
+    for mask in (None, bytes(range(7, 15))):
+        for esn, first in ((False, 2**32 - 70), (True, 2**32 - 35)):
+            gateway = make_gateway()
+            spec = add_outbound(gateway, replace(proposal, esn=esn), sequence=first, iv_mask=mask)
+            wires = gateway.send([udp_packet(4, bytes(at)) for at in range(65)]).packets
+            assert len(wires) == 65
+            for number, wire in enumerate(wires, first):
+                open_packet(spec, wire, number)
+                iv = int.from_bytes(wire[32:40], "big") ^ int.from_bytes(mask or b"", "big")
+                assert iv == number
+
+
 def test_fields_of_tunnel_header(make_gateway: MakeGateway) -> None:
     """TOS, DF and TTL of our own outer header are as the SA has them, not the zeros that the ICV was made over."""
     for family in (4, 6):
@@ -127,7 +146,7 @@ def test_length_of_the_header(make_gateway: MakeGateway, proposal: EspProposal, 
     gateway = make_gateway()
     spec = add_outbound(gateway, proposal, family=family)
     peer = add_inbound(gateway, proposal, family=family)
-    length = 12 + proposal.icv_length
+    length = 12 + proposal.iv_length + proposal.icv_length
     right = length + -length % (4 if family == 4 else 8)
     [wire] = gateway.send([udp_packet(4, b"some")]).packets
     at = ah_offset(wire)

@@ -8,7 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from control.ike.events import ChildClosed, Datagram
-from control.ike.numbers import NotifyType, Protocol
+from control.ike.keywords import word_of
+from control.ike.numbers import Encr, Integ, NotifyType, Protocol, TransformType
 from control.ike.proposal import Proposal, parse_proposal
 from control.ike.settings import ChildSettings
 from control.ike.v2 import codec
@@ -36,6 +37,9 @@ def ah_pair(*texts: str, **rest: object) -> Pair:
         ("sha1", Integrity.HMAC_SHA1, 20),
         ("aesxcbc", Integrity.AES_XCBC, 16),
         ("aescmac-esn", Integrity.AES_CMAC, 16),
+        ("aes128gmac", Integrity.AES_GMAC, 20),  # with the salt: RFC 4543 section 5.3
+        ("aes192gmac", Integrity.AES_GMAC, 28),
+        ("aes256gmac-esn", Integrity.AES_GMAC, 36),
     ],
 )
 def test_algorithms(text: str, integrity: Integrity, length: int) -> None:
@@ -49,6 +53,19 @@ def test_algorithms(text: str, integrity: Integrity, length: int) -> None:
     assert found.encryption_key_in == found.encryption_key_out == b""
     assert len(found.integrity_key_in) == len(found.integrity_key_out) == length
     assert found.integrity_key_in != found.integrity_key_out
+
+
+def test_gmac_is_an_integrity_algorithm_of_ah() -> None:
+    """Transform type 3, a number for each length of key and no attribute (RFC 4543 section 9); ESP's is a cipher."""
+    for protocol, kind, number, bits in (
+        (Protocol.AH, TransformType.INTEG, Integ.AES_192_GMAC, None),
+        (Protocol.ESP, TransformType.ENCR, Encr.NULL_AUTH_AES_GMAC, 192),
+    ):
+        transform = parse_proposal(protocol, "aes192gmac").of(kind)[0]
+        assert (transform.id, transform.key_bits) == (number, bits)
+        assert word_of(transform) == "aes192gmac"
+    with pytest.raises(ValueError, match="an IKE SA is always encrypted"):
+        parse_proposal(Protocol.IKE, "aes128gmac-sha256-x25519")
 
 
 @pytest.mark.parametrize("who", ["a", "b"])
