@@ -29,6 +29,7 @@ MODULES = {  # module of ext: libraries it links
     "layout": [],
     "policy": [],
     "acquire": [],
+    "follow": [],
     "replay": [],
     "wire": [],
     "crypto": [],

@@ -133,6 +133,7 @@ class IkeDaemon:
             self.children,
             spd,
             acquires=dataplane.take_acquires,
+            sources=dataplane.take_sources,
             now=self.now,
             pump=self._pump_soon,
             guarded=self._guarded,
@@ -162,7 +163,7 @@ class IkeDaemon:
         await self.spd.flush()
         self._run(self._flusher.run(), "policies")
         self._run(self._watch.watch_traffic(), "child counters")
-        self._run(self._watch.watch_traps(), "traps")
+        self._run(self._watch.watch_workers(), "workers' reports")
         self._run(self._fetcher.run(), "revocation lists")
         for connection in self._config.connections:
             self._watch.start(connection)
@@ -171,7 +172,7 @@ class IkeDaemon:
     async def stop(self) -> None:
         """Say goodbye to every peer and wait a moment for their answers."""
         for task in list(self._tasks):
-            if task.get_name() in ("traps", "child counters"):
+            if task.get_name() in ("workers' reports", "child counters"):
                 task.cancel()  # nothing begins any more
         for each in self.snapshot():
             with self._guarded("close"):

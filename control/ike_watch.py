@@ -1,7 +1,8 @@
-"""What IKE does of itself, without a message or a timer: 1 begin what is to start 2 hear traps 3 read counters.
+"""What IKE does of itself, without a message or a timer: 1 begin what is to start 2 hear workers 3 read counters.
 
     starts      children of `start_action = start`, and those that traffic wants, a few at a time per peer
     traps       packets that met a policy without SA, as workers report them
+    sources     peers behind a NAT whose packets come from another address or port, as workers report them
     counters    of each child, once a second: who receives has a peer that lives, who has carried enough gets new keys
 
 A child that traffic wants and that does not come up is asked for less and less often.
@@ -16,7 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from control.ike.endpoint import Endpoint
-from control.ike.events import ChildClosed, ChildEstablished, Event, IkeClosed, IkeEstablished, IkeFailed
+from control.ike.events import (
+    ChildClosed,
+    ChildEstablished,
+    Event,
+    IkeClosed,
+    IkeEstablished,
+    IkeFailed,
+    IkeRekeyed,
+)
 from control.ike.settings import Connection, StartAction
 from control.sa.children import Children, Installed
 from control.sa.lifetimes import Spent, spent
@@ -24,12 +33,14 @@ from control.sa.spd import Spd
 from control.sa.starts import Starts
 from control.sa.traps import remote_address
 from dataplane.api import SaTraffic
-from dataplane.model import Acquire
+from dataplane.model import Acquire, Source
 
 log = logging.getLogger("esplanade.ike")
 
 TRAFFIC_INTERVAL = 1.0  # seconds between two looks at the children's counters
-TRAP_INTERVAL = 0.05  # seconds between two looks for packets that want a tunnel
+WORKER_INTERVAL = 0.05  # seconds between two looks at what workers report
+# Seconds between two moves of one peer that its packets ask for: each costs an outbound SA some thousand numbers.
+FOLLOW_INTERVAL = 1.0
 # Seconds that a child has to come up before traffic asks for it again: doubled each time, up to the most.
 TRAP_PATIENCE = 5.0
 TRAP_PATIENCE_MOST = 300.0
@@ -58,21 +69,27 @@ class Watch:
         spd: Spd,
         *,
         acquires: Callable[[], Sequence[Acquire]],
+        sources: Callable[[], Sequence[Source]],
         now: Callable[[], float],
         pump: Callable[[], None],
         guarded: Guard,
     ) -> None:
-        """`acquires` takes what workers reported of policies without SA; `guarded` keeps a bug from ending all."""
+        """`acquires` takes what workers reported of policies without SA, `sources` what of packets from elsewhere;
+        `guarded` keeps a bug from ending all.
+        """
         self.connections: Mapping[str, Connection] = {}
         self._endpoint = endpoint
         self._children = children
         self._spd = spd
         self._acquires = acquires
+        self._sources = sources
         self._now = now
         self._pump = pump
         self._guarded = guarded
         self._starts = Starts()
         self._acquired: dict[tuple[str, str], _Patience] = {}  # by trap: when traffic may ask for it again
+        self._moved: dict[int, Source] = {}  # by IKE SA: where its peer's packets come from, to be told
+        self._followed: dict[int, float] = {}  # by IKE SA: when it may be told again
         self._seen: dict[int, int] = {}  # inbound packets of each child at the last look
         self._asked: set[int] = set()  # children that a rekey was asked for, for what they have carried
 
@@ -102,26 +119,48 @@ class Watch:
                             log.warning("%s: child %s cannot start yet: %s", name, child, error)
         self._pump()
 
+    def _start_ended(self, ike: int) -> None:
+        """An IKE SA has come up or failed: that may make room for another."""
+        if self._starts.done(ike) and self._starts:
+            self._start_what_can()
+
     def happened(self, event: Event) -> None:
         """What the endpoint tells may make room for another start, or end what is known of a child."""
         if isinstance(event, IkeEstablished | IkeClosed | IkeFailed):
-            if self._starts.done(event.ike) and self._starts:
-                self._start_what_can()
+            self._start_ended(event.ike)
+        if isinstance(event, IkeClosed | IkeRekeyed):
+            self._moved.pop(event.ike, None)
+            self._followed.pop(event.ike, None)
         elif isinstance(event, ChildEstablished):
             self._acquired.pop((event.connection, event.child.settings.name), None)
         elif isinstance(event, ChildClosed):
             self._seen.pop(event.child, None)
             self._asked.discard(event.child)
 
-    # ---- 2 traps
+    # ---- 2 what workers report
 
-    async def watch_traps(self) -> None:
+    async def watch_workers(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(TRAP_INTERVAL)
+            await asyncio.sleep(WORKER_INTERVAL)
             with self._guarded("traps"):
                 for report in self._acquires():
                     self._acquire(report)
+            with self._guarded("sources"):
+                self.look_at_sources()
+
+    def look_at_sources(self) -> None:
+        """Tell the endpoint of peers whose packets come from elsewhere: the latest place, and not too often."""
+        for source in self._sources():
+            installed = self._children.of_inbound(source.sa)
+            if installed is not None:
+                self._moved[installed.ike] = source
+        now = self._now()
+        for ike in [each for each in self._moved if self._followed.get(each, 0.0) <= now]:
+            source = self._moved.pop(ike)
+            self._followed[ike] = now + FOLLOW_INTERVAL
+            self._endpoint.source_seen(ike, source.address, source.port, now)
+            self._pump()
 
     def _acquire(self, report: Acquire) -> None:
         """Bring about the child whose trap a packet met, if that is not under way."""

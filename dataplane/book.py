@@ -15,6 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from types import TracebackType
 
 from dataplane.acquire import take
+from dataplane.follow import Sources
 from dataplane.layout import NO_INDEX
 from dataplane.model import (
     Acquire,
@@ -28,6 +29,7 @@ from dataplane.model import (
     PortSpec,
     RouteSpec,
     SaSpec,
+    Source,
 )
 from dataplane.ports.errors import PortError
 from dataplane.records import check_sa, hard_limit, without_keys
@@ -99,6 +101,7 @@ class Book:
         self._remotes: list[Network] = []
         self._steers = any(spec.driver in ETHERNET_DRIVERS for spec in ports)
         self._changing = asyncio.Lock()
+        self._sources = Sources(tables.view)
 
     def _steer(self, remotes: Iterable[Network]) -> None:
         """Tell the steering programs which destinations are ours; whoever has ports does."""
@@ -411,6 +414,14 @@ class Book:
     def take_acquires(self) -> list[Acquire]:
         """Flows that met a policy without SA since the last call: each policy once a second and worker at most."""
         return take(self.tables.view, self._policy_names)
+
+    def take_sources(self) -> list[Source]:
+        """Inbound SAs in UDP whose peer sends from another address or port since the last call (RFC 7296 2.23)."""
+        if not self._sources.news:
+            return []
+        return self._sources.take(
+            {sa.index: sa.spec.name for sa in self._sas.values() if sa.spec.direction is Direction.IN}
+        )
 
     async def set_routes(self, routes: Sequence[RouteSpec]) -> None:
         """Replace the whole table by which decrypted packets leave."""

@@ -100,6 +100,17 @@ REPLAY = np.dtype(
     [("top", "<u8"), ("lock", "<u4"), ("window", "<u4"), ("spare", "V48"), ("blocks", "<u8", (128,))]
 )
 
+SOURCE = np.dtype(
+    [
+        ("high", "<u8"),
+        ("low", "<u8"),
+        ("version", "<u4"),
+        ("taken", "<u4"),
+        ("port", "<u2"),
+        ("spare", "V38"),
+    ]
+)
+
 SA = np.dtype(
     [
         ("sequence", SEQUENCE),
@@ -107,7 +118,7 @@ SA = np.dtype(
         ("inbound", INBOUND),
         ("key", KEY),
         ("replay", REPLAY),
-        ("spare", "V64"),
+        ("source", SOURCE),
     ]
 )
 
@@ -262,7 +273,8 @@ WORKER_COUNTERS = np.dtype(
         ("pid", "<u8"),
         ("dealt", "<u8"),
         ("helped", "<u8"),
-        ("reserved", "V456"),
+        ("moved", "<u8"),
+        ("reserved", "V448"),
         ("verdicts", "<u8", (VERDICTS,)),
         ("ports", PORT_COUNTERS, (PORTS_MAX,)),
         ("tail", "V512"),
@@ -286,6 +298,7 @@ DTYPES: dict[str, np.dtype[np.void]] = {
     "SaInbound": INBOUND,
     "Key": KEY,
     "Replay": REPLAY,
+    "SaSource": SOURCE,
     "Sa": SA,
     "PlainSelector": PLAIN_SELECTOR,
     "Selector": SELECTOR,

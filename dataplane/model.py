@@ -340,6 +340,15 @@ class Acquire:
     packet: SelectorSpec
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Authenticated packets of an inbound SA in UDP come from here, not from its remote end."""
+
+    sa: str
+    address: Address
+    port: int
+
+
 class Role(enum.Enum):
     """Which side of the gateway a port is on (RFC 4301 section 3.1)."""
 

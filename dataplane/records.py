@@ -308,16 +308,19 @@ def _salt(spec: SaSpec) -> bytes:
     return spec.salt.rjust(4, b"\0") if spec.proposal.salt_length else b""
 
 
+def encap_ports(spec: SaSpec) -> bytes:
+    """SaHot.encap_ports: source and destination of packets to the peer, as on the wire; empty without UDP."""
+    if spec.encap is None:
+        return b""
+    return spec.encap.source_port.to_bytes(2, "big") + spec.encap.destination_port.to_bytes(2, "big")
+
+
 def hot_row(spec: SaSpec, mtu: int, adjacency: int = NO_INDEX) -> tuple[int | bytes, ...]:
     """A SaHot for an outer path MTU of `mtu` bytes."""
     proposal = spec.proposal
-    header = outer_header(spec)
-    ports = b""
-    if spec.encap is not None:
-        ports = spec.encap.source_port.to_bytes(2, "big") + spec.encap.destination_port.to_bytes(2, "big")
     return (
-        header,
-        ports,
+        outer_header(spec),
+        encap_ports(spec),
         spec.spi.to_bytes(4, "big"),
         _salt(spec),
         adjacency,

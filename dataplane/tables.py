@@ -24,6 +24,7 @@ from dataplane.layout import CACHE_LINE, NO_INDEX, ROUTE_KERNEL, Records
 from dataplane.model import AdjacencySpec, Direction, EspProposal, Integrity, PolicySpec, RouteSpec, SaSpec
 from dataplane.records import (
     adjacency_row,
+    encap_ports,
     header_length,
     hot_row,
     inbound_row,
@@ -198,6 +199,7 @@ class Tables:
         inbound, hot = self._inbounds[index], self._hots[index]
         inbound["local_high"], inbound["local_low"] = split_address(spec.local)
         hot["header"] = outer_header(spec)
+        hot["encap_ports"] = encap_ports(spec)
         hot["header_length"] = header_length(spec)
         hot["flags"] = sa_flags(spec)
 

@@ -86,7 +86,8 @@ cdef struct WorkerCounters:     # 2048 bytes, written by one worker, read by con
     uint64_t pid
     uint64_t dealt              # batches offered to other workers
     uint64_t helped             # batches opened for other workers
-    uint64_t reserved[57]
+    uint64_t moved              # inbound SAs whose packets came from elsewhere than they should (follow.pyx)
+    uint64_t reserved[56]
     uint64_t verdicts[VERDICTS]
     PortCounters ports[PORTS_MAX]
     uint64_t tail[64]

@@ -3,9 +3,10 @@
     find SA    outer header -> ESP header (through UDP where there is one) or AH -> SPI -> SA
     admit      addresses, encapsulation, lengths, replay check; the engine's job
     open       the engine checks and deciphers the whole batch in place; of AH (ah.pyx) it checks the ICV
-    finish     replay window moved, only now that the ICV has passed (RFC 4303 3.4.3); padding and next header
-               checked; `data` moved to the inner packet, which is parsed; ECN (RFC 6040). Transport mode: the IP
-               header moves to the right, up to its payload; checksums mended behind NAT (RFC 3948 3.1.2)
+    finish     replay window moved, only now that the ICV has passed (RFC 4303 3.4.3); where the packet came from noted,
+               if not from the peer as we know it (follow.pyx); padding and next header checked; `data` moved to the
+               inner packet, which is parsed; ECN (RFC 6040). Transport mode: the IP header moves to the right, up to
+               its payload; checksums mended behind NAT (RFC 3948 3.1.2)
     selectors  the inner packet must be what the SA is for (RFC 4301 5.2), then it is routed
 
 Fragments and ESP behind extension headers other than those `wire` walks end in named drops.
@@ -21,6 +22,7 @@ from ext.counters cimport (
     DROP_NEXT_HEADER, DROP_NO_SA, DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
 from ext.crypto cimport Job, put_job, suite_is_aead, touch_key
+from ext.follow cimport comes_from_peer, note_source
 from ext.packet cimport (
     BATCH_MAX, NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet,
 )
@@ -516,6 +518,10 @@ cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) n
             replay = &tables.sas[sa].replay
             replay_lock(replay, tables.worker_index + 1)
             tables.sa_counters[sa].last_used = now
+            # What is right of the top is accepted below, for certain: nobody else moves the window meanwhile.
+            if (tables.sas[sa].hot.flags & SA_ENCAP and packet.sequence > replay.top
+                    and unlikely(not comes_from_peer(packet, &tables.sas[sa].hot), 0)):
+                note_source(packet, &tables.sas[sa], tables)
             iv_block = 16 if tables.sas[sa].hot.iv_length == 16 else 0
             clamp = tables.sas[sa].hot.flags & SA_MSS_CLAMP
             transport = tables.sas[sa].hot.header_length == 0

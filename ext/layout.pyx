@@ -9,8 +9,8 @@ from libc.stddef cimport size_t
 from ext.counters cimport PortCounters, SaCounters, WorkerCounters
 from ext.crypto cimport Key
 from ext.sa cimport (
-    Adjacency, LpmHalf, LpmSlot, LpmTable, PlainSelector, Policy, Replay, Sa, SaHot, SaInbound, SaSequence, Selector,
-    TablesHeader,
+    Adjacency, LpmHalf, LpmSlot, LpmTable, PlainSelector, Policy, Replay, Sa, SaHot, SaInbound, SaSequence, SaSource,
+    Selector, TablesHeader,
 )
 
 
@@ -102,6 +102,18 @@ cdef tuple replay_layout():
     }
 
 
+cdef tuple sa_source_layout():
+    cdef SaSource x
+    return sizeof(x), {
+        "high": at(&x, &x.high, sizeof(x.high), "u8"),
+        "low": at(&x, &x.low, sizeof(x.low), "u8"),
+        "version": at(&x, &x.version, sizeof(x.version), "u4"),
+        "taken": at(&x, &x.taken, sizeof(x.taken), "u4"),
+        "port": at(&x, &x.port, sizeof(x.port), "u2"),
+        "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
+    }
+
+
 cdef tuple sa_layout():
     cdef Sa x
     return sizeof(x), {
@@ -110,7 +122,7 @@ cdef tuple sa_layout():
         "inbound": at(&x, &x.inbound, sizeof(x.inbound), "SaInbound"),
         "key": at(&x, &x.key, sizeof(x.key), "Key"),
         "replay": at(&x, &x.replay, sizeof(x.replay), "Replay"),
-        "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
+        "source": at(&x, &x.source, sizeof(x.source), "SaSource"),
     }
 
 
@@ -260,6 +272,7 @@ cdef tuple worker_counters_layout():
         "pid": at(&x, &x.pid, sizeof(x.pid), "u8"),
         "dealt": at(&x, &x.dealt, sizeof(x.dealt), "u8"),
         "helped": at(&x, &x.helped, sizeof(x.helped), "u8"),
+        "moved": at(&x, &x.moved, sizeof(x.moved), "u8"),
         "reserved": at(&x, x.reserved, sizeof(x.reserved), "u8"),
         "verdicts": at(&x, x.verdicts, sizeof(x.verdicts), "u8"),
         "ports": at(&x, x.ports, sizeof(x.ports), "PortCounters"),
@@ -286,6 +299,7 @@ def layout():
         "SaHot": sa_hot_layout(),
         "SaInbound": sa_inbound_layout(),
         "Replay": replay_layout(),
+        "SaSource": sa_source_layout(),
         "Sa": sa_layout(),
         "Selector": selector_layout(),
         "PlainSelector": plain_selector_layout(),

@@ -101,13 +101,20 @@ cdef struct Replay:             # 64 + 1024 bytes
     uint64_t spare[6]
     uint64_t blocks[REPLAY_BLOCKS]
 
+cdef struct SaSource:           # 64 bytes: where packets of an inbound SA in UDP came from last, if not from its peer
+    uint64_t high, low          # address, host order; IPv4 in the low 32 bits of low
+    uint32_t version            # odd while it is written, under the replay lock; 0: never was
+    uint32_t taken              # the version that control has read last; control's own
+    uint16_t port               # host order
+    uint8_t  spare[38]
+
 cdef struct Sa:                 # SA_LINES * 64 bytes
     SaSequence sequence
     SaHot hot
     SaInbound inbound
     Key key                     # 1152
     Replay replay               # 1088
-    uint8_t spare[64]
+    SaSource source
 
 cdef struct Selector:           # 96 bytes. Oriented like the packet: source and destination as on the wire
     uint64_t source_first_high, source_first_low        # host order, inclusive ranges; IPv4 in the low 32 bits

@@ -42,7 +42,7 @@ from control.ike.v2.sa import IkeSa, Timer
 from control.ike.v2.states import State
 from control.ike.v2.status import snapshot_of
 from control.ike.v2.task import Incoming, Outgoing
-from control.ike.v2.tasks import renew
+from control.ike.v2.tasks import follow, renew
 from control.ike.v2.tasks.delete import DeleteIke
 from control.ike.v2.tasks.init import IkeInit
 from control.ike.wire.header import HEADER_LENGTH, NO_SPI, parse_header
@@ -472,6 +472,13 @@ class Endpoint:
         if sa is not None and not sa.state.half_open:
             sa.alive(now)
             self.schedule(sa)
+
+    def source_seen(self, ike: int, address: Address, port: int, now: float) -> None:
+        """A child of this IKE SA has received authenticated ESP in UDP from there, not from where the peer was."""
+        sa = self.registry.get(ike)
+        if sa is not None:
+            sa = sa.heir
+            self._do(sa, now, lambda: follow.source_seen(sa, address, port, now))
 
     def address_changed(self, old: Address, new: Address, now: float) -> None:
         """An address of ours is gone and another one takes its place (RFC 4555)."""

@@ -91,6 +91,12 @@ def sa_name(child: ChildSa, direction: Direction) -> str:
     return f"{child.connection}/{child.settings.name}#{child.id}/{direction.value}"
 
 
+def _child_of(name: str) -> int:
+    """The child's id in the name of one of its SAs; 0, which none has, for other names."""
+    child = name.rpartition("/")[0].rpartition("#")[2]
+    return int(child) if child.isdecimal() else 0
+
+
 def sa_specs(
     child: ChildSa, path: PeerPath, encapsulated: bool, selectors: tuple[SelectorSpec, ...]
 ) -> tuple[SaSpec, SaSpec]:
@@ -335,13 +341,15 @@ class Children:
 
     def spec(self, name: str) -> SaSpec | None:
         """One of the SAs by its name, without keys; None where it is not one of these."""
-        head, _, direction = name.rpartition("/")
-        child = head.rpartition("#")[2]
-        installed = self._installed.get(int(child)) if child.isdecimal() else None
+        installed = self._installed.get(_child_of(name))
         if installed is None or name not in (installed.name_in, installed.name_out):
             return None
-        specs = _specs(installed)
-        return specs[direction == Direction.OUT.value]
+        return _specs(installed)[name == installed.name_out]
+
+    def of_inbound(self, name: str) -> Installed | None:
+        """The child whose inbound SA has this name; None where it has gone."""
+        installed = self._installed.get(_child_of(name))
+        return installed if installed is not None and installed.name_in == name else None
 
     def outbound_specs(self) -> list[SaSpec]:
         """The outbound SA of each child."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +72,36 @@ def test_nat(side: str, mobike: bool) -> None:
         assert_connected(wire)
         rekey_ike(outer, ours, theirs)
         rekey_child(inner, ours, theirs)
+        assert_connected(wire)
+
+
+@pytest.mark.parametrize("mobike", [True, pytest.param(False, marks=pytest.mark.full)])
+def test_a_mapping_that_changes_while_only_esp_flows(mobike: bool) -> None:
+    """charon, behind the NAT, has nothing to say by IKE, and does not know: our dataplane sees where ESP comes from.
+
+    With MOBIKE we ask there first (COOKIE2), and it answers.
+    """
+    quiet = {"dpd_delay": "0s", "mobike": mobike, "local_addrs": ["10.0.0.2"]}
+    site = Site(more=quiet, options={"keep_alive": 0}, tables={"dpd_delay": "0s", "mobike": mobike})
+    site = replace(site, tables=site.tables | {"remote_addrs": "%any"})
+    with wires.routed(nat=True) as wire, pair(site, wire, ours="right", whole=True) as (ours, theirs):
+        theirs.initiate(child="net")
+        assert_connected(wire)
+        before, child = ours.sa().remote, ours.child()
+        said_before = len(re.findall("generating", theirs.log()))
+        wires.forget_mappings(wire.middle)
+        wait_until(
+            lambda: echo(wire, count=2) == 0, timeout=15, what="pings pass by the new mapping", interval=0.1
+        )
+        after = ours.sa().remote
+        assert after != before and after.startswith("203.0.113.1:2")
+        generated = re.findall("generating ([A-Z_]+) (request|response)", theirs.log())[said_before:]
+        assert generated == ([("INFORMATIONAL", "response")] if mobike else []), "what charon had to say"
+        assert "packets come from 203.0.113.1:" in ours.log()
+        assert_connected(wire)
+        assert (ours.child().spi_in, ours.child().spi_out) == (child.spi_in, child.spi_out)
+        rekey_child(ours, ours, theirs)
+        rekey_ike(ours, ours, theirs)
         assert_connected(wire)
 
 

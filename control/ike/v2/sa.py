@@ -480,8 +480,9 @@ class IkeSa:
             message.exchange = task.exchange
             datagrams = self.seal(message, self.window.next_request, response=False)
             task.built(self, message, datagrams, now)
-            self.window.send(datagrams, self.path, self.connection.retransmission, now)
-            self._transmit(datagrams, self.path, now)
+            path = task.way(self, 0)
+            self.window.send(datagrams, path, self.connection.retransmission, now)
+            self._transmit(datagrams, path, now)
 
     def _due_task(self, now: float) -> Task | None:
         for index, (due, task) in enumerate(self.queued):
@@ -567,6 +568,8 @@ class IkeSa:
             peer_silent(self, pending, now)
             return
         pending.repeats += 1
+        if self.active is not None:
+            pending.path = self.active.way(self, pending.repeats)
         pending.schedule(how, now)
         self.note(
             "info",

@@ -136,6 +136,11 @@ class Task(abc.ABC):
     def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
         """Take the peer's request or response in."""
 
+    def way(self, sa: IkeSa, repeats: int) -> PeerPath:
+        """By which way a request goes that has been repeated `repeats` times."""
+        pending = sa.window.pending
+        return sa.path if pending is None else pending.path
+
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:  # noqa: B027 - few have something to undo
         """As initiator: the peer's answer was no good, or the IKE SA ended first. Report it, undo what was begun."""
 

@@ -91,17 +91,25 @@ class ReturnRoutability(Task):
         """COOKIE2, to the new address."""
         if sa.state is not State.ESTABLISHED or sa.path != self.path:
             return DONE
+        return self.ask(sa, message)
+
+    def ask(self, sa: IkeSa, message: Outgoing) -> Result:
+        """Put a cookie into the message that nobody else can know."""
         self.cookie = sa.host.random(COOKIE_LENGTH)
         message.notify(NotifyType.COOKIE2, self.cookie)
         return MORE
 
-    def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
-        """The same COOKIE2 comes back: the children move."""
+    def proven(self, sa: IkeSa, message: Incoming) -> bool:
+        """Whether the same cookie has come back."""
         notify = message.notify(NotifyType.COOKIE2)
         if notify is None or not compare_digest(notify.data, self.cookie):
             sa.note("warning", f"{self.path.remote} does not give COOKIE2 back; no traffic is sent there")
-            return DONE
-        if sa.path == self.path:
+            return False
+        return True
+
+    def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
+        """The same COOKIE2 comes back: the children move."""
+        if self.proven(sa, message) and sa.path == self.path:
             sa.start_keepalives(now)
             sa.move(self.path, now)
         return DONE

@@ -1,0 +1,6 @@
+"""Types of ext.follow; what each does is said there."""
+
+from ext.sa import TablesView
+
+def count_moved(view: TablesView) -> int: ...
+def take_sources(view: TablesView) -> list[tuple[int, int, int, int]]: ...
