@@ -41,6 +41,7 @@ MODULES = {  # module of ext: libraries it links
     "esp_out": [],
     "esp_in": [],
     "deal": [],
+    "idle": [],
     "icmp": [],
     "loop": [],
     "steering": ["bpf"],

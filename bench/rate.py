@@ -36,6 +36,7 @@ SECONDS = 1.0
 TURN_SECONDS = 0.05
 ROUNDS = 5
 TRIAL_SECONDS = 0.25
+SETTLE_SECONDS = 0.3  # for which a bare forward goes on after the last packet was sent
 TRIES = 3  # a loss that does not come again was the machine's
 STEPS = 6  # of the search: halves of halves
 KEPT_UP = 0.97  # of what was asked for, or the generator was the limit
@@ -205,21 +206,26 @@ def through_worker(
 
 
 def through_bare(
-    ends: Bench, dut: Dut, sizes: tuple[int, ...], rate: float, cpus: tuple[int, int]
+    ends: Bench,
+    dut: Dut,
+    sizes: tuple[int, ...],
+    rate: float,
+    cpus: tuple[int, int],
+    seconds: float = TRIAL_SECONDS,
 ) -> Exchange:
     """One run through the ports alone."""
     sink = ends.receive()
 
     def work() -> None:
         os.sched_setaffinity(0, {cpus[1]})
-        portbench.forward(dut.ports[0], dut.ports[1], TRIAL_SECONDS + 0.3)
+        portbench.forward(dut.ports[0], dut.ports[1], seconds + SETTLE_SECONDS)
 
     thread = threading.Thread(target=work, name="forward")
     thread.start()
     try:
         with on_cpu(cpus[0]):
             frames = ends.frames(sizes, clear=True)
-            return exchange(ends.source, frames, rate, TRIAL_SECONDS, sink)
+            return exchange(ends.source, frames, rate, seconds, sink)
     finally:
         thread.join()
 

@@ -154,6 +154,7 @@ class Gateway:
             state_dir=config.gateway.state_dir,
             cpus=config.gateway.cpus,
             deal=config.gateway.deal,
+            spin=config.gateway.spin,
         )
         stack.push_async_callback(self._stop_dataplane)
         self.dataplane.set_local_addresses(self.mirror.mirror.local_addresses())

@@ -73,6 +73,7 @@ class DataPlane(Book):
         pin: bool,
         cpus: Sequence[int],
         deal: bool,
+        spin: bool,
     ) -> None:
         super().__init__(tables=tables, keeper=keeper, ports=ports)
         self._workers = workers
@@ -80,6 +81,7 @@ class DataPlane(Book):
         self._pin = pin
         self._cpus = tuple(cpus)
         self._deal = deal
+        self._spin = spin
         self._locals: list[Address] = []
         self._prepared: list[PreparedPort] = []
         self._supervisor: Supervisor | None = None
@@ -98,13 +100,14 @@ class DataPlane(Book):
         pin: bool = True,
         cpus: Sequence[int] = (),
         deal: bool = True,
+        spin: bool = True,
     ) -> Self:
         """Tables without workers yet. `engine` is auto, ipsec-mb or openssl.
 
         `state_dir` is where numbers of manual SAs are reserved; without it manual AEAD SAs are refused.
         `kernel` gives workers a raw socket for what has no adjacency; `pin` ties worker k to the k-th of
         `cpus`, or of those that this process may use; with `deal` a worker whose core is full lets others open its
-        inbound packets.
+        inbound packets; with `spin` workers look on for a while before they sleep, where that pays (ext/idle.pyx).
         """
         _check_ports(ports)
         if workers < 1:
@@ -132,6 +135,7 @@ class DataPlane(Book):
             pin=pin,
             cpus=cpus,
             deal=deal,
+            spin=spin,
         )
 
     # --- life ----------------------------------------------------------------------------------------
@@ -181,6 +185,7 @@ class DataPlane(Book):
                 pin=self._pin,
                 cpus=self._cpus,
                 deal=self._deal,
+                spin=self._spin,
             )
             try:
                 await supervisor.start()

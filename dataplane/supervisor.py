@@ -72,7 +72,7 @@ class Supervisor:
     """The workers of one dataplane. `ports` are prepared; `kernel` gives each worker a way to the kernel.
 
     With `pin` worker k is tied to the k-th of `cpus`, in their order and in turn; () takes what we may use. With `deal`
-    several workers open each other's batches (ext/deal.pyx).
+    several workers open each other's batches (ext/deal.pyx), with `spin` they look on before they sleep (ext/idle.pyx).
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Supervisor:
         pin: bool = True,
         cpus: Sequence[int] = (),
         deal: bool = True,
+        spin: bool = True,
     ) -> None:
         self._tables = tables
         self._ports = ports
@@ -108,6 +109,7 @@ class Supervisor:
             uid=uid,
             gid=gid,
             kernel=kernel,
+            spin=spin,
             ports=tuple((port.spec, port.mode, port.fds) for port in ports),
             tables_fd=tables.fd,
         )

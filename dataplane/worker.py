@@ -44,6 +44,7 @@ class Assignment:
     uid: int  # what the worker becomes once everything is open
     gid: int
     kernel: bool  # open a raw socket for what has no adjacency
+    spin: bool  # look on for a while before sleep
     ports: tuple[drivers.Assigned, ...]
     tables_fd: int
     team_fd: int = -1  # memory that the workers share to open each other's batches; -1: they do not
@@ -73,6 +74,7 @@ class Assignment:
             "uid": self.uid,
             "gid": self.gid,
             "kernel": self.kernel,
+            "spin": self.spin,
             "ports": ports,
             "team": team,
         }
@@ -140,7 +142,7 @@ def _live(channel: Channel, assignment: Assignment, descriptors: list[int], star
     lock_error = confine.lock_memory()
     confine.drop_privileges(assignment.uid, assignment.gid)
     view.worker_enter(os.getpid())
-    loop = Loop(view, engine, ports, kernel, channel.fileno(), team=team)
+    loop = Loop(view, engine, ports, kernel, channel.fileno(), team, spin=assignment.spin)
     channel.send(
         {
             "type": "ready",

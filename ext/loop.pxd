@@ -9,6 +9,7 @@ from ext.deal cimport Deal
 from ext.esp_in cimport Inbound
 from ext.esp_out cimport Outbound
 from ext.icmp cimport IcmpLimit
+from ext.idle cimport Idle
 from ext.packet cimport BATCH_MAX, Batch, Packet, Pool, Port, PortHandle
 from ext.sa cimport Tables, TablesView
 
@@ -19,7 +20,7 @@ cdef struct Worker:
     uint32_t port_count
     Port *kernel                # NULL: packets for the kernel are dropped
     int stop_fd
-    uint32_t idle_loops         # empty loops before sleep
+    Idle idle                   # when to sleep
     Deal *deal                  # NULL: there is no other worker
     Batch batch
     Batch returns               # decrypted packets that go out through a tunnel

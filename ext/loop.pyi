@@ -16,8 +16,9 @@ class Loop:
         ports: Sequence[PortHandle],
         kernel: PortHandle | None = None,
         stop_fd: int = -1,
-        idle_loops: int = 8,
         team: Team | None = None,
+        *,
+        spin: bool = True,
     ) -> None: ...
     def run(self) -> None: ...
     def step(self, rounds: int = 1) -> int: ...

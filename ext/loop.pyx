@@ -7,7 +7,7 @@
     answer    TTL and size verdicts become ICMP errors, back to the sender or back through the tunnel
     dispatch  by adjacency to a port's queue, to the kernel, or back to the frame pool; every verdict counted
     flush     each port kicks the kernel, reaps and refills
-    sleep     after a few empty rounds every port is armed and poll() waits: idle costs no CPU
+    sleep     when looking on does not pay (ext/idle.pyx) every port is armed and poll() waits: idle costs no CPU
 
 Nothing is allocated and no Python runs between two sleeps. The loop ends when stop_fd has something to say:
 control writes to it, or dies and closes it.
@@ -30,6 +30,7 @@ from ext.deal cimport (
 from ext.esp_in cimport Inbound, inbound, inbound_begin, inbound_end
 from ext.esp_out cimport outbound
 from ext.icmp cimport icmp_answer
+from ext.idle cimport idle_begin, idle_enough, idle_over, idle_woken
 from ext.packet cimport LINK_ETHERNET, NO_INDEX, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders, frame_give
 from ext.policy cimport policy_of
 from ext.sa cimport ACTION_BYPASS, ACTION_DISCARD, Adjacency, Policy, tables_enter, tables_leave, tables_pass
@@ -46,8 +47,11 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout)
     short POLLIN
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef enum:
-    IDLE_LOOPS = 8              # empty rounds before sleep: a round costs less than a wake-up
+    IDLE_LOOPS = 8              # empty rounds between two looks at the clock
     SLEEP_MS = 1000
     STOP_CHECK = 1023           # rounds between two looks at stop_fd while busy (a power of two less one)
     LINK_HEADER = 14
@@ -369,6 +373,7 @@ cdef bint _sleep(Worker *worker) noexcept nogil:
     ready = poll(fds, count, SLEEP_MS if may_sleep else 0)
     if may_sleep:
         tables_enter(worker.tables)
+        idle_woken(&worker.idle, now_ns())
     if deal != NULL:
         deal_woken(deal, fds[count - 1].revents != 0)
     return ready > 0 and fds[worker.port_count].revents != 0
@@ -383,16 +388,21 @@ cdef void run(Worker *worker) noexcept nogil:
         rounds += 1
         if step(worker):
             idle = 0
+            idle_over(&worker.idle)
         else:
             idle += 1
-        if idle >= worker.idle_loops or rounds & STOP_CHECK == 0:
-            worker.tables.worker.loops = rounds
-            worker.tables.worker.heartbeat = rounds
-            if idle >= worker.idle_loops:
-                idle = 0
-                if _sleep(worker):
-                    break
-            elif _stopped(worker):
+        if idle < IDLE_LOOPS and rounds & STOP_CHECK:
+            continue
+        worker.tables.worker.loops = rounds
+        worker.tables.worker.heartbeat = rounds
+        if rounds & STOP_CHECK == 0 and _stopped(worker):
+            break
+        if idle >= IDLE_LOOPS:
+            idle = 0
+            if not idle_enough(&worker.idle, now_ns()):
+                sched_yield()   # to the kernel's network thread above all: it may hold what we wait for
+                continue
+            if _sleep(worker):
                 break
     _drain(worker)
     tables_leave(worker.tables)
@@ -423,12 +433,12 @@ cdef class Loop:
     `view` must have been opened with this worker's index; `ports` in the order that Adjacency.port counts, all on
     one Pool; `kernel` takes what has no adjacency (None: such packets are dropped as "no_route"); `stop_fd`
     becomes readable or hangs up when the loop must end (-1: only `step` is used); `team`, whose pool it must be, shares
-    the work with other workers. Raises ValueError for more than PORTS_MAX ports or ports of different pools, and
-    what Team.adopt does.
+    the work with other workers; without `spin` it sleeps as soon as there is nothing to do. Raises ValueError for more
+    than PORTS_MAX ports or ports of different pools, and what Team.adopt does.
     """
 
     def __cinit__(self, TablesView view, EngineHandle engine, ports, PortHandle kernel=None, int stop_fd=-1,
-                  uint32_t idle_loops=IDLE_LOOPS, Team team=None):
+                  Team team=None, *, bint spin=True):
         cdef PortHandle handle
         cdef uint32_t index
         if not 1 <= len(ports) < PORTS_MAX:
@@ -444,7 +454,7 @@ cdef class Loop:
         self.worker.tables = &view.c
         self.worker.engine = &engine.c
         self.worker.stop_fd = stop_fd
-        self.worker.idle_loops = idle_loops
+        idle_begin(&self.worker.idle, spin)
         self.worker.port_count = len(ports)
         for index in range(<uint32_t>len(ports)):
             handle = ports[index]

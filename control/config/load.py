@@ -149,6 +149,7 @@ def _read_gateway(table: Table) -> GatewaySettings:
         workers=table.integer("workers", 1, 64, len(cpus) or min(usable, 64), "processes"),
         cpus=cpus,
         deal=table.boolean("deal", True),
+        spin=table.boolean("spin", True),
         engine=table.choice("engine", ("auto", "ipsec-mb", "openssl"), "auto") or "auto",
         state_dir=_directory(table, "state_dir", "/var/lib/esplanade"),
         run_dir=_directory(table, "run_dir", "/run/esplanade"),

@@ -30,6 +30,7 @@ class GatewaySettings:
         int, ...
     ] = ()  # CPU numbers that the gateway uses, workers pinned in turn; () takes all we may
     deal: bool = True  # a worker whose core is full lets others open its inbound packets
+    spin: bool = True  # workers look on for a while where pauses between packets are short
     engine: str = "auto"  # auto, ipsec-mb, openssl
     state_dir: Path = Path("/var/lib/esplanade")  # sequence high-water marks; must survive a restart
     run_dir: Path = Path("/run/esplanade")  # status.sock
