@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
+from control.lab.space import LabError
 from tests.conformance import LINUX
-from tests.conftest import Agreement
-from tests.peers.linux.cases import SUITES, Case
+from tests.conftest import Agreement as Agrees
+from tests.peers.linux.cases import SUITES, Case, Pair
 from tests.peers.linux.guest import Guest
-from tests.peers.linux.world import World
+from tests.peers.linux.world import Agreement, World
 
 pytestmark = pytest.mark.root
 
@@ -72,25 +73,62 @@ PARAMETERS = [
 ]
 
 
+BATCH = 16  # cases that are proven at a time
+
+
+class Matrix:
+    """All cases of a run, some at a time: what the first of them asks for is there when the others do."""
+
+    def __init__(self, guest: Guest, cases: Sequence[Case]) -> None:
+        """Nothing happens before `proven`."""
+        self.guest = guest
+        self._batches: dict[Case, list[Case]] = {}
+        for _, alike in itertools.groupby(cases, key=lambda case: case.world):
+            while batch := list(itertools.islice(alike, BATCH)):
+                self._batches |= dict.fromkeys(batch, batch)
+        self._found: dict[Case, Agreement | Exception] = {}
+        self._stack = contextlib.ExitStack()
+        self.world: World | None = None
+
+    def proven(self, case: Case) -> tuple[Agreement, Pair]:
+        """What came of a case. What kept its batch from being proven is raised for each of them."""
+        if case not in self._found:
+            batch = self._batches[case]
+            try:
+                self._found |= self._open(case).prove(batch)
+            except Exception as error:
+                self._found |= dict.fromkeys(batch, error)
+        found = self._found[case]
+        if isinstance(found, Exception):
+            raise LabError("the cases that were proven together came to no result") from found
+        return found, self._open(case).pairs[case]
+
+    def _open(self, case: Case) -> World:
+        """The gateway for a case, with all others of the run that it suits; one is open at a time."""
+        if self.world is None or case not in self.world.pairs:
+            self.close()
+            world = World(
+                self.guest, [each for each in self._batches if each.world == case.world], *case.world
+            )
+            self.world = self._stack.enter_context(world.opened())
+        return self.world
+
+    def close(self) -> None:
+        """End the gateway."""
+        self.world = None
+        self._stack.close()
+
+
 @pytest.fixture(scope="module")
-def world_of(request: pytest.FixtureRequest, linux: Guest) -> Iterator[Callable[[Case], World]]:
-    """A function that gives the gateway for a case, with all others of the run that it suits; one is open at a time."""
+def matrix(request: pytest.FixtureRequest, linux: Guest) -> Iterator[Matrix]:
+    """The cases of this run."""
     cases = [item.callspec.params["case"] for item in request.session.items if item.module is request.module]
-    with contextlib.ExitStack() as stack:
-        current: list[World] = []
-
-        def open_world(case: Case) -> World:
-            if not current or case not in current[0].pairs:
-                stack.close()
-                world = World(linux, [each for each in cases if each.world == case.world], *case.world)
-                current[:] = [stack.enter_context(world.opened())]
-            return current[0]
-
-        yield open_world
+    with contextlib.closing(Matrix(linux, cases)) as made:
+        yield made
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
-def test_agreement(world_of: Callable[[Case], World], case: Case, agreement: Agreement) -> None:
+def test_agreement(matrix: Matrix, case: Case, agreement: Agrees) -> None:
     """One case: nothing lost, nothing wrong, no error counted."""
     agreement(
         peer=LINUX,
@@ -101,11 +139,10 @@ def test_agreement(world_of: Callable[[Case], World], case: Case, agreement: Agr
         esn=case.esn,
         encap=case.encap,
     )
-    world = world_of(case)
     try:
-        world.prove(case).check(world.pairs[case])
-    except BaseException as error:
-        error.add_note(
-            f"---- ours said\n{world.ours.log(30)}\n---- the guest's console\n{world.guest.console(30)}"
-        )
+        found, pair = matrix.proven(case)
+        found.check(pair)
+    except Exception as error:
+        ours = matrix.world.ours.log(30) if matrix.world is not None else ""
+        error.add_note(f"---- ours said\n{ours}\n---- the guest's console\n{matrix.guest.console(30)}")
         raise

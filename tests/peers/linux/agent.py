@@ -33,7 +33,7 @@ class Agent:
 
     def __init__(self) -> None:
         self._programs: dict[int, subprocess.Popen[bytes]] = {}
-        self._echoes: dict[str, traffic.Echo] = {}
+        self._echo: traffic.Echo | None = None
         self._encap: list[socket.socket] = []
 
     def hello(self) -> dict[str, Any]:
@@ -100,24 +100,28 @@ class Agent:
             sock.bind((address, port))
             self._encap.append(sock)
 
-    def echo(self, address: str) -> None:
-        """Send back what comes to an address by UDP and TCP."""
-        if address not in self._echoes:
-            self._echoes[address] = traffic.Echo(address)
+    def echo(self, addresses: list[str]) -> None:
+        """Send back what comes to these addresses, and to no others any more, by UDP and TCP."""
+        self.silence()
+        self._echo = traffic.Echo(addresses)
 
     def silence(self) -> None:
-        """End all echoes."""
-        for each in self._echoes.values():
-            each.close()
-        self._echoes.clear()
+        """End the echo."""
+        if self._echo is not None:
+            self._echo.close()
+            self._echo = None
 
-    def datagrams(self, **arguments: Any) -> dict[str, int]:
+    def pings(self, **arguments: Any) -> list[int]:
+        """`traffic.pings` from here."""
+        return traffic.pings(**arguments)
+
+    def datagrams(self, **arguments: Any) -> list[dict[str, int]]:
         """`traffic.datagrams` from here."""
         return traffic.datagrams(**arguments)
 
-    def stream(self, **arguments: Any) -> int:
-        """`traffic.stream` from here."""
-        return traffic.stream(**arguments)
+    def streams(self, **arguments: Any) -> list[int]:
+        """`traffic.streams` from here."""
+        return traffic.streams(**arguments)
 
 
 def _pass_policies(sock: socket.socket, family: socket.AddressFamily) -> None:

@@ -1,10 +1,11 @@
-"""Our gateway and the kernel's IPsec on one cable, and one case after another proven between them.
+"""Our gateway and the kernel's IPsec on one cable, and some cases at a time proven between them.
 
     host eth0 ---- lan0 [gateway] wan0 ---- bridge ---- eth0 [guest]        tunnel mode
                 tun [gateway] wan0 ---- bridge ---- eth0 [guest]            transport mode: the gateway is the host
 
 Both families everywhere. The gateway holds all cases of the run from the start; the guest has the states and policies
-of the case at hand only, so its counters are that case's. The protected addresses are the host's and the guest's own.
+of the cases at hand only, each on addresses of its own, which are the host's and the guest's. What an SA counts is its
+case's; what a whole side drops is held against all cases that were at hand.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,8 @@ PLAIN_MTU = 1500
 DATAGRAMS = 1000
 LARGEST = {LAN_MTU: 8900, PLAIN_MTU: 1300}  # bytes of UDP payload, per MTU of the protected side
 STREAM = 1 << 18  # bytes by TCP
-PINGS = 3
+PINGS = 3  # each way
+SETTLED_SECONDS = 10.0  # a bound for what is on its way when everything has come back
 LENGTHS = ((4, 24), (6, 64))  # of the prefixes of OUTER
 
 
@@ -148,59 +151,64 @@ class World:
         text += table("[port]", {"name": "wan", "role": "unprotected", **wan})
         return text + "".join(pair.tables() for pair in self.pairs.values())
 
-    # --- one case ------------------------------------------------------------------------------------
+    # --- some cases ----------------------------------------------------------------------------------
 
-    def prove(self, case: Case) -> Agreement:
-        """Set the case up in the guest, send everything through it, and read all counters."""
-        pair = self.pairs[case]
-        length = HOST_LENGTH[case.inner]
-        nodad = " nodad" if case.inner == 6 else ""
-        if case.encap:
+    def prove(self, cases: Sequence[Case]) -> dict[Case, Agreement]:
+        """Set the cases up in the guest, send everything through all of them by turns, and read all counters."""
+        pairs = [self.pairs[case] for case in cases]
+        hosts = [
+            f"{pair.remote}/{HOST_LENGTH[pair.case.inner]} dev lo{' nodad' if pair.case.inner == 6 else ''}"
+            for pair in pairs
+        ]
+        if any(case.encap for case in cases):
             self.guest.encapsulate()
-        self.guest.ip(f"address add {pair.remote}/{length} dev lo{nodad}", *pair.states(), *pair.policies())
-        errors, ours = self.guest.xfrm_errors(), self.ours.status()
+        self.guest.ip(
+            *(f"address add {host}" for host in hosts),
+            *(command for pair in pairs for command in (*pair.states(), *pair.policies())),
+        )
         try:
-            self.guest.ask("echo", address=pair.remote)
-            return self._send(pair, errors, ours)
+            self.guest.ask("echo", addresses=[pair.remote for pair in pairs])
+            return dict(zip(cases, self._send(pairs), strict=True))
         finally:
             self.guest.ask("silence")
             self.guest.ip(
-                "xfrm policy flush", "xfrm state flush", f"address delete {pair.remote}/{length} dev lo"
+                "xfrm policy flush",
+                "xfrm state flush",
+                *(f"address delete {host.removesuffix(' nodad')}" for host in hosts),
             )
 
-    def _send(self, pair: Pair, errors: dict[str, int], ours: dict[str, Any]) -> Agreement:
-        pings = self._ping(pair)
-        sent = self.host.call(
-            lambda: traffic.datagrams(
-                pair.local, pair.remote, count=DATAGRAMS, largest=LARGEST[self.mtu], seed=pair.number
+    def _send(self, pairs: Sequence[Pair]) -> list[Agreement]:
+        errors, drops = self.guest.xfrm_errors(), self.ours.status()["drops"]
+        flows = [(pair.local, pair.remote, pair.number) for pair in pairs]
+        back = [(pair.remote, pair.local, pair.number) for pair in pairs]
+        pings = self.host.call(lambda: traffic.pings(flows, PINGS))
+        pings_back = self.guest.ask("pings", wait=300.0, flows=back, count=PINGS)
+        sent = self.host.call(lambda: traffic.datagrams(flows, DATAGRAMS, LARGEST[self.mtu]))
+        streams = self.host.call(lambda: traffic.streams(flows, STREAM))
+        kernel, ours = self._counters(pairs)
+        kernel_errors = changes(errors, self.guest.xfrm_errors())
+        our_drops = changes(drops, self.ours.status()["drops"])
+        return [
+            Agreement(
+                pings_lost=pings[at] + pings_back[at],
+                datagrams=sent[at],
+                streamed=streams[at],
+                kernel={spi: kernel[spi] for spi in (pair.spi_out, pair.spi_in)},
+                kernel_errors=kernel_errors,
+                ours={spi: ours[spi] for spi in (pair.spi_out, pair.spi_in)},
+                our_drops=our_drops,
             )
-        )
-        stream = self.host.call(lambda: traffic.stream(pair.local, pair.remote, STREAM, seed=pair.number))
-        now = self.guest.xfrm_errors()
-        return Agreement(
-            pings_lost=pings,
-            datagrams=sent,
-            streamed=stream,
-            kernel=kernel_counters(self.guest),
-            kernel_errors={
-                name: count - errors[name] for name, count in now.items() if count != errors[name]
-            },
-            ours=our_counters(self.ours.status(), pair),
-            our_drops=changes(ours["drops"], self.ours.status()["drops"]),
-        )
-
-    def _ping(self, pair: Pair) -> int:
-        """Pings lost, of `PINGS` each way."""
-        argv = ["ping", "-n", "-i", "0.05", "-c", str(PINGS), "-w", "20", "-I"]
-        outputs = (
-            self.host.run([*argv, pair.local, pair.remote], check=False).output(),
-            self.guest.run([*argv, pair.remote, pair.local], check=False),
-        )
-        # With a deadline ping sends more than it was told while answers are late: those to the first count.
-        answered = [
-            {int(number) for number in re.findall(r"icmp_seq=(\d+) .*time=", output)} for output in outputs
+            for at, pair in enumerate(pairs)
         ]
-        return sum(len(set(range(1, PINGS + 1)) - numbers) for numbers in answered)
+
+    def _counters(self, pairs: Sequence[Pair]) -> tuple[dict[int, Counters], dict[int, Counters]]:
+        """The kernel's and ours once they agree, or will not any more: the last of a stream may be on its way."""
+        spis = {spi for pair in pairs for spi in (pair.spi_out, pair.spi_in)}
+        deadline = time.monotonic() + SETTLED_SECONDS
+        while True:
+            kernel, ours = kernel_counters(self.guest), our_counters(self.ours.status(), spis)
+            if kernel == ours or time.monotonic() > deadline:
+                return kernel, ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +221,7 @@ class Counters:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What came of a case."""
+    """What came of a case; errors and drops are those of all cases that were sent by turns with it."""
 
     pings_lost: int
     datagrams: dict[str, int]
@@ -253,14 +261,14 @@ def kernel_counters(guest: Guest) -> dict[int, Counters]:
     return found
 
 
-def our_counters(status: dict[str, Any], pair: Pair) -> dict[int, Counters]:
-    """The same of our two SAs."""
+def our_counters(status: dict[str, Any], spis: set[int]) -> dict[int, Counters]:
+    """The same of our SAs."""
     return {
         sa["spi"]: Counters(
             packets=sa["packets"], refused={name: count for name, count in sa["drops"].items() if count}
         )
         for sa in status["sas"]
-        if sa["spi"] in (pair.spi_out, pair.spi_in)
+        if sa["spi"] in spis
     }
 
 
