@@ -43,6 +43,8 @@ MODULES = {  # module of ext: libraries it links
     "deal": [],
     "idle": [],
     "icmp": [],
+    "fragment": [],
+    "quoted": [],
     "loop": [],
     "steering": ["bpf"],
     "xsk": ["xdp", "bpf"],

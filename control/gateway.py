@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -30,6 +30,7 @@ from control.net.host import HostError, HostTraffic
 from control.net.mirror import Link, Way
 from control.net.netlink import NetlinkMirror
 from control.net.tun import TunDevice, TunError
+from control.path_mtu import PathMtuKeeper
 from control.ports import PortSetupError, mirror_ports, port_specs
 from control.reload import Changes, compare
 from control.sa.spd import Spd
@@ -121,6 +122,8 @@ class Gateway:
         self.started = time.time()
         self.links: dict[str, Link | None] = {}  # of the ports that have an interface
         self.paths: dict[str, tuple[AdjacencySpec | None, int | None]] = {}  # of outbound SAs
+        self._ways: dict[str, tuple[AdjacencySpec | None, int | None]] = {}  # the same by the kernel alone
+        self.path_mtus = PathMtuKeeper(self, config.gateway.path_mtu_age)
         self.reloads = 0
         self.ike: IkeDaemon | None = None  # where there are connections
         self._log_json = log_json
@@ -170,6 +173,8 @@ class Gateway:
         await self.spd.flush()
         await self.dataplane.start()
         await self._open_tuns(specs)
+        stack.push_async_callback(self.path_mtus.close)
+        self.path_mtus.open()
         await self.mirror.follow()
         stack.push_async_callback(self.mirror.close)  # before the dataplane goes: its devices' end is no news
         if self.ike is not None:
@@ -330,6 +335,7 @@ class Gateway:
             if await step(f"remove sa {name}", lambda name=name: dataplane.remove_sa(name)):  # type: ignore[misc]
                 del self._alive[name]
         self.paths = {name: path for name, path in self.paths.items() if self.sa(name) is not None}
+        self._ways = {name: self._ways[name] for name in self.paths}
         if self.ike is not None:
             await step("connections", lambda: self._change_ike(config, changes))
         await self.mirror.set_sas([*self._alive.values(), *self._ike_sas()])
@@ -345,6 +351,8 @@ class Gateway:
     def follow_sa(self, spec: SaSpec) -> Way:
         """An outbound SA of IKE has come, or has moved: its way out, as far as it is known."""
         way = self.mirror.follow_sa(spec)
+        self._ways[spec.name] = (way.adjacency, way.mtu)
+        way = replace(way, mtu=self.path_mtus.limit(spec, way.mtu))
         self.paths[spec.name] = (way.adjacency, way.mtu)
         return way
 
@@ -352,6 +360,27 @@ class Gateway:
         """It is gone."""
         self.mirror.forget_sa(name)
         self.paths.pop(name, None)
+        self._ways.pop(name, None)
+
+    # ---- what the keeper of path MTUs asks and tells
+
+    def outbound_sas(self) -> list[SaSpec]:
+        """Every SA that sends."""
+        return [*(sa for sa in self._alive.values() if sa.direction is Direction.OUT), *self._ike_sas()]
+
+    def next_number(self, name: str) -> int:
+        """The next sequence number of an outbound SA."""
+        return self.dataplane.next_number(name)
+
+    def link_mtu(self, name: str) -> int | None:
+        """The MTU of an outbound SA's path as far as the kernel knows; None without a route."""
+        return self._ways.get(name, (None, None))[1]
+
+    def path_mtu_changed(self, names: Iterable[str]) -> None:
+        """Tell the dataplane what is left of the MTU."""
+        for name in names:
+            if name in self._ways:
+                self._set_path(name, *self._ways[name])
 
     def _ike_sas(self) -> list[SaSpec]:
         """The outbound SAs of IKE."""
@@ -393,8 +422,14 @@ class Gateway:
 
     async def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
         """A new way out for an SA's packets."""
-        if self.sa(name) is None:
+        self._set_path(name, adjacency, mtu)
+
+    def _set_path(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
+        spec = self.sa(name)
+        if spec is None:
             return  # it went meanwhile
+        self._ways[name] = (adjacency, mtu)
+        mtu = self.path_mtus.limit(spec, mtu)
         self.paths[name] = (adjacency, mtu)
         try:
             if mtu is None:

@@ -343,6 +343,10 @@ class Book:
             )
         self._macs[name] = mac
 
+    def next_number(self, name: str) -> int:
+        """The next sequence number that an outbound SA will send."""
+        return self.tables.view.sequence(self._sa(name, Direction.OUT).index)[0]
+
     def traffic(self, names: Sequence[str]) -> list[SaTraffic]:
         """What each of these SAs has passed so far, in their order; one pass over the counters for all."""
         return sa_traffic(self.tables, [self._sa(name).index for name in names])

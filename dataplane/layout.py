@@ -32,11 +32,24 @@ SA_DSCP_COPY = 32
 SA_LIVE = 64
 SA_MSS_CLAMP = 128
 
+# ext.sa.Oversize
+CUT_BEFORE = 0
+CUT_AFTER = 1
+
 Records = npt.NDArray[np.void]
 
 
 SEQUENCE = np.dtype(
-    [("next", "<u8"), ("limit", "<u8"), ("iv_mask", "V16"), ("hard_limit", "<u8"), ("spare", "V24")]
+    [
+        ("next", "<u8"),
+        ("limit", "<u8"),
+        ("iv_mask", "V16"),
+        ("hard_limit", "<u8"),
+        ("path_mtu", "<u2"),
+        ("pad_to", "<u2"),
+        ("oversize", "u1"),
+        ("spare", "V19"),
+    ]
 )
 
 HOT = np.dtype(

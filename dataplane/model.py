@@ -80,6 +80,17 @@ class Df(enum.Enum):
     CLEAR = "clear"
 
 
+class Fragment(enum.Enum):
+    """When a packet is cut that is too big for the SA's path and may be (RFC 4301 section 7, RFC 4459)."""
+
+    BEFORE = "before"  # its pieces are enciphered: their receiver has the work of putting them together
+    AFTER = "after"  # the outer packet is cut: the peer has it
+
+
+#: SaSpec.tfc_padding: up to the path's MTU, whatever that is.
+TFC_MTU = 65535
+
+
 class Action(enum.IntEnum):
     """What an SPD entry says (RFC 4301 section 4.4.1); values are `ext.sa.Action`."""
 
@@ -185,17 +196,26 @@ class Encap:
     destination_port: int = 4500
 
 
+#: Ports of a selector: every packet, whether it shows ports or not, and packets that show none (RFC 4301 section
+#: 4.4.1.1; on the wire as RFC 7296 section 3.13.1 writes them).
+ANY_PORTS = (0, 65535)
+OPAQUE_PORTS = (65535, 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectorSpec:
-    """One traffic selector pair: inclusive ranges, as seen from this gateway (RFC 4301 section 4.4.1.1)."""
+    """One traffic selector pair: inclusive ranges, as seen from this gateway (RFC 4301 section 4.4.1.1).
+
+    Ports of ICMP are type << 8 | code, the same on both sides of a packet.
+    """
 
     local_first: Address
     local_last: Address
     remote_first: Address
     remote_last: Address
     protocol: int = 0  # 0 is ANY
-    local_ports: tuple[int, int] = (0, 65535)
-    remote_ports: tuple[int, int] = (0, 65535)
+    local_ports: tuple[int, int] = ANY_PORTS
+    remote_ports: tuple[int, int] = ANY_PORTS
 
     def __hash__(self) -> int:
         """Worked out once: an SPD finds its policies by their selectors."""
@@ -236,12 +256,12 @@ class SelectorSpec:
             ("local ports", *self.local_ports),
             ("remote ports", *self.remote_ports),
         ):
-            if first > last:
+            if first > last and (first, last) != OPAQUE_PORTS:
                 raise ValueError(f"selector's {name} range is upside down: {self}")
         if not 0 <= self.protocol <= 255:
             raise ValueError(f"selector's protocol is {self.protocol}; it is 0 (any) to 255")
         for low, high in (self.local_ports, self.remote_ports):
-            if low < 0 or high > 65535:
+            if (low < 0 or high > 65535) and (low, high) != OPAQUE_PORTS:
                 raise ValueError(f"selector's ports are {low}-{high}; they are 0 to 65535")
         return ends[0].version
 
@@ -269,6 +289,8 @@ class SaSpec:
     dscp: int | None = None  # None copies the inner DSCP outward
     ttl: int = 64  # of outer packets
     mss_clamp: bool = False
+    fragment: Fragment = Fragment.BEFORE
+    tfc_padding: int = 0  # outbound: inner packets are padded to so many bytes (RFC 4303 section 2.7)
     negotiated: bool = False  # keys by IKE, gone with this process; else numbers are reserved on disk
     iv_mask: bytes | None = field(default=None, repr=False)  # None: zero (AEAD), random (CBC)
     # Inbound, transport mode in UDP: (local, remote) as the peer's TCP and UDP checksums have them, before NAT.

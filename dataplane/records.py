@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 
 from dataplane.layout import (
+    CUT_AFTER,
+    CUT_BEFORE,
     NO_INDEX,
     SA_DF_COPY,
     SA_DF_SET,
@@ -21,12 +23,14 @@ from dataplane.layout import (
     SA_MSS_CLAMP,
 )
 from dataplane.model import (
+    TFC_MTU,
     Address,
     AdjacencySpec,
     Cipher,
     Df,
     Direction,
     EspProposal,
+    Fragment,
     Integrity,
     Mode,
     PolicySpec,
@@ -83,6 +87,8 @@ def check_sa(spec: SaSpec) -> None:
         raise ValueError(f"ttl is {spec.ttl}; it is 1 to 255")
     if spec.dscp is not None and not 0 <= spec.dscp <= 63:
         raise ValueError(f"dscp is {spec.dscp}; it is 0 to 63, or none to copy the inner one")
+    if not 0 <= spec.tfc_padding <= TFC_MTU:
+        raise ValueError(f"tfc_padding is {spec.tfc_padding}; it is 0 (off) to {TFC_MTU} (the MTU) bytes")
     if spec.encap is not None:
         for port in (spec.encap.source_port, spec.encap.destination_port):
             if not 1 <= port <= 65535:
@@ -286,14 +292,15 @@ def sa_flags(spec: SaSpec) -> int:
     return flags
 
 
-def sequence_row(spec: SaSpec, start: int, limit: int) -> tuple[int | bytes, ...]:
-    """A SaSequence that sends from `start` and below `limit`."""
+def sequence_row(spec: SaSpec, start: int, limit: int, mtu: int) -> tuple[int | bytes, ...]:
+    """A SaSequence that sends from `start` and below `limit`, on a path of `mtu` bytes."""
     mask = spec.iv_mask
     if mask is None:
         # AEADs and CTR: the number itself is the IV (RFC 4106 section 3.1, RFC 3686 section 3.1). CBC: the enciphered
         # block must not be guessed.
         mask = b"" if spec.proposal.salt_length else os.urandom(16)
-    return start, limit, mask, hard_limit(spec.proposal), b""
+    oversize = {Fragment.BEFORE: CUT_BEFORE, Fragment.AFTER: CUT_AFTER}[spec.fragment]
+    return start, limit, mask, hard_limit(spec.proposal), min(mtu, 65535), spec.tfc_padding, oversize, b""
 
 
 def suite(proposal: EspProposal) -> int:

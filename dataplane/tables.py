@@ -157,7 +157,7 @@ class Tables:
             self._inbounds[index] = inbound_row(spec, first_selector)
             self._set_replay(index, spec.replay_window, start - 1)
         else:
-            self._sequences[index] = sequence_row(spec, start, limit)
+            self._sequences[index] = sequence_row(spec, start, limit, mtu)
         self._hots[index] = hot_row(spec, mtu)
         self.header[0]["sas_used"] = self._sa_slots.used
         return index
@@ -241,7 +241,7 @@ class Tables:
         mtu: int,
     ) -> None:
         """Where the outbound SA's packets leave, and the MTU of their path; None asks the kernel."""
-        self.view.set_inner_mtu(index, inner_mtu(spec, mtu))
+        self.view.set_mtu(index, inner_mtu(spec, mtu), min(mtu, 65535))
         old = int(self._hots[index]["adjacency"])
         new = NO_INDEX
         if adjacency is not None:

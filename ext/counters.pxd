@@ -67,6 +67,7 @@ cpdef enum Verdict:
     TO_KERNEL = 60              # handed to the kernel: no adjacency yet, or traffic for this host
     BYPASSED = 61               # an SPD entry says bypass: handed to the kernel in clear
     ICMP_SENT = 62              # turned into the ICMP error that answers it
+    FRAGMENTED = 63             # a packet came of another by fragmentation: once for each piece beyond the first
 
 cdef struct PortCounters:       # 64 bytes
     uint64_t rx_packets

@@ -29,6 +29,10 @@ cdef struct Outbound:           # scratch of the outbound walk, one per worker
 cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch, bint forwards,
                    uint64_t now) noexcept nogil
 
+# The same for packets whose SA is known already: every one leads itself, PASSes and has its `sa`.
+cdef void outbound_known(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch,
+                         uint64_t now) noexcept nogil
+
 # The stages of `outbound`, in order, for the bench that times each (lookup_policies and engine.seal are the others).
 cdef void touch_sas(const Batch *batch, const Tables *tables, const Engine *engine,
                     const Leaders *leaders) noexcept nogil

@@ -12,12 +12,12 @@
     account           per-SA counters, one update per SA
 
 Numbers are taken after every check that can refuse a packet, so none is wasted on a drop. The IV is the
-64-bit number XOR a constant of the SA: unique by construction (RFC 4106 3.1). Fragmentation of
-oversize packets without DF does not live here.
+64-bit number XOR a constant of the SA: unique by construction (RFC 4106 3.1). What is too big and may be fragmented
+is loop.pyx's to cut (fragment.pyx).
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memmove
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from ext.ah cimport AH_MOST, AhHeaders, ah_length, ah_restore, ah_write, speaks_ah
 from ext.counters cimport (
@@ -25,7 +25,7 @@ from ext.counters cimport (
     DROP_TOO_BIG, DROP_TTL, DROP_WRONG_ADDRESS, PASS, SaCounters,
 )
 from ext.crypto cimport Job, Key, put_job, suite_is_aead, touch_key
-from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_FRAGMENT, Packet
+from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_CUT_AFTER, PACKET_FRAGMENT, Packet
 from ext.policy cimport FEW, lookup_policies
 from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
 from ext.wire cimport (
@@ -73,6 +73,24 @@ cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound 
     if scratch.leaders.count > FEW:
         touch_sas(batch, tables, engine, &scratch.leaders)
     admit(batch, tables, scratch, forwards)
+    _protect(batch, tables, engine, scratch, now)
+
+
+cdef void outbound_known(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch,
+                         uint64_t now) noexcept nogil:
+    """As `outbound`, for packets that have their SA: pieces of one that was too big (loop.pyx)."""
+    cdef uint32_t index
+    scratch.leaders.count = batch.count
+    for index in range(batch.count):
+        scratch.leaders.packets[index] = <uint8_t>index
+        scratch.leaders.leader[index] = <uint8_t>index
+    admit(batch, tables, scratch, False)
+    _protect(batch, tables, engine, scratch, now)
+
+
+cdef inline void _protect(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch,
+                          uint64_t now) noexcept nogil:
+    """All that comes after the packets have been admitted."""
     number(batch, tables, scratch)
     build(batch, tables, scratch)
     engine.seal(engine, &scratch.jobs)
@@ -167,7 +185,7 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
             if unlikely((hops & 0xFF) <= 1, 0):
                 packet.verdict = DROP_TTL
                 continue
-        if unlikely(packet.length > mtu, 0):
+        if unlikely(packet.length > mtu and not packet.flags & PACKET_CUT_AFTER, 0):
             packet.verdict = DROP_TOO_BIG
             continue
         if unlikely(packet.headroom < HEAD_MOST + LINK_ROOM or packet.tailroom < TAIL_MOST, 0):
@@ -232,7 +250,8 @@ cdef struct Stamp:              # what all packets of one SA have in common, tak
     uint8_t suite
     uint32_t lead               # bytes from the outer IP header to the inner packet
     bint ah                     # AH, not ESP
-    bint plain                  # IPv4 outside, AEAD, neither ESN nor UDP: the way most packets go
+    uint32_t pad_to             # inner packets are made so long at least (RFC 4303 2.7)
+    bint plain                  # IPv4 outside, AEAD, neither ESN nor UDP nor padding: the way most packets go
 
 
 cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
@@ -248,12 +267,15 @@ cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
     stamp.lead = hot.header_length + ESP_HEADER + hot.iv_length
     if hot.flags & SA_ENCAP:
         stamp.lead += UDP_HEADER
+    stamp.pad_to = sa.sequence.pad_to if sa.sequence.pad_to < hot.inner_mtu else hot.inner_mtu
     stamp.ah = speaks_ah(hot)
     if stamp.ah:
+        stamp.pad_to = 0        # RFC 4303 2.7 is ESP's
         stamp.overhead = ah_length(hot)
         stamp.lead = hot.header_length + stamp.overhead
     stamp.plain = (hot.header_length == 20 and suite_is_aead(hot.suite) and hot.iv_length == 8
-                   and hot.icv_length == 16 and not hot.flags & (SA_ESN | SA_ENCAP))
+                   and hot.icv_length == 16 and not hot.flags & (SA_ESN | SA_ENCAP)
+                   and sa.sequence.pad_to == 0)
     # RFC 6040 4.1 normal mode: ECN is always copied. Bytes 0 and 1 of `first` are constant but for it, 2 to 7 vary.
     stamp.copied = 0x0300
     stamp.first = raw64(hot.header) & <uint64_t>0xFFFF
@@ -401,6 +423,17 @@ cdef void _build_plain(Batch *batch, Outbound *scratch, uint64_t sequence, const
         job += 1
 
 
+cdef void _pad(Packet *packet, uint32_t length) noexcept nogil:
+    """RFC 4303 2.7: zeros behind the inner packet, whose own length says where it ends; as many as the frame takes."""
+    cdef uint32_t room = packet.length + packet.tailroom - TAIL_MOST    # admit() has seen that it is no less
+    if length > room:
+        length = room
+    if length > packet.length:
+        memset(packet.data + packet.length, 0, length - packet.length)
+        packet.tailroom -= <uint16_t>(length - packet.length)
+        packet.length = length
+
+
 cdef void _build_any(Batch *batch, Outbound *scratch, uint64_t sequence, const Sa *sa, const Stamp *stamp,
                      uint32_t first, uint32_t end) noexcept nogil:
     """Packets of one SA of any kind."""
@@ -416,6 +449,8 @@ cdef void _build_any(Batch *batch, Outbound *scratch, uint64_t sequence, const S
         scratch.udp6 += end - first
     for at in range(first, end):
         packet = &batch.packets[scratch.admitted[at]]
+        if unlikely(packet.length < stamp.pad_to, 0):
+            _pad(packet, stamp.pad_to)
         job = _begin_job(scratch, at, sa)
         job.text = packet.data
         job.text_length = _write_trailer(packet.data, packet.length,

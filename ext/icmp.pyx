@@ -5,11 +5,11 @@ Never answered: ICMP errors, later fragments, multicast and broadcast, packets f
 RFC 4443 2.4 e), and more than BURST + RATE per second (RFC 4443 2.4 f).
 """
 
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
 from ext.counters cimport DROP_ICMP_LIMIT, DROP_TOO_BIG, DROP_TTL, ICMP_SENT
-from ext.packet cimport NO_INDEX, PACKET_NO_PORTS, PACKET_FRAGMENT, PACKET_WHOLE_CHECKSUM
+from ext.packet cimport LINK_IP, NO_INDEX, PACKET_NO_PORTS, PACKET_FRAGMENT, PACKET_WHOLE_CHECKSUM
 from ext.wire cimport (
     PROTOCOL_ICMP, PROTOCOL_ICMPV6, bswap16, fold, parse_slowly, put_raw16, restamp_ipv4, store16, store32,
     sum_bytes,
@@ -57,18 +57,26 @@ cdef inline bint _answerable(const Packet *packet) noexcept nogil:
 cdef uint8_t icmp_answer(Packet *packet, const Port *port, uint32_t mtu, IcmpLimit *limit, uint64_t now) noexcept nogil:
     """Turn a packet whose verdict is DROP_TTL or DROP_TOO_BIG into the error that answers it.
 
-    The source is the port's own address. Returns ICMP_SENT with the packet parsed anew and PASSing, its verdict
-    when it must not be answered, or DROP_ICMP_LIMIT.
+    The source is the port's own address, on a TUN the packet's destination. Returns ICMP_SENT with the packet parsed
+    anew and PASSing, its verdict when it must not be answered, or DROP_ICMP_LIMIT.
     """
     cdef uint8_t verdict = packet.verdict
     cdef uint32_t quoted
     cdef uint32_t header_length
     cdef uint8_t source[16]
+    cdef uint8_t beyond[16]
     cdef uint8_t *header
     cdef uint8_t *icmp
     cdef uint64_t total
-    if not _answerable(packet) or not (port.has_ipv4 if packet.family == 4 else port.has_ipv6):
+    cdef const uint8_t *own = &port.ipv4[0] if packet.family == 4 else &port.ipv6[0]
+    if not _answerable(packet):
         return verdict
+    if not (port.has_ipv4 if packet.family == 4 else port.has_ipv6):
+        if port.link != LINK_IP:
+            return verdict
+        # A TUN's answers go into the kernel, which takes none from an address of its own: it comes from beyond.
+        memcpy(beyond, packet.data + (16 if packet.family == 4 else 24), 4 if packet.family == 4 else 16)
+        own = &beyond[0]
     if not _take_token(limit, now):
         return DROP_ICMP_LIMIT
     header_length = 20 if packet.family == 4 else 40
@@ -87,7 +95,7 @@ cdef uint8_t icmp_answer(Packet *packet, const Port *port, uint32_t mtu, IcmpLim
         store16(header + 2, <uint16_t>(20 + ICMP_HEADER + quoted))
         header[8] = TTL
         header[9] = PROTOCOL_ICMP
-        memcpy(header + 12, port.ipv4, 4)
+        memcpy(header + 12, own, 4)
         memcpy(header + 16, source, 4)
         restamp_ipv4(header)
         icmp[0] = 11 if verdict == DROP_TTL else 3
@@ -100,7 +108,7 @@ cdef uint8_t icmp_answer(Packet *packet, const Port *port, uint32_t mtu, IcmpLim
         store16(header + 4, <uint16_t>(ICMP_HEADER + quoted))
         header[6] = PROTOCOL_ICMPV6
         header[7] = TTL
-        memcpy(header + 8, port.ipv6, 16)
+        memcpy(header + 8, own, 16)
         memcpy(header + 24, source, 16)
         icmp[0] = 3 if verdict == DROP_TTL else 2
         if verdict == DROP_TOO_BIG:

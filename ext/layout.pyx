@@ -43,6 +43,9 @@ cdef tuple sa_sequence_layout():
         "limit": at(&x, &x.limit, sizeof(x.limit), "u8"),
         "iv_mask": at(&x, x.iv_mask, sizeof(x.iv_mask), "u1"),
         "hard_limit": at(&x, &x.hard_limit, sizeof(x.hard_limit), "u8"),
+        "path_mtu": at(&x, &x.path_mtu, sizeof(x.path_mtu), "u2"),
+        "pad_to": at(&x, &x.pad_to, sizeof(x.pad_to), "u2"),
+        "oversize": at(&x, &x.oversize, sizeof(x.oversize), "u1"),
         "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
     }
 

@@ -25,6 +25,9 @@ cdef struct Worker:
     Batch batch
     Batch returns               # decrypted packets that go out through a tunnel
     Batch answers               # ICMP errors about decrypted packets: they do, too
+    Batch aside                 # over their SA's MTU, and may be fragmented; ICMP errors that have an SA by quotation
+    Batch pieces                # what came of them: inner fragments, or whole packets for outer ones
+    Batch outer_pieces          # fragments of outer packets
     Outbound out
     Inbound into
     IcmpLimit limit

@@ -5,6 +5,7 @@
     report    flows that wait for an SA, so that control brings it about
     turn back what came out of a tunnel and is not for the protected side is the SPD's before it is the kernel's
     answer    TTL and size verdicts become ICMP errors, back to the sender or back through the tunnel
+    cut       what is too big and may be fragmented is, before or after encapsulation
     dispatch  by adjacency to a port's queue, to the kernel, or back to the frame pool; every verdict counted
     flush     each port kicks the kernel, reaps and refills
     sleep     when looking on does not pay (ext/idle.pyx) every port is armed and poll() waits: idle costs no CPU
@@ -13,27 +14,35 @@ Nothing is allocated and no Python runs between two sleeps. The loop ends when s
 control writes to it, or dies and closes it.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from ext.acquire cimport report_acquires
 from ext.clock cimport now_ns
 from ext.counters cimport (
-    BYPASSED, DROP_ICMP_LIMIT, DROP_KERNEL, DROP_NO_ROUTE, DROP_POLICY_DISCARD, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL,
-    ICMP_SENT, PASS, SA_VERDICTS, TO_KERNEL, WorkerCounters,
+    BYPASSED, DROP_ICMP_LIMIT, DROP_INNER_SELECTORS, DROP_KERNEL, DROP_NO_POLICY, DROP_NO_ROUTE,
+    DROP_POLICY_DISCARD, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL, FRAGMENTED, ICMP_SENT, PASS, SA_VERDICTS,
+    TO_KERNEL, WorkerCounters,
 )
 from ext.deal cimport (
     DEAL_SLOTS, Deal, Team, deal_claim, deal_done, deal_drop, deal_flying, deal_help, deal_may_sleep, deal_measure,
     deal_pass, deal_post, deal_room, deal_slot, deal_woken,
 )
 from ext.esp_in cimport Inbound, inbound, inbound_begin, inbound_end
-from ext.esp_out cimport outbound
+from ext.esp_out cimport outbound, outbound_known
+from ext.fragment cimport PIECES_MAX, fragment_packet
 from ext.icmp cimport icmp_answer
 from ext.idle cimport idle_begin, idle_enough, idle_over, idle_woken
-from ext.packet cimport LINK_ETHERNET, NO_INDEX, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders, frame_give
+from ext.packet cimport (
+    BATCH_MAX, LINK_ETHERNET, NO_INDEX, PACKET_CUT_AFTER, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders, frame_give,
+)
 from ext.policy cimport policy_of
-from ext.sa cimport ACTION_BYPASS, ACTION_DISCARD, Adjacency, Policy, tables_enter, tables_leave, tables_pass
+from ext.quoted cimport may_quote, quoted_selected, sa_of_quoted
+from ext.sa cimport (
+    ACTION_BYPASS, ACTION_DISCARD, CUT_AFTER, CUT_BEFORE, CUT_NEVER, SA_DF_COPY, SA_DF_SET, Adjacency, Policy,
+    Sa, tables_enter, tables_leave, tables_pass,
+)
 from ext.wire cimport decrement_ttl, likely, parse_batch, store16, unlikely
 
 cdef extern from "<stdlib.h>" nogil:
@@ -56,6 +65,10 @@ cdef enum:
     STOP_CHECK = 1023           # rounds between two looks at stop_fd while busy (a power of two less one)
     LINK_HEADER = 14
     HELP_BELOW = 32             # a round with more packets of our own leaves no time for those of others
+    IPV6_LEAST = 1280           # RFC 8200 5: every IPv6 link carries so much
+    LEAD_MOST = 128             # bytes: no SA puts more before a packet
+    DF = 0x40                   # in byte 6 of an IPv4 header
+    ID_STEP = 0x9E3779B1        # spreads SPIs over the fragment IDs of one pair of gateways
 
 
 cdef uint32_t step(Worker *worker) noexcept nogil:
@@ -163,8 +176,11 @@ cdef inline void _leave(Worker *worker, Batch *batch, Port *port, uint64_t now) 
         worker.returns.count = 0
     if worker.answers.count:
         _send_own(worker, &worker.answers, now)
+        _quote_answers(worker, port)
         _dispatch(worker, &worker.answers)
         worker.answers.count = 0
+    if unlikely(worker.aside.count, 0):
+        _send_aside(worker, now)
 
 
 cdef void _turn_back(Worker *worker, Batch *batch, const Leaders *leaders) noexcept nogil:
@@ -238,7 +254,15 @@ cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexce
     for index in range(batch.count):
         packet = &batch.packets[index]
         refused = packet.verdict
+        if likely(refused == PASS, 1):
+            continue
+        if refused == DROP_NO_POLICY or refused == DROP_INNER_SELECTORS:
+            if may_quote(packet):
+                _by_quotation(worker, packet, port)
+            continue
         if refused != DROP_TTL and refused != DROP_TOO_BIG:
+            continue
+        if refused == DROP_TOO_BIG and _set_aside(worker, packet, port):
             continue
         mtu = worker.tables.sas[packet.sa].hot.inner_mtu if refused == DROP_TOO_BIG else 0
         source = port
@@ -272,6 +296,141 @@ cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexce
             worker.answers.packets[worker.answers.count] = packet[0]
             worker.answers.count += 1
             packet.verdict = ICMP_SENT
+
+
+cdef uint8_t _way_to_cut(const Worker *worker, const Packet *packet) noexcept nogil:
+    """Oversize: whether a packet over the MTU of its SA may be fragmented, and where."""
+    cdef const Sa *sa = &worker.tables.sas[packet.sa]
+    cdef bint df_copy = sa.hot.flags & SA_DF_COPY
+    cdef bint df_set = sa.hot.flags & SA_DF_SET
+    cdef bint after = True
+    cdef const Adjacency *adjacency
+    if sa.hot.adjacency != NO_INDEX:
+        adjacency = &worker.tables.adjacencies[sa.hot.adjacency]
+        after = adjacency.port < worker.port_count and not worker.ports[adjacency.port].whole_only
+    if packet.family == 6:
+        # RFC 8200 5: a link carries 1280 bytes, or fragments by itself; more is for the sender to cut.
+        return CUT_AFTER if packet.length <= IPV6_LEAST and after else CUT_NEVER
+    if packet.data[6] & DF:
+        # RFC 4301 8.1: DF of the outer header clear means that the inner one is not heeded.
+        return CUT_NEVER if df_copy or df_set or not after else CUT_AFTER
+    if sa.hot.header_length == 0:
+        return CUT_AFTER if after else CUT_NEVER        # transport mode takes whole packets only (RFC 4303 3.1.1)
+    return CUT_AFTER if after and not df_set and sa.sequence.oversize == CUT_AFTER else CUT_BEFORE
+
+
+cdef bint _set_aside(Worker *worker, Packet *packet, const Port *port) noexcept nogil:
+    """Take a packet that may be fragmented out of its batch; False when it must be answered instead."""
+    cdef Packet *aside
+    cdef uint8_t way = _way_to_cut(worker, packet)
+    if way == CUT_NEVER or worker.aside.count == BATCH_MAX:
+        return False
+    if port.role == ROLE_PROTECTED and port.link == LINK_ETHERNET:
+        decrement_ttl(packet)       # admit() refused it before it did so
+    aside = &worker.aside.packets[worker.aside.count]
+    worker.aside.count += 1
+    aside[0] = packet[0]
+    if way == CUT_AFTER:
+        aside.flags |= PACKET_CUT_AFTER
+    packet.verdict = ICMP_SENT      # dispatch: nothing left to do
+    return True
+
+
+cdef void _by_quotation(Worker *worker, Packet *packet, const Port *port) noexcept nogil:
+    """An ICMP error that no selector takes goes with the traffic that it is about, if any (RFC 4301 6.2)."""
+    cdef Packet *aside
+    cdef uint32_t sa
+    if packet.verdict == DROP_INNER_SELECTORS:
+        if quoted_selected(packet, worker.tables):
+            worker.tables.sa_counters[packet.sa].packets += 1
+            worker.tables.sa_counters[packet.sa].bytes += packet.length
+            packet.adjacency = NO_INDEX
+            packet.verdict = TO_KERNEL      # there are few of them: let it find their way
+        return
+    sa = sa_of_quoted(packet, worker.tables)
+    if sa == NO_INDEX or worker.aside.count == BATCH_MAX:
+        return
+    if port.role == ROLE_PROTECTED and port.link == LINK_ETHERNET:
+        if (packet.data[8] if packet.family == 4 else packet.data[7]) <= 1:
+            return
+        decrement_ttl(packet)
+    aside = &worker.aside.packets[worker.aside.count]
+    worker.aside.count += 1
+    aside[0] = packet[0]
+    aside.sa = sa
+    aside.flags |= PACKET_CUT_AFTER
+    packet.verdict = ICMP_SENT      # dispatch: nothing left to do
+
+
+cdef void _quote_answers(Worker *worker, const Port *port) noexcept nogil:
+    """Our own errors about decrypted packets: the port whose address they bear may be outside every policy."""
+    cdef uint32_t index
+    for index in range(worker.answers.count):
+        if worker.answers.packets[index].verdict == DROP_NO_POLICY:
+            _by_quotation(worker, &worker.answers.packets[index], port)
+
+
+cdef void _send_aside(Worker *worker, uint64_t now) noexcept nogil:
+    """Send what was set aside; fragment what is too big, before or after encapsulation (RFC 4301 7)."""
+    cdef uint32_t index
+    cdef uint32_t made
+    cdef Packet *whole
+    cdef Batch *pieces = &worker.pieces
+    pieces.count = 0
+    for index in range(worker.aside.count):
+        whole = &worker.aside.packets[index]
+        if pieces.count + PIECES_MAX > BATCH_MAX:
+            _send_pieces(worker, now)
+        if whole.flags & PACKET_CUT_AFTER:
+            pieces.packets[pieces.count] = whole[0]
+            pieces.packets[pieces.count].verdict = PASS
+            pieces.count += 1
+            continue
+        made = fragment_packet(worker.ports[0].frames, whole, worker.tables.sas[whole.sa].hot.inner_mtu,
+                               whole.length, &pieces.packets[pieces.count])
+        if made == 0:
+            _count(worker, whole)       # DROP_TOO_BIG still
+            _release(worker, whole)
+            continue
+        pieces.count += made
+        worker.tables.worker.verdicts[<int>FRAGMENTED] += made - 1
+    worker.aside.count = 0
+    _send_pieces(worker, now)
+
+
+cdef void _send_pieces(Worker *worker, uint64_t now) noexcept nogil:
+    """Encipher the pieces; fragment those outer packets that are still too big."""
+    cdef uint32_t index
+    cdef uint32_t made
+    cdef Packet *packet
+    cdef Batch *pieces = &worker.pieces
+    cdef Batch *outer = &worker.outer_pieces
+    outer.count = 0
+    outbound_known(pieces, worker.tables, worker.engine, &worker.out, now)
+    for index in range(pieces.count):
+        packet = &pieces.packets[index]
+        if packet.verdict != PASS or not packet.flags & PACKET_CUT_AFTER \
+                or packet.length <= worker.tables.sas[packet.sa].sequence.path_mtu:
+            continue
+        if outer.count + PIECES_MAX > BATCH_MAX:
+            _dispatch(worker, outer)
+            outer.count = 0
+        # Its room was that around the inner packet.
+        packet.headroom = <uint16_t>(packet.headroom - LEAD_MOST) if packet.headroom > LEAD_MOST else 0
+        packet.tailroom = 0
+        made = fragment_packet(worker.ports[0].frames, packet, worker.tables.sas[packet.sa].sequence.path_mtu,
+                               <uint32_t>packet.sequence + worker.tables.sas[packet.sa].hot.spi * ID_STEP,
+                               &outer.packets[outer.count])
+        if made == 0:
+            packet.verdict = DROP_TOO_BIG
+            continue
+        outer.count += made
+        worker.tables.worker.verdicts[<int>FRAGMENTED] += made - 1
+        packet.verdict = ICMP_SENT      # dispatch: nothing left to do
+    _dispatch(worker, pieces)
+    _dispatch(worker, outer)
+    pieces.count = 0
+    outer.count = 0
 
 
 cdef inline void _count(Worker *worker, const Packet *packet) noexcept nogil:

@@ -37,6 +37,7 @@ cdef enum PacketFlag:
     PACKET_NO_PORTS = 4         # transport header not present (later fragment) or has no ports
     PACKET_UDP_ENCAP = 8        # inbound: ESP was inside UDP
     PACKET_WHOLE_CHECKSUM = 16  # receive knows that the TCP/UDP checksum is complete
+    PACKET_CUT_AFTER = 32       # outbound: may be over the MTU, its outer packet will be fragmented
 
 cdef struct Packet:             # 64 bytes, one cache line
     uint8_t  *data              # first byte of the packet as it stands now (link header, then IP header)
@@ -123,7 +124,8 @@ cdef struct Port:
     uint8_t index               # position in the worker's port list; Adjacency.port refers to it
     uint8_t has_ipv4
     uint8_t has_ipv6
-    uint8_t spare[3]
+    uint8_t whole_only          # it cannot send fragments: a socket makes its headers
+    uint8_t spare[2]
     uint32_t mtu                # of the interface, bytes of IP packet
     uint8_t ipv4[4]             # source of our ICMP errors on this port
     uint8_t ipv6[16]

@@ -80,9 +80,20 @@ cdef inline bint plain_matches(const PlainSelector *plain, const Packet *packet,
             and in_prefix(addresses.source_high, addresses.source_low,
                           plain.source_high, plain.source_low, plain.source_prefix))
 
+cdef inline bint _ports_match(uint16_t first, uint16_t last, uint16_t port, uint8_t flags) noexcept nogil:
+    """One side's ports. A packet without ports (a later fragment, ESP) has 0: only ANY and OPAQUE take it.
+
+    A range that is upside down is OPAQUE (RFC 4301 4.4.1.1): packets whose ports cannot be seen, and no other.
+    """
+    if first == 0 and last == 65535:
+        return True
+    if flags & PACKET_NO_PORTS:
+        return first > last
+    return first <= port <= last
+
 cdef inline bint selector_matches(const Selector *selector, const Packet *packet,
                                   const Addresses *addresses) noexcept nogil:
-    """RFC 4301 4.4.1.1: ranges of addresses and ports, protocol; OPAQUE ports match only ANY."""
+    """RFC 4301 4.4.1.1: ranges of addresses and ports, protocol; ANY takes packets without ports too."""
     if selector.family != packet.family:
         return False
     if selector.protocol != 0 and selector.protocol != packet.protocol:
@@ -101,16 +112,9 @@ cdef inline bint selector_matches(const Selector *selector, const Packet *packet
               and not_below(selector.destination_last_high, selector.destination_last_low,
                             addresses.destination_high, addresses.destination_low)):
         return False
-    # A packet without ports (a later fragment, ESP, ...) has 0 and 0; a selector that is not ANY must not take it.
-    if selector.source_port_last - selector.source_port_first != 65535:
-        if packet.flags & PACKET_NO_PORTS or packet.source_port < selector.source_port_first \
-                or packet.source_port > selector.source_port_last:
-            return False
-    if selector.destination_port_last - selector.destination_port_first != 65535:
-        if packet.flags & PACKET_NO_PORTS or packet.destination_port < selector.destination_port_first \
-                or packet.destination_port > selector.destination_port_last:
-            return False
-    return True
+    return (_ports_match(selector.source_port_first, selector.source_port_last, packet.source_port, packet.flags)
+            and _ports_match(selector.destination_port_first, selector.destination_port_last,
+                             packet.destination_port, packet.flags))
 
 cdef inline bint not_below(uint64_t high, uint64_t low, uint64_t floor_high, uint64_t floor_low) noexcept nogil:
     """128-bit (high, low) >= (floor_high, floor_low)."""

@@ -56,12 +56,20 @@ cdef enum SaFlag:
     SA_LIVE = 64                # slot in use
     SA_MSS_CLAMP = 128          # clamp TCP MSS to what fits the tunnel
 
-cdef struct SaSequence:         # 64 bytes: written by workers
+cdef enum Oversize:             # what becomes of a packet over the SA's MTU that may be fragmented
+    CUT_BEFORE = 0              # its pieces are enciphered; their receiver puts them together
+    CUT_AFTER = 1               # the outer packet is fragmented; the peer puts it together before it deciphers
+    CUT_NEVER = 2               # it may not be fragmented: an ICMP error answers it
+
+cdef struct SaSequence:         # 64 bytes: outbound only; numbers are written by workers
     uint64_t next               # host order; the next number to send; never reused (atomic)
     uint64_t limit              # exclusive; workers use numbers below it only
     uint8_t  iv_mask[16]        # XORed into the number: the IV (AEAD: bytes 0-7) or the nonce block (CBC)
     uint64_t hard_limit         # exclusive: 2**32, or 2**64 - 2**32 with ESN, so that `next` may pass it a little
-    uint8_t  spare[24]
+    uint16_t path_mtu           # largest outer packet, host order; control changes it with SaHot.inner_mtu
+    uint16_t pad_to             # inner packets are padded to so many bytes (RFC 4303 2.7), host order; 0: they are not
+    uint8_t  oversize           # Oversize
+    uint8_t  spare[19]
 
 cdef struct SaHot:              # 64 bytes: read per packet; while live only `adjacency` and `inner_mtu` change
     uint8_t  header[40]         # outer IP header template (IPv4 in the first 20); length, ID, checksum zero. Its
@@ -121,7 +129,7 @@ cdef struct Selector:           # 96 bytes. Oriented like the packet: source and
     uint64_t source_last_high, source_last_low
     uint64_t destination_first_high, destination_first_low
     uint64_t destination_last_high, destination_last_low
-    uint16_t source_port_first, source_port_last        # host order; 0..65535 is ANY and matches packets without ports
+    uint16_t source_port_first, source_port_last        # host order; 0..65535 is ANY, 65535..0 OPAQUE
     uint16_t destination_port_first, destination_port_last
     uint8_t  family             # 4 or 6
     uint8_t  protocol           # 0 is ANY

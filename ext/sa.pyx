@@ -274,9 +274,11 @@ cdef class TablesView:
             raise IndexError(f"adjacency {adjacency}; the table holds {self.c.header.max_adjacencies}")
         store32(&self._sa(sa).hot.adjacency, adjacency)
 
-    def set_inner_mtu(self, uint32_t sa, uint16_t mtu):
-        """SA `sa` takes inner packets of up to `mtu` bytes from now on."""
-        store16(&self._sa(sa).hot.inner_mtu, mtu)
+    def set_mtu(self, uint32_t sa, uint16_t inner, uint16_t path):
+        """SA `sa` takes inner packets of up to `inner` bytes from now on, and sends outer ones of up to `path`."""
+        cdef Sa *entry = self._sa(sa)
+        store16(&entry.sequence.path_mtu, path)
+        store16(&entry.hot.inner_mtu, inner)
 
     def set_policy_sa(self, uint32_t policy, uint32_t sa):
         """Policy `policy` protects with outbound SA `sa` from now on (NO_INDEX: none)."""

@@ -528,6 +528,7 @@ cdef class UdpPort(PortHandle):
         self.c.state = &self.state
         self.c.receive = udp_receive
         self.c.transmit = udp_transmit
+        self.c.whole_only = True
         self.c.flush = _flush
         self.c.arm = udp_arm
 

@@ -55,8 +55,9 @@ LIMITS = Limits(
     max_prefixes=16384,
     max_candidates=131072,
 )
-# A packet that is answered by an ICMP error keeps its own verdict; these count the answer.
-_ANSWERS = ("icmp_sent", "icmp_limit")
+# A packet that is answered by an ICMP error keeps its own verdict; these count the answer. Each piece of one that is
+# fragmented has a verdict, and "fragmented" counts how many more that makes.
+_ANSWERS = ("icmp_sent", "icmp_limit", "fragmented")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,7 @@ class Gateway:
         # Answers to decrypted packets go back through the tunnel and get a verdict of their own there.
         answered = result.verdicts["icmp_sent"] if entry is self.wan else 0
         counted = sum(count for name, count in result.verdicts.items() if name not in _ANSWERS)
-        assert counted == len(packets) + answered, result.verdicts
+        assert counted == len(packets) + answered + result.verdicts["fragmented"], result.verdicts
         return result
 
     def _counters(self) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from control.config.proposals import read_proposals
-from control.config.sas import dscp_of, replay_window
+from control.config.sas import dscp_of, fragment_of, replay_window, tfc_padding
 from control.config.selectors import parse_selector
 from control.config.table import Table
 from control.config.values import parse_duration, parse_size
@@ -34,7 +34,7 @@ CHILD_KEYS = (
         "close_action",
         "dpd_action",
     ),
-    *("df", "dscp", "mss_clamp", "replay_window"),
+    *("df", "dscp", "fragment", "mss_clamp", "replay_window", "tfc_padding"),
 )
 SELECTORS_MOST = 32  # of one side; their pairs become SPD entries
 _TS = 'a selector such as "10.1.0.0/24", "dynamic" or "10.1.0.9/32[tcp/443]", or a list of them'
@@ -83,6 +83,8 @@ def read_child(
         df=Df(table.choice("df", [each.value for each in Df], "copy") or "copy"),
         dscp=dscp_of(table),
         mss_clamp=table.boolean("mss_clamp", False),
+        fragment=fragment_of(table),
+        tfc_padding=tfc_padding(table),
     )
     if not embedded:
         table.finish()
@@ -146,7 +148,7 @@ def _check_transport(
                     'themselves; want it left out, "dynamic", or "dynamic[tcp/443]"',
                 )
                 break
-    for key in ("dscp", "df"):
+    for key in ("dscp", "df", "fragment", "tfc_padding"):
         if table.has(key):
             table.error(key, 'has no meaning with mode = "transport", where packets keep their own IP header')
 

@@ -24,6 +24,7 @@ from control.config.checks import (
     check_sas,
     check_use,
 )
+from control.config.children import duration
 from control.config.ike import read_ike
 from control.config.policies import Policy, read_policies
 from control.config.problems import ConfigError, Problem, kind, show
@@ -155,6 +156,7 @@ def _read_gateway(table: Table) -> GatewaySettings:
         run_dir=_directory(table, "run_dir", "/run/esplanade"),
         log_level=table.choice("log_level", ("debug", "info", "warning", "error"), "info") or "info",
         log_json=table.boolean("log_json", False),
+        path_mtu_age=duration(table, "path_mtu_age", 600.0, least=1.0) or 600.0,
     )
     table.finish()
     return settings

@@ -13,13 +13,15 @@ from control.config.problems import kind, nearest, show
 from control.config.table import Table
 from control.config.values import (
     ANY_RANGES,
+    ICMP_PROTOCOLS,
     PORT_PROTOCOLS,
     AddressRange,
+    parse_icmp,
     parse_ports,
     parse_protocol,
     parse_ranges,
 )
-from dataplane.model import Action, PolicySpec, SelectorSpec
+from dataplane.model import ANY_PORTS, OPAQUE_PORTS, Action, PolicySpec, SelectorSpec
 
 _ACTIONS = {"protect": Action.PROTECT, "bypass": Action.BYPASS, "discard": Action.DISCARD}
 _RANGES = "an address, a prefix, a first-last range, or a list of them"
@@ -73,6 +75,9 @@ def _selectors(table: Table) -> list[SelectorSpec]:
     local, remote = _ranges(table, "local"), _ranges(table, "remote")
     protocol = _protocol(table)
     local_ports, remote_ports = _ports(table, "local_port", protocol), _ports(table, "remote_port", protocol)
+    icmp = _icmp(table, protocol)
+    if icmp is not None:
+        local_ports = remote_ports = icmp
     if local is None or remote is None:
         return []
     if len(local) * len(remote) > _PAIRS_MAX:
@@ -130,23 +135,52 @@ def _protocol(table: Table) -> int | None:
 
 
 def _ports(table: Table, key: str, protocol: int | None) -> tuple[int, int]:
-    """Ports as number or "a-b"; they need a protocol that has ports."""
+    """Ports as number or "a-b"; they need a protocol that has ports. Any protocol can hide them: "opaque"."""
     value = table.raw(key)
-    if value is None:
-        return 0, 65535
+    if value is None or value == "any":
+        return ANY_PORTS
+    if value == "opaque":
+        return OPAQUE_PORTS
     if protocol is not None and protocol not in PORT_PROTOCOLS:
         table.error(
             key,
             f"needs protocol = {', '.join(PORT_PROTOCOLS.values())}; got protocol "
             f"{protocol if protocol else 'any'}, which has no ports",
         )
-        return 0, 65535
+        return ANY_PORTS
     if isinstance(value, int) and not isinstance(value, bool):
         if 0 <= value <= 65535:
             return value, value
         table.error(key, f"got {show(value)}, want a port from 0 to 65535")
-        return 0, 65535
-    return table.parsed(key, parse_ports) or (0, 65535)
+        return ANY_PORTS
+    return table.parsed(key, parse_ports) or ANY_PORTS
+
+
+def _icmp(table: Table, protocol: int | None) -> tuple[int, int] | None:
+    """Message type and code of ICMP, which stand where ports do (RFC 4301 section 4.4.1.1); None for any."""
+    value = table.raw("icmp")
+    if value is None:
+        return None
+    if protocol is not None and protocol not in ICMP_PROTOCOLS:
+        table.error(
+            "icmp", f'needs protocol = "icmp" or "icmpv6"; got protocol {protocol if protocol else "any"}'
+        )
+        return None
+    if any(table.has(key) for key in ("local_port", "remote_port")):
+        table.error("icmp", "stands in the place of ports; leave local_port and remote_port out")
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        table.error(
+            "icmp", f'got {kind(value)} ({show(value)}), want a type such as 8, or "3(4)" with its code'
+        )
+        return None
+    try:
+        return parse_icmp(value)
+    except ValueError as error:
+        table.error("icmp", f"got {show(value)}, {error}")
+        return None
 
 
 def _inbound(table: Table, sa_names: list[str]) -> tuple[str, ...]:

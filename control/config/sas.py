@@ -6,7 +6,19 @@ from control.config.problems import kind, show
 from control.config.proposal import AH_EXAMPLES, EXAMPLES, format_proposal, parse_ah_proposal, parse_proposal
 from control.config.table import Table
 from control.config.values import parse_address, parse_hex, parse_spi
-from dataplane.model import Address, Df, Direction, Encap, EspProposal, Integrity, Mode, Protocol, SaSpec
+from dataplane.model import (
+    TFC_MTU,
+    Address,
+    Df,
+    Direction,
+    Encap,
+    EspProposal,
+    Fragment,
+    Integrity,
+    Mode,
+    Protocol,
+    SaSpec,
+)
 
 
 def read_sa(table: Table) -> SaSpec | None:
@@ -41,7 +53,7 @@ def read_sa(table: Table) -> SaSpec | None:
         )
     nat_original = _nat_original(table, mode, direction, encap)
     if mode is Mode.TRANSPORT:
-        for key in ("dscp", "ttl", "df"):
+        for key in ("dscp", "ttl", "df", "fragment", "tfc_padding"):
             if table.has(key):
                 table.error(
                     key, 'has no meaning with mode = "transport", where packets keep their own IP header'
@@ -50,6 +62,7 @@ def read_sa(table: Table) -> SaSpec | None:
     ttl = table.integer("ttl", 1, 255, 64, "hops")
     df = table.choice("df", tuple(df.value for df in Df), "copy") or "copy"
     mss_clamp = table.boolean("mss_clamp", False)
+    fragment, padding = fragment_of(table), tfc_padding(table)
     table.finish()
     if len(table.report.problems) > before:
         return None
@@ -81,6 +94,8 @@ def read_sa(table: Table) -> SaSpec | None:
         dscp=dscp,
         ttl=ttl,
         mss_clamp=mss_clamp,
+        fragment=fragment,
+        tfc_padding=padding,
     )
 
 
@@ -209,3 +224,16 @@ def dscp_of(table: Table) -> int | None:
         table.raw("dscp")
         return None
     return table.integer("dscp", 0, 63, None, 'code point, or "copy"')
+
+
+def fragment_of(table: Table) -> Fragment:
+    """When packets that are too big, and may be fragmented, are: before or after encapsulation."""
+    return Fragment(table.choice("fragment", tuple(each.value for each in Fragment), "before") or "before")
+
+
+def tfc_padding(table: Table) -> int:
+    """Bytes that inner packets are padded to (RFC 4303 section 2.7), "mtu", or 0 for none; the word is swanctl's."""
+    if table.values.get("tfc_padding") == "mtu":
+        table.raw("tfc_padding")
+        return TFC_MTU
+    return table.integer("tfc_padding", 0, 65534, 0, 'bytes, or "mtu"')

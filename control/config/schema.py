@@ -36,6 +36,7 @@ class GatewaySettings:
     run_dir: Path = Path("/run/esplanade")  # status.sock
     log_level: str = "info"  # debug, info, warning, error
     log_json: bool = False
+    path_mtu_age: float = 600.0  # seconds; RFC 1191 section 6.3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,18 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 
-from control.config.values import PORT_PROTOCOLS, parse_ports, parse_protocol, parse_ranges
+from control.config.values import (
+    ICMP_PROTOCOLS,
+    PORT_PROTOCOLS,
+    parse_icmp,
+    parse_ports,
+    parse_protocol,
+    parse_ranges,
+)
 from control.ike.settings import TrafficSelector
+from dataplane.model import OPAQUE_PORTS
 
 _SPLIT = re.compile(r"([^\[\]]*)(?:\[([^\[\]]*)\])?")
-_ICMP = (1, 58)
-_ICMP_TYPE = re.compile(r"(\d{1,3})(?:\((\d{1,3})\))?")
-OPAQUE = (65535, 0)
 SERVICES = {"http": 80, "https": 443, "ssh": 22, "domain": 53, "smtp": 25, "l2f": 1701, "l2tp": 1701}
 
 
@@ -58,20 +63,11 @@ def _protocol_and_ports(text: str) -> tuple[int, tuple[int, int]]:
     if not slash or port in ("any", "%any", "*"):
         return protocol, (0, 65535)
     if port == "opaque":
-        return protocol, OPAQUE
-    if protocol in _ICMP:
-        return protocol, _icmp(port)
+        return protocol, OPAQUE_PORTS
+    if protocol in ICMP_PROTOCOLS:
+        return protocol, parse_icmp(port)
     if protocol not in PORT_PROTOCOLS:
         raise ValueError(
             f"whose protocol {word.strip() or 'any'} has no ports; want one of {', '.join(PORT_PROTOCOLS.values())}"
         )
     return protocol, parse_ports(str(SERVICES.get(port, port)))
-
-
-def _icmp(text: str) -> tuple[int, int]:
-    """Type and code as the two bytes of a port (RFC 7296 section 3.13.1)."""
-    match = _ICMP_TYPE.fullmatch(text)
-    if match is None or int(match[1]) > 255 or int(match[2] or 0) > 255:
-        raise ValueError("want an ICMP type, or type(code), each from 0 to 255")
-    kind = int(match[1]) << 8
-    return (kind | int(match[2]),) * 2 if match[2] is not None else (kind, kind | 255)

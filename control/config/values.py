@@ -48,8 +48,10 @@ PROTOCOLS = {
     "sctp": 132,
     "udplite": 136,
 }
+ICMP_PROTOCOLS = (1, 58)
 PORT_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 
+_ICMP_TYPE = re.compile(r"(\d{1,3})(?:\((\d{1,3})(?:-(\d{1,3}))?\))?")
 _SPI = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,10}")
 
 AddressRange = tuple[Address, Address]  # first and last, inclusive, of one family
@@ -129,6 +131,16 @@ def parse_ports(text: str) -> tuple[int, int]:
     if not 0 <= first <= last <= 65535:
         raise ValueError("want ports from 0 to 65535, the first not above the last")
     return first, last
+
+
+def parse_icmp(text: str) -> tuple[int, int]:
+    """`type`, `type(code)` or `type(code-code)` as a range of type << 8 | code (RFC 7296 section 3.13.1)."""
+    match = _ICMP_TYPE.fullmatch(text)
+    numbers = [int(each) for each in match.groups() if each is not None] if match is not None else []
+    if not numbers or max(numbers) > 255 or (len(numbers) == 3 and numbers[1] > numbers[2]):
+        raise ValueError("want an ICMP type, type(code) or type(code-code), each from 0 to 255")
+    kind = numbers[0] << 8
+    return (kind | numbers[1], kind | numbers[-1]) if len(numbers) > 1 else (kind, kind | 255)
 
 
 def parse_protocol(text: str) -> int:

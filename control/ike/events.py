@@ -91,6 +91,7 @@ class ChildSa:
     connection: str
     settings: ChildSettings
     mode: Mode
+    tfc: bool = True  # the peer takes packets with TFC padding (RFC 7296 section 1.3.1)
     protocol: Protocol = Protocol.ESP  # or AH
     suite: EspProposal  # of AH its integrity algorithm, the cipher being NULL
     suite_name: str  # strongSwan's keywords, e.g. aes128gcm16-esn-x25519

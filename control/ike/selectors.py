@@ -6,8 +6,8 @@
     accept_narrowed  initiator: the peer's answer, which must be within what was asked
     to_settings      for events; control.sa.selectors has the dataplane's pairs
 
-OPAQUE ports are not supported: the dataplane has no selector for packets without ports but that for any ports, which
-takes them too. A peer that asks for OPAQUE alone gets TS_UNACCEPTABLE.
+OPAQUE ports are for packets that show none, such as later fragments (RFC 4301 section 7.2): ANY has them in it, ranges
+have not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from control.ike.errors import PeerError
 from control.ike.numbers import NotifyType
 from control.ike.record import record
 from control.ike.settings import TrafficSelector
-from control.ike.wire.selector import OPAQUE_PORTS, WireSelector
+from control.ike.wire.selector import ANY_PORTS, OPAQUE_PORTS, WireSelector
 from dataplane.model import Address
 
 MAX_SELECTORS = 32  # of one side after narrowing: a peer may ask for 255 on each side
@@ -88,12 +88,10 @@ def intersect(one: WireSelector, other: WireSelector) -> WireSelector | None:
         return None
     if one.protocol and other.protocol and one.protocol != other.protocol:
         return None
-    if OPAQUE_PORTS in (one.ports, other.ports):
-        return None
     first = max(int(one.first), int(other.first))
     last = min(int(one.last), int(other.last))
-    ports = max(one.ports[0], other.ports[0]), min(one.ports[1], other.ports[1])
-    if first > last or ports[0] > ports[1]:
+    ports = _common_ports(one.ports, other.ports)
+    if first > last or ports is None:
         return None
     version = one.first.version
     return WireSelector(
@@ -104,13 +102,20 @@ def intersect(one: WireSelector, other: WireSelector) -> WireSelector | None:
     )
 
 
+def _common_ports(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int] | None:
+    """The ports in both, if any are; OPAQUE is in ANY and in itself (RFC 4301 section 4.4.1.1)."""
+    if OPAQUE_PORTS in (one, other):
+        return OPAQUE_PORTS if {one, other} <= {OPAQUE_PORTS, ANY_PORTS} else None
+    ports = max(one[0], other[0]), min(one[1], other[1])
+    return ports if ports[0] <= ports[1] else None
+
+
 def contains(outer: WireSelector, inner: WireSelector) -> bool:
     """Whether all of `inner` is in `outer`."""
     return (
         outer.first.version == inner.first.version
         and outer.protocol in (0, inner.protocol)
-        and outer.ports[0] <= inner.ports[0]
-        and inner.ports[1] <= outer.ports[1]
+        and _common_ports(outer.ports, inner.ports) == inner.ports
         and int(outer.first) <= int(inner.first)
         and int(inner.last) <= int(outer.last)
     )

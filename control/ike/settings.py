@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from control.ike.identity import Identity
 from control.ike.numbers import Protocol
 from control.ike.proposal import Proposal
-from dataplane.model import Address, Df, Mode
+from dataplane.model import Address, Df, Fragment, Mode
 
 Network = IPv4Network | IPv6Network
 
@@ -122,6 +122,8 @@ class ChildSettings:
     df: Df = Df.COPY
     dscp: int | None = None
     mss_clamp: bool = False
+    fragment: Fragment = Fragment.BEFORE
+    tfc_padding: int = 0  # as SaSpec has it; nothing is padded for a peer that says it cannot have that
 
     @property
     def protocol(self) -> Protocol:

@@ -124,6 +124,8 @@ def sa_specs(
                 df=settings.df,
                 dscp=settings.dscp,
                 mss_clamp=settings.mss_clamp,
+                fragment=settings.fragment,
+                tfc_padding=settings.tfc_padding if child.tfc else 0,
                 negotiated=True,
                 nat_original=child.nat_original if inbound and encapsulated else None,
             )

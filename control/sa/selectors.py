@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from control.ike.settings import TrafficSelector
 from dataplane.model import Address, SelectorSpec
 
-ANY_PORTS = (0, 65535)
-
 
 def ends(selector: TrafficSelector) -> tuple[Address, Address] | None:
     """First and last address; None for a dynamic selector."""
@@ -57,14 +55,9 @@ def _pair(ours: TrafficSelector, theirs: TrafficSelector) -> SelectorSpec | None
         remote_first=remote[0],
         remote_last=remote[1],
         protocol=ours.protocol or theirs.protocol,
-        local_ports=_ports(ours),
-        remote_ports=_ports(theirs),
+        local_ports=ours.ports,
+        remote_ports=theirs.ports,
     )
-
-
-def _ports(selector: TrafficSelector) -> tuple[int, int]:
-    """OPAQUE (65535, 0) is for packets whose ports cannot be seen; the dataplane has no such match but ANY."""
-    return selector.ports if selector.ports[0] <= selector.ports[1] else ANY_PORTS
 
 
 def width(selector: SelectorSpec) -> tuple[int, int, bool, int, int]:

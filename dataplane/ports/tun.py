@@ -85,6 +85,6 @@ def open_port(spec: PortSpec, queue: int, workers: int, pool: Pool, fds: Mapping
         fd,
         role=0 if spec.role is Role.PROTECTED else 1,
         mtu=spec.mtu,
-        addresses=spec.addresses,
+        addresses=(),  # the kernel takes no ICMP error from an address of its own (ext/icmp.pyx)
         offloads=set_offloads(fd),
     )

@@ -15,7 +15,21 @@ from hypothesis import strategies as st
 
 from control.config import ConfigError, format_proposal, load, parse
 from control.config.proposal import parse_ah_proposal
-from dataplane.model import Action, Cipher, Df, Direction, Encap, Integrity, Mode, Protocol, Role
+from dataplane.model import (
+    ANY_PORTS,
+    OPAQUE_PORTS,
+    TFC_MTU,
+    Action,
+    Cipher,
+    Df,
+    Direction,
+    Encap,
+    Fragment,
+    Integrity,
+    Mode,
+    Protocol,
+    Role,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "00112233445566778899aabbccddeeff01020304"
@@ -52,6 +66,8 @@ GOOD: dict[str, Any] = {
             "dscp": 46,
             "ttl": 9,
             "mss_clamp": True,
+            "fragment": "after",
+            "tfc_padding": "mtu",
         },
     ],
     "policy": [
@@ -106,6 +122,8 @@ def test_every_key_arrives() -> None:
         9,
     )
     assert inbound.mss_clamp and len(inbound.selectors) == 2
+    assert (out.fragment, out.tfc_padding) == (Fragment.BEFORE, 0)
+    assert (inbound.fragment, inbound.tfc_padding) == (Fragment.AFTER, TFC_MTU)
     first = inbound.selectors[1]
     assert (first.remote_first, first.remote_last) == (ip_address("10.3.0.1"), ip_address("10.3.0.9"))
     assert (first.protocol, first.local_ports, first.remote_ports) == (6, (5, 5), (8000, 8999))
@@ -470,6 +488,39 @@ def test_socket_ports_need_fitting_sas() -> None:
     assert parse(values).ports[1].encap_port == 4501
 
 
+def test_ports_that_are_none() -> None:
+    """RFC 4301 section 4.4.1.1: OPAQUE ports, and type and code of ICMP in their place."""
+    values = copy.deepcopy(GOOD)
+    policy = values["policy"][0]
+    policy["local_port"], policy["remote_port"] = "any", "opaque"
+    selector = parse(values).policies[0].selector
+    assert (selector.local_ports, selector.remote_ports) == (ANY_PORTS, OPAQUE_PORTS)
+    del policy["protocol"]
+    assert parse(values).policies[0].selector.remote_ports == OPAQUE_PORTS
+    del policy["local_port"], policy["remote_port"]
+    policy["protocol"] = "icmp"
+    for icmp, ports in ((8, (0x800, 0x8FF)), ("3(4)", (0x304, 0x304)), ("3(0-3)", (0x300, 0x303))):
+        policy["icmp"] = icmp
+        selector = parse(values).policies[0].selector
+        assert (selector.protocol, selector.local_ports, selector.remote_ports) == (1, ports, ports)
+    for icmp, why in (
+        ("3(5-4)", "got '3(5-4)', want an ICMP type, type(code) or type(code-code), each from 0 to 255"),
+        (256, "got '256', want an ICMP type, type(code) or type(code-code), each from 0 to 255"),
+        (True, 'got a boolean (true), want a type such as 8, or "3(4)" with its code'),
+    ):
+        policy["icmp"] = icmp
+        assert problems(values) == [f'x.toml: policy[0].icmp ("web"): {why}']
+    policy["icmp"], policy["local_port"] = 8, "opaque"
+    assert problems(values) == [
+        'x.toml: policy[0].icmp ("web"): stands in the place of ports; leave local_port and remote_port out'
+    ]
+    del policy["local_port"]
+    policy["protocol"] = "udp"
+    assert problems(values) == [
+        'x.toml: policy[0].icmp ("web"): needs protocol = "icmp" or "icmpv6"; got protocol 17'
+    ]
+
+
 def test_warnings(tmp_path: Path) -> None:
     text = (ROOT / "examples" / "site-to-site.toml").read_text()
     path = tmp_path / "gateway.toml"
@@ -604,7 +655,7 @@ def transport() -> dict[str, Any]:
     values = copy.deepcopy(GOOD)
     for sa in values["sa"]:
         sa["mode"] = "transport"
-        for key in ("df", "dscp", "ttl"):
+        for key in ("df", "dscp", "ttl", "fragment", "tfc_padding"):
             sa.pop(key, None)
     values["policy"] = [
         {

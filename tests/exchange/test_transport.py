@@ -391,7 +391,8 @@ def test_path_mtu(make_gateway: MakeGateway) -> None:
             assert sent.verdicts == {"pass": 1}
             block = ours.proposal.alignment
             assert 1500 - 2 * block < len(sent.packets[0]) <= 1500
-            over = make.udp_packet(family, bytes(room + 1), **ends(family))
+            df = {"df": True} if family == 4 else {}
+            over = make.udp_packet(family, bytes(room + 1), **df, **ends(family))
             assert gateway.send([over]).verdicts["too_big"] == 1
             if family == 4:
                 for words in range(1, 11):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from dataclasses import replace
@@ -124,6 +125,44 @@ def test_tos_outward(make_gateway: MakeGateway, suite: object, outer: int, inner
             assert tos_of(header) == (tos if dscp is None else dscp << 2 | tos & 3), (dscp, hex(tos))
             assert opened == packet
             assert outer == 6 or checksum(header) == 0
+
+
+@pytest.mark.parametrize(("outer", "inner"), MIXES)
+def test_every_combination_outward(make_gateway: MakeGateway, outer: int, inner: int) -> None:
+    """RFC 4301 section 5.1.2.1 and RFC 6040 section 4.1, row by row: 256 bytes of DSCP and ECN, DF, each setting."""
+    dfs = (False, True) if inner == 4 else (True,)
+    for df, dscp in itertools.product(Df, (None, 0, 10, 63)):
+        gateway = make_gateway()
+        gateway.add(outbound_sa(GCM, family=outer, df=df, dscp=dscp))
+        gateway.protect("out")
+        rows = [(tos, inner_df) for tos in range(256) for inner_df in dfs]
+        packets = [udp_packet(inner, tos=tos, **({"df": bit} if inner == 4 else {})) for tos, bit in rows]
+        sent = gateway.send(packets).packets
+        for (tos, bit), wire in zip(rows, sent, strict=True):
+            assert tos_of(wire) == (tos if dscp is None else dscp << 2 | tos & 3)
+            if outer == 4:
+                assert wire[6] == {Df.COPY: bit, Df.SET: True, Df.CLEAR: False}[df] << 6
+
+
+@pytest.mark.parametrize(("outer", "inner"), MIXES)
+def test_every_combination_inward(make_gateway: MakeGateway, outer: int, inner: int) -> None:
+    """RFC 4301 section 5.1.2.1, RFC 6040 section 4.2: the inner DSCP and DF stay whatever the outer ones are."""
+    gateway = make_gateway()
+    spec = inbound_sa(NULL, family=outer)
+    gateway.add(spec)
+    peer = Peer(spec)
+    chance = random.Random(outer * 10 + inner)
+    for tos in range(256):
+        df = {"df": bool(tos & 4)} if inner == 4 else {}
+        packet = returning(inner, tos=tos, **df)
+        outside = [chance.randrange(64) << 2 | ecn for ecn in (NOT_ECT, ECT0, ECT1, CE)]
+        extra = {"df": bool(tos & 8)} if outer == 4 else {}
+        result = gateway.receive([peer.wrap(peer.esp(packet), tos=each, **extra) for each in outside])
+        fields = [DECAPSULATED[tos & 3][each & 3] for each in outside]
+        assert result.packets == [
+            returning(inner, tos=tos & 0xFC | field, **df) for field in fields if field is not None
+        ]
+        assert result.verdicts["ecn"] == fields.count(None)
 
 
 # --- DF and ID ----------------------------------------------------------------------------------------
@@ -321,7 +360,7 @@ def test_packet_too_big_says_1280_at_least(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(mtu=1300)
     gateway.add(outbound_sa(GCM))
     gateway.protect("out")
-    over = udp_packet(6, bytes(1210))
+    over = udp_packet(6, bytes(1280 - 47))
     check_error(gateway.send([over]).back[0], over, 2, 0, 1280)
 
 

@@ -132,7 +132,7 @@ def test_too_big_for_the_other_tunnel(west: Gateway, hub: Gateway) -> None:
         name="east", action=Action.PROTECT, selector=selector("0.0.0.0/0", "10.3.0.0/16"), sa="to-east"
     )
     hub.set_policies([to_west, to_east])
-    hub.tables.view.set_inner_mtu(hub.indices["to-east"], 1000)
+    hub.tables.view.set_mtu(hub.indices["to-east"], 1000, 1054)
     cause = udp_packet(4, bytes(1100), source="10.2.0.1", destination="10.3.0.1", df=True)
     small = udp_packet(4, b"small", source="10.2.0.1", destination="10.3.0.1")
     result = hub.receive(west.send([small, cause, small]).packets)

@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.model import Action, Address, AdjacencySpec, PolicySpec, RouteSpec, SelectorSpec
+from dataplane.model import (
+    OPAQUE_PORTS,
+    Action,
+    Address,
+    AdjacencySpec,
+    PolicySpec,
+    RouteSpec,
+    SelectorSpec,
+)
 from tests.esp import Peer
 from tests.exchange.suites import NULL_SHA256, SUITES, inbound_sa, outbound_sa
 from tests.ext.crypto_jobs import ENGINES
@@ -63,6 +71,10 @@ def matches(selector: SelectorSpec, seen: Seen) -> bool:
     for (low, high), place in ((selector.local_ports, 0), (selector.remote_ports, 1)):
         if (low, high) == (0, 65535):
             continue
+        if (low, high) == (65535, 0):  # OPAQUE
+            if seen.ports is not None:
+                return False
+            continue
         if seen.ports is None or not low <= seen.ports[place] <= high:
             return False
     return True
@@ -100,7 +112,9 @@ def make_range(chance: random.Random, family: int) -> tuple[Address, Address]:
 
 
 def make_ports(chance: random.Random) -> tuple[int, int]:
-    """ANY, one port, or a range; 0 and 65535 among the ends."""
+    """ANY, OPAQUE, one port, or a range; 0 and 65535 among the ends."""
+    if not chance.randrange(8):
+        return OPAQUE_PORTS
     ends = sorted(
         (chance.choice((0, 1, 53, 0x0800, 4000, 65535)), chance.choice((0, 53, 80, 0x0801, 65534, 65535)))
     )

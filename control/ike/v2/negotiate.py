@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from control.ike.errors import LocalError, PeerError
 from control.ike.events import ChildSa, Failure
@@ -71,6 +72,7 @@ class Agreed:
     spi_in: int
     spi_out: int
     mode: Mode
+    tfc: bool  # the peer takes packets with TFC padding (RFC 7296 section 1.3.1)
     selectors: Narrowed
     nat_original: tuple[Address, Address] | None = None  # transport mode: see `ChildSa`
 
@@ -169,6 +171,7 @@ def accept(sa: IkeSa, request: ChildRequest, response: Incoming) -> Agreed:
         spi_in=request.spi,
         spi_out=spi_out,
         mode=Mode.TRANSPORT if is_transport else Mode.TUNNEL,
+        tfc=response.notify(NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED) is None,
         selectors=selectors,
         nat_original=original,
     )
@@ -257,6 +260,7 @@ def answer(
         spi_in=sa.host.new_child_spi(),
         spi_out=spi_out,
         mode=mode,
+        tfc=request.notify(NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED) is None,
         selectors=selectors,
         nat_original=transport.original(sa, local, remote) if mode is Mode.TRANSPORT else None,
     )
@@ -398,6 +402,8 @@ def install(
         now=now,
         random=sa.host.random,
     )
+    if not agreed.tfc:
+        spec = replace(spec, tfc=False)
     return sa.add_child(spec, outbound=outbound, replaces=replaces)
 
 

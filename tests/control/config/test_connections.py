@@ -22,7 +22,7 @@ from control.ike.settings import (
     TrafficSelector,
     Unique,
 )
-from dataplane.model import Mode
+from dataplane.model import TFC_MTU, Fragment, Mode
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 SECRET = "correct horse battery staple"
@@ -104,9 +104,12 @@ replay_window = 64
 df = "set"
 dscp = 46
 mss_clamp = true
+fragment = "after"
+tfc_padding = 1000
 
 [connections.office.children.voice]
 start_action = "trap"
+tfc_padding = "mtu"
 
 [connections.people]
 local = { certs = "gw" }
@@ -227,6 +230,9 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         *(StartAction.START, StartAction.NONE, DpdAction.CLEAR),
     )
     assert (web.replay_window, web.df.value, web.dscp, web.mss_clamp) == (64, "set", 46, True)
+    assert (web.fragment, web.tfc_padding, voice.fragment, voice.tfc_padding) == (
+        *(Fragment.AFTER, 1000, Fragment.BEFORE, TFC_MTU),
+    )
     assert voice.mode is Mode.TUNNEL and voice.local == (TrafficSelector(),)
     people = ike.connection("people")
     assert people.local.auth is Auth.PUBKEY and people.remote.auth is Auth.EAP
@@ -532,6 +538,7 @@ def test_ports_are_named_after_their_interfaces() -> None:
         ),
         ("dynamic[icmp/8]", TrafficSelector(protocol=1, ports=(0x800, 0x8FF))),
         ("dynamic[ipv6-icmp/1(4)]", TrafficSelector(protocol=58, ports=(0x104, 0x104))),
+        ("dynamic[icmp/3(1-4)]", TrafficSelector(protocol=1, ports=(0x301, 0x304))),
         ("dynamic[47]", TrafficSelector(protocol=47)),
         ("dynamic[tcp/any]", TrafficSelector(protocol=6)),
     ],

@@ -18,11 +18,14 @@ from control.ike.events import (
     PathChanged,
 )
 from control.ike.identity import Identity
-from control.ike.numbers import Exchange, PayloadType
+from control.ike.numbers import Exchange, NotifyType, PayloadType
 from control.ike.settings import Auth, AuthSettings, Choice, Connection, EndpointSettings, Unique
+from control.ike.v2 import negotiate
 from control.ike.v2.sa import Feature
+from control.ike.v2.task import Outgoing
 from control.pki.settings import PostquantumKey
 from control.pki.store import Credentials
+from control.sa.children import sa_specs
 from tests.control.ike import test_eap
 from tests.control.ike.pair import (
     ADDRESS_A,
@@ -465,3 +468,23 @@ def test_clients_are_told_apart_by_their_eap_identity(second: str, left: int) ->
     pair.initiate()
     pair.run(300.0)
     assert len(pair.b.ikes) == left
+
+
+@pytest.mark.parametrize("who", ["initiator", "responder"])
+def test_a_peer_that_takes_no_padding(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 7296 section 1.3.1: who sends ESP_TFC_PADDING_NOT_SUPPORTED gets packets without."""
+    name = "add_request" if who == "initiator" else "add_answer"
+    before = getattr(negotiate, name)
+
+    def refusing(message: Outgoing, agreed: Any) -> None:
+        message.notify(NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED)
+        before(message, agreed)
+
+    monkeypatch.setattr(negotiate, name, refusing)
+    a = connection_a(children=(child(tfc_padding=1000),))
+    pair = Pair(a=a, b=mirror(a)).up()
+    (ours,), (theirs,) = pair.a.children.values(), pair.b.children.values()
+    assert (ours.tfc, theirs.tfc) == ((True, False) if who == "initiator" else (False, True))
+    for each in (ours, theirs):
+        _, outbound = sa_specs(each, each.path, each.encapsulated, ())
+        assert outbound.tfc_padding == (1000 if each.tfc else 0)
