@@ -165,7 +165,7 @@ def test_largest(make_gateway: MakeGateway) -> None:
         gateway = make_gateway()
         spec = add_outbound(gateway, proposal, family=family)
         room = spec.inner_mtu(1500)
-        result = gateway.send([udp_packet(4, bytes(room - 28)), udp_packet(4, bytes(room - 27))])
+        result = gateway.send([udp_packet(4, bytes(room - 28)), udp_packet(4, bytes(room - 27), df=True)])
         assert result.verdicts == {"pass": 1, "too_big": 1, "icmp_sent": 1}
         assert len(result.packets[0]) == 1500
 

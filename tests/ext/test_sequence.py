@@ -106,7 +106,7 @@ def test_every_number_once(make_gateway: MakeGateway) -> None:
     order = [at * at % 11 for at in range(640)]  # 9 and 10 have no policy
     big = bytes(1450)
     packets = [
-        udp_packet(4, big if at % 7 == 3 else b"n%d" % at, destination=host(to))
+        udp_packet(4, big if at % 7 == 3 else b"n%d" % at, destination=host(to), df=True)
         for at, to in enumerate(order)
     ]
     result = gateway.send(packets)
@@ -139,7 +139,7 @@ def test_last_used_is_of_packets_that_passed(make_gateway: MakeGateway) -> None:
     gateway.protect("out")
     counters = gateway.tables.sa_counters[0]
     index = gateway.indices["out"]
-    assert gateway.send([udp_packet(4, bytes(1480))]).verdicts["too_big"] == 1
+    assert gateway.send([udp_packet(4, bytes(1480), df=True)]).verdicts["too_big"] == 1
     assert counters[index]["last_used"] == 0
     gateway.send([PACKET])
     used = int(counters[index]["last_used"])
