@@ -31,7 +31,7 @@ from control.net.mirror import Link, Way
 from control.net.netlink import NetlinkMirror
 from control.net.tun import TunDevice, TunError
 from control.path_mtu import PathMtuKeeper
-from control.ports import PortSetupError, mirror_ports, port_specs
+from control.ports import PortSetupError, helper_specs, mirror_ports, port_specs
 from control.reload import Changes, compare
 from control.sa.spd import Spd
 from dataplane.api import DataPlane, DataPlaneError
@@ -151,7 +151,7 @@ class Gateway:
         specs = port_specs(config, self.mirror.mirror, self.mirror.path_mtu)
         self._specs = {spec.name: spec for spec in specs}
         self.dataplane = DataPlane.create(
-            ports=specs,
+            ports=[*specs, *helper_specs(config, specs)],
             workers=config.gateway.workers,
             engine=config.gateway.engine,
             state_dir=config.gateway.state_dir,

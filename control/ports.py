@@ -2,6 +2,9 @@
 
 MAC, MTU and addresses of interfaces come from the netlink mirror; a TUN device's MTU from what the tunnels
 leave inside their paths; the addresses of socket ports from the SAs.
+
+Fragments that reach an interface of ours go to the kernel, which puts them together; `helper_specs` are the sockets
+that take what came of them (docs/adr/0067-the-kernel-reassembles.md).
 """
 
 from __future__ import annotations
@@ -9,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
+from typing import Any
 
 from control.config import Config, PortConfig
 from control.net.mirror import Mirror, MirrorPort
-from dataplane.model import Address, Direction, PortSpec, SaSpec
+from dataplane.model import Address, Direction, PortSpec, Role, SaSpec
 
 ETHERNET_MTU = 1500
+ENCAPSULATION_MOST = 128  # bytes that no SA's headers and trailer exceed
 SOCKET_MTU_MOST = 9216  # a socket port over a loopback path needs no frames of 64 KiB
 IKE_TUN_MTU = (
     1400  # the suites are negotiated later; what AES-GCM in UDP over IPv6 leaves of 1500, rounded down
@@ -47,6 +52,30 @@ def port_specs(config: Config, mirror: Mirror, path_mtu: PathMtu) -> list[PortSp
     if problems:
         raise PortSetupError("; ".join(problems))
     return specs
+
+
+def helper_specs(config: Config, specs: Sequence[PortSpec]) -> list[PortSpec]:
+    """Ports beside the configured ones, for ESP and AH that the kernel had to reassemble, in UDP too."""
+    outside = [spec for spec in specs if spec.role is Role.UNPROTECTED]
+    read = [spec for spec in outside if spec.mac]
+    if not read:
+        return []
+    room = max(spec.mtu for spec in specs) + ENCAPSULATION_MOST  # for the largest that can be delivered
+    common: dict[str, Any] = {
+        "role": Role.UNPROTECTED,
+        "interface": "",
+        "mtu": room,
+        "options": {"seldom": "on"},
+        "helper": True,
+    }
+    made = []
+    if all(spec.driver != "raw" for spec in outside):
+        made.append(PortSpec(name="reassembled", driver="raw", **common))
+    encapsulated = config.ike.connections or any(sa.encap is not None for sa in config.sas)
+    if encapsulated and all(spec.driver != "udp" for spec in outside):
+        for port in sorted({spec.encap_port for spec in read}):
+            made.append(PortSpec(name=f"reassembled-{port}", driver="udp", encap_port=port, **common))
+    return made
 
 
 def _port_spec(

@@ -152,7 +152,7 @@ class DataPlane(Book):
 
         opened: dict[Address, int] = {}
         for index, spec in enumerate(self._specs):
-            if spec.driver != "udp":
+            if spec.driver != "udp" or (spec.helper and spec.encap_port != port):
                 continue
             if spec.encap_port != port:
                 raise DataPlaneError(

@@ -393,6 +393,7 @@ class PortSpec:
     xdp_mode: str = "auto"  # auto, native, generic
     zero_copy: str = "auto"  # auto, on, off
     options: dict[str, str] = field(default_factory=dict)
+    helper: bool = False  # nobody has configured it: no part of what users are told
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,9 +135,11 @@ def worker_stats(tables: Tables, states: Iterable[WorkerState]) -> tuple[WorkerS
 def port_stats(
     tables: Tables, specs: Sequence[PortSpec], states: Sequence[WorkerState]
 ) -> tuple[PortStats, ...]:
-    """Of every port, in the workers' order."""
+    """Of every port that was configured, in the workers' order."""
     found = []
     for index, spec in enumerate(specs):
+        if spec.helper:
+            continue
         counters = tables.workers["ports"][:, index]
         modes = dict.fromkeys(state.modes[spec.name] for state in states if spec.name in state.modes)
         sums = {name: int(counters[name].sum()) for name in layout.PORT_COUNTERS.names or ()}

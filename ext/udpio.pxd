@@ -47,8 +47,14 @@ cdef struct Pair:               # the sockets of both families
     uint32_t turn               # calls of receive
     uint32_t ipv6_first         # 0 or 1: the family that brought packets last is looked at first
 
+cdef struct Seldom:             # when a port that has little to bring is looked at
+    uint32_t on                 # 0: always
+    uint32_t calls
+    uint32_t busy               # it brought something, or the worker has slept
+
 cdef struct UdpState:
     Pair sockets
+    Seldom seldom
     uint32_t segmenting         # Segmenting
     uint64_t too_big            # datagrams refused with EMSGSIZE
     uint32_t counts[BATCH_MAX]  # packets in each message
@@ -60,6 +66,7 @@ cdef struct UdpState:
 cdef struct RawState:
     Pair sockets                # of ESP
     Pair ah
+    Seldom seldom
     uint32_t turn               # calls of receive
     uint32_t ah_busy            # the last look at AH's sockets found something
     Sender sender

@@ -12,6 +12,7 @@ class UdpPort(PortHandle):
         role: int = 1,
         mtu: int = 1500,
         addresses: Iterable[object] = (),
+        seldom: bool = False,
     ) -> None: ...
     def close(self) -> None: ...
     @property
@@ -29,5 +30,6 @@ class RawPort(PortHandle):
         role: int = 1,
         mtu: int = 1500,
         addresses: Iterable[object] = (),
+        seldom: bool = False,
     ) -> None: ...
     def close(self) -> None: ...

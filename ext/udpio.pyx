@@ -11,6 +11,8 @@ what survived: addresses, ports, TOS (ECN included), and a TTL of 64 where the s
 The sockets come from dataplane.ports.udp and .raw. Sockets cannot send what the header says of DF, ID and TTL: UDP
 sends with DF and the route's TTL (IP_PMTUDISC_PROBE: never fragmented here; too long is EMSGSIZE, counted).
 One port has up to two sockets, one per family, and a raw one as many for each protocol; `fd` is an epoll of all.
+A port that is there for reassembled fragments only, beside one that reads the interface, is `seldom` looked at: a
+system call per round would cost the others' packets more than its own are worth.
 """
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, errno
@@ -34,12 +36,13 @@ from ext.packet cimport (
 from ext.packetsock cimport NO_FRAME
 from ext.rawsock cimport put_name, send_whole, sender_init, settle
 from ext.segment cimport SUPER_HEAD, SUPER_MAX, describe, splits
-from ext.wire cimport PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_UDP, raw32, restamp_ipv4, store16, store32
+from ext.wire cimport PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_UDP, likely, raw32, restamp_ipv4, store16, store32
 
 cdef enum:
     STRIDE = SUPER_HEAD + SUPER_MAX
     OUTER_TTL = 64
     QUIET_TURNS = 15            # a quiet family is looked at in one of 16 calls (a power of two less one)
+    SELDOM_TURNS = 63           # a `seldom` port in one of 64, unless it brought something or poll() has spoken
 
 
 # ---- receive --------------------------------------------------------------------------------------------------
@@ -60,6 +63,14 @@ cdef uint32_t _gather(Port *port, Pair *pair, Batch *batch) noexcept nogil:
         if second.busy and not first.busy:
             pair.ipv6_first ^= 1
     return batch.count > before
+
+
+cdef inline bint _due(Seldom *seldom) noexcept nogil:
+    """Whether to look at the port's sockets in this call."""
+    if likely(not seldom.on, 1):
+        return True
+    seldom.calls += 1
+    return seldom.busy or seldom.calls & SELDOM_TURNS == 0
 
 
 cdef uint32_t _count_received(Port *port, const Batch *batch) noexcept nogil:
@@ -246,7 +257,9 @@ cdef uint32_t udp_receive(Port *port, Batch *batch) noexcept nogil:
     """Port.receive."""
     cdef UdpState *state = <UdpState *>port.state
     batch.count = 0
-    _gather(port, &state.sockets, batch)
+    if not _due(&state.seldom):
+        return 0
+    state.seldom.busy = _gather(port, &state.sockets, batch)
     return _count_received(port, batch)
 
 
@@ -396,6 +409,7 @@ cdef void _flush(Port *port) noexcept nogil:
 cdef bint udp_arm(Port *port) noexcept nogil:
     """Sleep unless something received still waits here."""
     cdef UdpState *state = <UdpState *>port.state
+    state.seldom.busy = True
     return _idle(&state.sockets.ipv4) and _idle(&state.sockets.ipv6)
 
 
@@ -407,6 +421,8 @@ cdef uint32_t raw_receive(Port *port, Batch *batch) noexcept nogil:
     cdef RawState *state = <RawState *>port.state
     cdef bint ah_first
     batch.count = 0
+    if not _due(&state.seldom):
+        return 0
     state.turn += 1
     ah_first = state.turn & QUIET_TURNS == 0 or (state.ah_busy and state.turn & 1)
     if ah_first:
@@ -414,6 +430,7 @@ cdef uint32_t raw_receive(Port *port, Batch *batch) noexcept nogil:
     _gather(port, &state.sockets, batch)
     if not ah_first and (state.ah_busy or batch.count == 0):
         state.ah_busy = _gather(port, &state.ah, batch)
+    state.seldom.busy = batch.count > 0
     return _count_received(port, batch)
 
 
@@ -426,6 +443,7 @@ cdef uint32_t raw_transmit(Port *port, Packet **packets, uint32_t count) noexcep
 cdef bint raw_arm(Port *port) noexcept nogil:
     """Sleep unless something received still waits here."""
     cdef RawState *state = <RawState *>port.state
+    state.seldom.busy = True
     return (_idle(&state.sockets.ipv4) and _idle(&state.sockets.ipv6)
             and _idle(&state.ah.ipv4) and _idle(&state.ah.ipv6))
 
@@ -504,15 +522,16 @@ cdef str _families(int ipv4, int ipv6):
 cdef class UdpPort(PortHandle):
     """UDP sockets, one per family (-1: not served), bound to the encapsulation port; owns both descriptors.
 
-    Packets have an outer IP and UDP header, as if they had come from an interface. Raises ValueError without any
-    socket.
+    Packets have an outer IP and UDP header, as if they had come from an interface. `seldom`: another port has most of
+    the packets. Raises ValueError without any socket.
     """
 
     def __cinit__(self):
         self.state.sockets.ipv4.fd = -1
         self.state.sockets.ipv6.fd = -1
 
-    def __init__(self, Pool pool, str name, int ipv4_fd=-1, int ipv6_fd=-1, int role=1, int mtu=1500, addresses=()):
+    def __init__(self, Pool pool, str name, int ipv4_fd=-1, int ipv6_fd=-1, int role=1, int mtu=1500, addresses=(),
+                 bint seldom=False):
         cdef uint32_t index
         super().__init__(pool, name, role, LINK_IP, mtu, addresses)
         if ipv4_fd < 0 and ipv6_fd < 0:
@@ -520,6 +539,8 @@ cdef class UdpPort(PortHandle):
         _open_intake(&self.state.sockets.ipv4, &pool.c, ipv4_fd, 4, PROTOCOL_UDP)
         _open_intake(&self.state.sockets.ipv6, &pool.c, ipv6_fd, 6, PROTOCOL_UDP)
         self.state.segmenting = SEGMENTING_ON
+        self.state.seldom.on = seldom
+        self.state.seldom.busy = True
         for index in range(<uint32_t>BATCH_MAX):
             self.state.tx[index].msg_hdr.msg_name = &self.state.tx_names[index]
             self.state.tx[index].msg_hdr.msg_control = self.state.tx_control[index]
@@ -559,6 +580,7 @@ cdef class RawPort(PortHandle):
     """Raw sockets of protocols 50 and 51, one per family (-1: not served); owns the descriptors.
 
     IPv4 packets come and go as they are; IPv6 packets get an outer header on receive, and leave by IPV6_HDRINCL.
+    `seldom`: another port has most of the packets.
     Raises ValueError without any socket.
     """
 
@@ -569,7 +591,7 @@ cdef class RawPort(PortHandle):
         self.state.ah.ipv6.fd = -1
 
     def __init__(self, Pool pool, str name, int ipv4_fd=-1, int ipv6_fd=-1, int ah_ipv4_fd=-1, int ah_ipv6_fd=-1,
-                 int role=1, int mtu=1500, addresses=()):
+                 int role=1, int mtu=1500, addresses=(), bint seldom=False):
         super().__init__(pool, name, role, LINK_IP, mtu, addresses)
         if ipv4_fd < 0 and ipv6_fd < 0:
             raise ValueError(f"{name}: a raw port needs a socket of at least one family")
@@ -578,6 +600,8 @@ cdef class RawPort(PortHandle):
         _open_intake(&self.state.ah.ipv4, &pool.c, ah_ipv4_fd, 4, PROTOCOL_AH)
         _open_intake(&self.state.ah.ipv6, &pool.c, ah_ipv6_fd, 6, PROTOCOL_AH)
         sender_init(&self.state.sender, ipv4_fd, ipv6_fd)
+        self.state.seldom.on = seldom
+        self.state.seldom.busy = True
         self.watch = _watch((ipv4_fd, ipv6_fd, ah_ipv4_fd, ah_ipv6_fd))
         self.c.fd = self.watch.fileno()
         self.c.state = &self.state

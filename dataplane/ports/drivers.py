@@ -24,6 +24,7 @@ DRIVERS = ("xdp", "packet", "tun", "udp", "raw", "memory")
 #: Frames per port: what its rings can hold in both directions, and what a worker has in hand.
 RING_FRAMES = 4096
 SOCKET_FRAMES = 1024
+HELPER_FRAMES = 256
 SPARE_FRAMES = 512
 FRAME_OVERHEAD = 256 + 14 + 64  # headroom, link header, and ESP's trailer behind a packet of full size
 
@@ -135,7 +136,10 @@ def frame_size(specs: Sequence[PortSpec]) -> int:
 
 def frame_count(specs: Sequence[PortSpec]) -> int:
     """Frames that a worker needs for these ports."""
-    return SPARE_FRAMES + sum(RING_FRAMES if spec.driver == "xdp" else SOCKET_FRAMES for spec in specs)
+    return SPARE_FRAMES + sum(
+        HELPER_FRAMES if spec.helper else RING_FRAMES if spec.driver == "xdp" else SOCKET_FRAMES
+        for spec in specs
+    )
 
 
 def open_ports(assigned: Sequence[Assigned], index: int, workers: int, pool: Pool) -> list[PortHandle]:

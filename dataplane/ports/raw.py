@@ -5,6 +5,8 @@
 Every raw socket gets a copy of every packet, so with several workers each socket carries a filter that takes the SPIs
 of its own worker (SPI modulo number of workers). What a dead worker should have had is lost until it is back.
 
+Option `seldom` = "on": another port reads the interface, and what comes here are packets that were fragmented.
+
 The kernel reassembles fragments before we see anything, and keeps IPv6 extension headers to itself: AH behind some
 fails its ICV here. Needs CAP_NET_RAW.
 """
@@ -106,4 +108,5 @@ def open_port(spec: PortSpec, queue: int, workers: int, pool: Pool, fds: Mapping
         role=0 if spec.role is Role.PROTECTED else 1,
         mtu=spec.mtu,
         addresses=spec.addresses,
+        seldom=spec.options.get("seldom") == "on",
     )

@@ -7,7 +7,8 @@ worker; with `reuseport_filter` on the group (option `spread` = "spi", the defau
 to one worker instead. The same program gives datagrams with the non-ESP marker, which are IKE, to the first socket of
 the group when control owns that one (option `control` = "on"; `open_control` makes it before any worker's).
 
-Other options: none. The kernel reassembles fragments and checks UDP checksums before we see anything.
+Option `seldom` = "on": another port reads the interface, and what comes here are datagrams that were fragmented. The
+kernel reassembles fragments and checks UDP checksums before we see anything.
 """
 
 from __future__ import annotations
@@ -133,4 +134,5 @@ def open_port(spec: PortSpec, queue: int, workers: int, pool: Pool, fds: Mapping
         role=0 if spec.role is Role.PROTECTED else 1,
         mtu=spec.mtu,
         addresses=spec.addresses,
+        seldom=spec.options.get("seldom") == "on",
     )

@@ -13,11 +13,11 @@
  * Protected interface: IPv4 and IPv6 unicast, whatever its transport and however malformed beyond its
  * destination, is steered if the destination is in `remotes` (what the SPD protects or discards) and
  * not in `locals`. The dataplane, not this program, says why such a packet is bad.
- * Unprotected interface: to an address in `locals`, ESP, AH and their fragments, and UDP to a port in
- * `encap_ports` that begins with no non-ESP marker (RFC 3948 2.2) or is a keepalive (2.3). And what is
- * on its way through, in clear, from a source in `remotes`: the dataplane asks the SPD (RFC 4301 5.2).
+ * Unprotected interface: to an address in `locals`, ESP, AH, and UDP to a port in `encap_ports` that
+ * begins with no non-ESP marker (RFC 3948 2.2) or is a keepalive (2.3). And what is on its way
+ * through, in clear, from a source in `remotes`: the dataplane asks the SPD (RFC 4301 5.2).
  * All else goes to the kernel: ARP, neighbour discovery, IKE, multicast, VLAN tags, the host's traffic,
- * and UDP fragments, which the kernel reassembles (an IKE message may come in several).
+ * and fragments to `locals`, which the kernel reassembles: what they make comes to a worker's sockets.
  *
  * Limits: Ethernet only. At most EXTENSIONS_MAX IPv6 extension headers are walked. Frames for another
  * station's MAC are told apart where the kernel says so (tc, socket); at XDP they are steered if the
@@ -66,7 +66,7 @@ enum reason {
     LOCAL,      /* to an address of this host, and neither ESP nor AH */
     NOT_LOCAL,  /* unprotected: to somebody else's address */
     IKE,
-    FRAGMENT, /* fragment of something else than ESP or AH */
+    FRAGMENT, /* of ESP, AH or UDP to this host, IPv6: of anything */
     REASONS,
 };
 
@@ -210,38 +210,34 @@ static __always_inline enum reason classify_ipv4(const struct view *view, enum h
         destination.address.words[3] = ip.saddr;
         return is_remote(&destination, 4) ? STEERED : NOT_LOCAL;
     }
-    if (ip.protocol == IPPROTO_ESP || ip.protocol == IPPROTO_AH)
-        return STEERED;
-    if (ip.protocol != IPPROTO_UDP)
+    if (ip.protocol != IPPROTO_ESP && ip.protocol != IPPROTO_AH && ip.protocol != IPPROTO_UDP)
         return LOCAL;
     if (ip.frag_off & bpf_htons(FRAGMENT_BITS))
         return FRAGMENT;
+    if (ip.protocol != IPPROTO_UDP)
+        return STEERED;
     offset = ip.ihl * 4;
     return offset < sizeof(ip) ? SHORT : classify_udp(view, hook, ETH_HLEN + offset);
 }
 
-/* Walk to the transport header: hop-by-hop, destination and routing options are stepped over; of a fragment,
- * the header that comes next says whose it is. */
+/* Walk to the transport header: hop-by-hop, destination and routing options are stepped over. */
 static __always_inline enum reason classify_ipv6_transport(const struct view *view, enum hook hook, __u8 next)
 {
     __u32 offset = ETH_HLEN + sizeof(struct ipv6hdr);
     struct ipv6_opt_hdr option;
-    int fragment = 0;
 
 #pragma clang loop unroll(full)
     for (int walked = 0; walked <= EXTENSIONS_MAX; walked++) {
         if (next == IPPROTO_ESP || next == IPPROTO_AH)
             return STEERED;
-        if (fragment)
+        if (next == NEXT_HEADER_FRAGMENT)
             return FRAGMENT;
         if (next == IPPROTO_UDP)
             return classify_udp(view, hook, offset);
-        if (next != IPPROTO_HOPOPTS && next != IPPROTO_DSTOPTS && next != IPPROTO_ROUTING &&
-            next != NEXT_HEADER_FRAGMENT)
+        if (next != IPPROTO_HOPOPTS && next != IPPROTO_DSTOPTS && next != IPPROTO_ROUTING)
             return LOCAL;
         if (load(view, hook, offset, &option, sizeof(option)))
             return SHORT;
-        fragment = next == NEXT_HEADER_FRAGMENT;
         next = option.nexthdr;
         offset += (option.hdrlen + 1) * 8;
     }

@@ -11,8 +11,8 @@ import pytest
 from control.config import parse
 from control.net.mirror import Mirror, MirrorPort
 from control.net.tun import routes_for
-from control.ports import PortSetupError, mirror_ports, port_specs, tun_mtu
-from dataplane.model import Action, PolicySpec, Role, SelectorSpec
+from control.ports import PortSetupError, helper_specs, mirror_ports, port_specs, tun_mtu
+from dataplane.model import Action, PolicySpec, PortSpec, Role, SelectorSpec
 from tests.control.test_config import GOOD
 
 
@@ -108,6 +108,29 @@ def test_tun_and_udp_ports() -> None:
         mirror.apply(message)
     lan, _ = port_specs(config, mirror, lambda _name: None)
     assert str(lan.addresses[0]) == "10.1.0.9"
+
+
+def test_helpers_for_what_the_kernel_reassembles() -> None:
+    """Sockets beside an interface that is read, of the kinds that the SAs can bring; not where they are configured."""
+    bare = copy.deepcopy(GOOD)
+    del bare["sa"][1]["encap"]
+    config = parse(bare)
+    mirror = Mirror(mirror_ports(config.ports))
+    for message in (link(2, "eth0", mtu=9000), link(3, "eth1"), address(2, "192.0.2.1")):
+        mirror.apply(message)
+    specs = port_specs(config, mirror, lambda _name: None)
+    (helper,) = helper_specs(config, specs)
+    assert (helper.driver, helper.role, helper.helper, helper.mtu) == ("raw", Role.UNPROTECTED, True, 9128)
+    encapsulated = parse(values(*GOOD["port"]))
+    raw, udp = helper_specs(encapsulated, port_specs(encapsulated, mirror, lambda _name: None))
+    assert (raw.driver, udp.driver, udp.encap_port) == ("raw", "udp", 4500)
+    # A port that has sockets already takes them all.
+    sockets = parse(values(TUN, UDP))
+    assert not helper_specs(
+        sockets, port_specs(sockets, Mirror(mirror_ports(sockets.ports)), lambda _name: None)
+    )
+    both = [*specs, PortSpec(name="more", role=Role.UNPROTECTED, driver="raw", interface="")]
+    assert not helper_specs(config, both)
 
 
 def test_routes_into_the_device() -> None:
