@@ -254,10 +254,13 @@ def compare(
         assert {name: settled(counts) for name, counts in whole.drops.items()} == {
             name: settled(counts) for name, counts in parts.drops.items()
         }
-        assert whole.passed == parts.passed
-        # The pieces of what is fragmented leave behind the rest of their batch, and so with other numbers.
+        # The pieces of what is fragmented leave behind the rest of their batch: with other numbers, or without where
+        # an SA runs out of them.
         assert len(whole.packets) == len(parts.packets)
-        assert whole.verdicts["fragmented"] or whole.packets == parts.packets
+        assert {name: passed[0] for name, passed in whole.passed.items()} == {
+            name: passed[0] for name, passed in parts.passed.items()
+        }
+        assert whole.verdicts["fragmented"] or (whole.packets, whole.passed) == (parts.packets, parts.passed)
         assert whole.kernel == parts.kernel
         assert whole.back == parts.back
         return whole.verdicts
