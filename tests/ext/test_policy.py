@@ -214,6 +214,50 @@ def test_scan(gateway: Gateway, seed: int, count: int) -> None:
     assert fates(gateway, packets) == (expected, dropped)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**64), st.integers(1, 12))
+def test_scan_inward(seed: int, count: int) -> None:
+    """RFC 4301 section 5.2: what an SA brings is held against its selectors, ends swapped."""
+    chance = random.Random(seed)
+    selectors = tuple(policy.selector for policy in make_policies(chance, count))
+    gateway = Gateway(ENGINES[chance.choice(sorted(ENGINES))])
+    try:
+        spec = inbound_sa(NULL, selectors=selectors)
+        gateway.add(spec)
+        peer = Peer(spec)
+        made = [make_packet(chance) for _ in range(64)]
+        order = [each for each in made for _ in range(chance.choice((1, 1, 1, 3)))][:64]
+        packets = [packet[:-4] + struct.pack(">I", number) for number, (packet, _) in enumerate(order)]
+        expected = [
+            packet
+            for packet, (_, seen) in zip(packets, order, strict=True)
+            if any(matches(swapped(selector), seen) for selector in selectors)
+        ]
+        result = gateway.receive([peer.packet(packet) for packet in packets])
+        assert [strip_hop(packet) for packet in result.packets] == [strip_hop(packet) for packet in expected]
+        assert result.verdicts["inner_selectors"] == len(packets) - len(expected)
+    finally:
+        gateway.close()
+
+
+def swapped(selector: SelectorSpec) -> SelectorSpec:
+    """The selector of the opposite direction: what is remote sends."""
+    return replace(
+        selector,
+        local_first=selector.remote_first,
+        local_last=selector.remote_last,
+        remote_first=selector.local_first,
+        remote_last=selector.local_last,
+        local_ports=selector.remote_ports,
+        remote_ports=selector.local_ports,
+    )
+
+
+def strip_hop(packet: bytes) -> bytes:
+    """Without the hop that forwarding takes, and the checksum over it."""
+    return packet[:8] + packet[9:10] + packet[12:] if packet[0] >> 4 == 4 else packet[:7] + packet[8:]
+
+
 def test_many_policies(gateway: Gateway) -> None:
     """A thousand entries: a host each, a network behind them, the last one for the rest."""
 

@@ -56,6 +56,7 @@ class World:
         self.driver = driver
         # Native XDP takes no jumbo frames from a veth.
         self.mtu = PLAIN_MTU if driver == "xdp" else LAN_MTU
+        self.cable_mtu = LINK_MTU if self.mtu == LAN_MTU else PLAIN_MTU  # between the gateway and the guest
         self.pairs = numbered(cases)
 
     @contextlib.contextmanager
@@ -80,7 +81,7 @@ class World:
 
     def _wire(self) -> None:
         """Addresses and routes on all three."""
-        wan = LINK_MTU if self.mtu == LAN_MTU else PLAIN_MTU
+        wan = self.cable_mtu
         self.gateway.ip(
             f"link set wan0 mtu {wan} up",
             "link set lo up",
