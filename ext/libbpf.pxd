@@ -26,6 +26,8 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     bpf_program *bpf_object__find_program_by_name(const bpf_object *obj, const char *name)
     int bpf_object__find_map_fd_by_name(bpf_object *obj, const char *name)
     int bpf_program__fd(const bpf_program *prog)
+    uint32_t bpf_program__flags(const bpf_program *prog)
+    int bpf_program__set_flags(bpf_program *prog, uint32_t flags)
     int libbpf_num_possible_cpus()
 
     enum bpf_tc_attach_point:

@@ -2,6 +2,15 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
+cdef extern from *:
+    """
+    #include <linux/if_xdp.h>
+    #ifndef XDP_USE_SG                  /* headers before Linux 6.6 */
+    #define XDP_USE_SG (1 << 4)
+    #define XDP_PKT_CONTD (1 << 0)
+    #endif
+    """
+
 cdef extern from "<linux/if_xdp.h>" nogil:
     enum:
         XDP_COPY
@@ -10,6 +19,8 @@ cdef extern from "<linux/if_xdp.h>" nogil:
         XDP_OPTIONS
         XDP_OPTIONS_ZEROCOPY
         XDP_STATISTICS
+        XDP_USE_SG                  # of bind, since Linux 6.6: packets of several descriptors
+        XDP_PKT_CONTD               # xdp_desc.options: the packet goes on in the next descriptor
     struct xdp_desc:
         uint64_t addr               # offset in the UMEM
         uint32_t len
@@ -59,6 +70,7 @@ cdef extern from "<xdp/xsk.h>" nogil:
     void xsk_ring_prod__submit(xsk_ring_prod *ring, uint32_t count)
     uint32_t xsk_ring_cons__peek(xsk_ring_cons *ring, uint32_t count, uint32_t *index)
     void xsk_ring_cons__release(xsk_ring_cons *ring, uint32_t count)
+    void xsk_ring_cons__cancel(xsk_ring_cons *ring, uint32_t count)
 
     int xsk_umem__create(
         xsk_umem **umem, void *area, uint64_t size, xsk_ring_prod *fill, xsk_ring_cons *completion,

@@ -22,9 +22,10 @@ from ext.libbpf cimport (
     BPF_TC_EGRESS, BPF_TC_F_REPLACE, BPF_TC_INGRESS, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
     XDP_FLAGS_UPDATE_IF_NOEXIST, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
     bpf_obj_get_info_by_fd, bpf_object__close, bpf_object__find_map_fd_by_name, bpf_object__find_program_by_name,
-    bpf_object__load, bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info, bpf_program__fd, bpf_tc_attach,
-    bpf_tc_attach_point, bpf_tc_detach, bpf_tc_hook_create, bpf_tc_hook_destroy, bpf_xdp_attach, bpf_xdp_attach_opts,
-    bpf_xdp_detach, bpf_xdp_query_id, libbpf_num_possible_cpus,
+    bpf_object__load, bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info, bpf_program, bpf_program__fd,
+    bpf_program__flags, bpf_program__set_flags, bpf_tc_attach, bpf_tc_attach_point, bpf_tc_detach, bpf_tc_hook_create,
+    bpf_tc_hook_destroy, bpf_xdp_attach, bpf_xdp_attach_opts, bpf_xdp_detach, bpf_xdp_query_id,
+    libbpf_num_possible_cpus,
 )
 
 import ipaddress
@@ -60,6 +61,7 @@ cdef extern from *:
     const char *libbpf_said
 
 cdef enum:
+    BPF_F_XDP_HAS_FRAGS = 1 << 5    # of the program: it takes frames of several buffers
     # Where our clsact filter sits, so that a later attach finds and replaces what a killed process left.
     TC_HANDLE = 1
     TC_PRIORITY = 1
@@ -75,7 +77,7 @@ _HINTS = {
     EPERM: "it needs CAP_BPF and CAP_NET_ADMIN",
     EBUSY: "another XDP program is attached (`bpftool net` shows it)",
     EEXIST: "another XDP program is attached in another mode (`bpftool net` shows it)",
-    ERANGE: "the MTU is too large for XDP; on veth the peer's may be 3506 at most",
+    ERANGE: "the MTU is too large for XDP; on veth the peer's may be 3506 at most, unless ours is larger than 3498",
     ENOSPC: "the peer has more transmit queues than this interface has receive queues; "
             "`ethtool -L {interface} rx N` gives it more, up to its numrxqueues",
 }
@@ -106,17 +108,19 @@ def map_network(network) -> bytes:
 cdef class Steering:
     """The steering program of one interface.
 
-    `path` is the object file, `role` 0 protected or 1 unprotected (ext.packet.Role). Raises OSError when the
-    object cannot be read or the kernel refuses it, or when there is no such interface.
+    `path` is the object file, `role` 0 protected or 1 unprotected (ext.packet.Role), `jumbo` whether it takes frames of
+    several buffers at XDP, which changes what a veth pair's other end may send. Raises OSError when the object cannot
+    be read or the kernel refuses it, or when there is no such interface.
     """
 
-    def __cinit__(self, str path, str interface, int role):
+    def __cinit__(self, str path, str interface, int role, *, bint jumbo=False):
         self.object = NULL
         self.xdp_flags = 0
         self.claim = None
 
-    def __init__(self, str path, str interface, int role):
+    def __init__(self, str path, str interface, int role, *, bint jumbo=False):
         cdef int error
+        cdef bpf_program *program
         cdef uint32_t zero = 0
         cdef uint32_t value = role
         if role not in (0, 1):
@@ -130,6 +134,9 @@ cdef class Steering:
         self.object = bpf_object__open_file(path.encode(), NULL)
         if self.object == NULL:
             raise _failure(errno, f"open BPF object {path}")
+        if jumbo:
+            program = bpf_object__find_program_by_name(self.object, b"steer_xdp")
+            bpf_program__set_flags(program, bpf_program__flags(program) | <uint32_t>BPF_F_XDP_HAS_FRAGS)
         error = bpf_object__load(self.object)
         if error:
             raise _failure(-error, f"load BPF object {path} for {interface}")

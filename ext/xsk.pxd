@@ -1,6 +1,6 @@
 """The AF_XDP port, as the worker's loop and benches see it."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from ext.libxdp cimport xsk_ring_cons, xsk_ring_prod, xsk_socket, xsk_umem
 from ext.packet cimport Pool, PortHandle
@@ -16,6 +16,8 @@ cdef struct XskState:
     uint32_t filled         # frames there now
     uint32_t sending        # frames in tx ring, kernel or completion ring
     uint32_t unkicked       # descriptors the kernel has not been told of
+    uint32_t chunk          # bytes of a frame that one descriptor can describe: all of it, or a page
+    uint8_t *parts          # per frame, descriptors yet to complete; NULL: every packet is one descriptor
     bint zero_copy
     bint refused            # the last kick met an error that waiting alone does not mend (link down)
 
@@ -28,6 +30,8 @@ cdef class Umem:
     cdef readonly int ports         # open ports
     cdef readonly str zero_copy     # auto, on, off: what is asked
     cdef bint is_zero_copy          # what the first port got, and so all
+    cdef uint32_t chunk             # see XskState
+    cdef uint8_t *parts
 
     cdef int _register(self, uint32_t ring) except -1
     cdef int _release(self) except -1

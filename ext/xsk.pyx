@@ -11,26 +11,32 @@ or `sending` (tx ring, kernel or completion ring of one port).
 Zero-copy is a property of the UMEM: the kernel gives all its sockets the mode of the first. Where a later port
 cannot do what the first could, all must be opened anew, on a new pool, with zero_copy="off".
 
-Limits: single-buffer frames only, so a packet is at most frame_size - 256 bytes with its Ethernet header; the
-kernel drops longer ones and counts them as `rx_dropped`. With a generic program on a veth interface these
-include the segmentation super-frames of the peer's stack: turn its TSO off. Frames that a closed port held are
-not given back: a pool lives as long as its ports do.
+The kernel knows frames of a page at most, and engines want a packet in one piece. So of a larger frame (jumbo packets)
+only the first page is filled by the kernel: a packet of several descriptors is put together in the frame of its first,
+whose other pages are free, and leaves again as one descriptor per page that it touches (`_parts` functions, ADR 71).
+
+Limits: a packet is at most frame_size - 256 bytes with its Ethernet header. With frames of a page or less the kernel
+drops longer ones and counts them as `rx_dropped`; in larger ones the rest is cut off, and the parser drops what is
+shorter than its header says. Longer ones are, above all, the segmentation super-frames of a veth peer's stack: turn its
+TSO off where the program is generic or takes jumbo packets. Frames that a closed port held are not given back: a pool
+lives as long as its ports do.
 """
 
 cimport cython
-from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOBUFS, EOPNOTSUPP, EPERM, errno
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.errno cimport EAGAIN, EBUSY, EINTR, EINVAL, ENOBUFS, EOPNOTSUPP, EPERM, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
 
 from ext.counters cimport PASS
 from ext.libbpf cimport bpf_map_delete_elem, bpf_map_update_elem
 from ext.libxdp cimport (
-    XDP_COPY, XDP_OPTIONS, XDP_OPTIONS_ZEROCOPY, XDP_STATISTICS, XDP_USE_NEED_WAKEUP, XDP_ZEROCOPY,
-    XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, xdp_desc, xdp_options, xdp_statistics, xsk_cons_nb_avail, xsk_prod_nb_free,
-    xsk_ring_cons__comp_addr, xsk_ring_cons__peek, xsk_ring_cons__release, xsk_ring_cons__rx_desc,
-    xsk_ring_prod__fill_addr, xsk_ring_prod__needs_wakeup, xsk_ring_prod__reserve, xsk_ring_prod__submit,
-    xsk_ring_prod__tx_desc, xsk_socket__create_shared, xsk_socket__delete, xsk_socket__fd, xsk_socket_config,
-    xsk_umem__create, xsk_umem__delete, xsk_umem_config,
+    XDP_COPY, XDP_OPTIONS, XDP_OPTIONS_ZEROCOPY, XDP_PKT_CONTD, XDP_STATISTICS, XDP_USE_NEED_WAKEUP, XDP_USE_SG,
+    XDP_ZEROCOPY, XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, xdp_desc, xdp_options, xdp_statistics, xsk_cons_nb_avail,
+    xsk_prod_nb_free, xsk_ring_cons__cancel, xsk_ring_cons__comp_addr, xsk_ring_cons__peek, xsk_ring_cons__release,
+    xsk_ring_cons__rx_desc, xsk_ring_prod__fill_addr, xsk_ring_prod__needs_wakeup, xsk_ring_prod__reserve,
+    xsk_ring_prod__submit, xsk_ring_prod__tx_desc, xsk_socket__create_shared, xsk_socket__delete, xsk_socket__fd,
+    xsk_socket_config, xsk_umem__create, xsk_umem__delete, xsk_umem_config,
 )
 from ext.linuxnet cimport (
     MSG_DONTWAIT, SO_SNDBUF, SO_SNDBUFFORCE, SOL_SOCKET, SOL_XDP, getsockopt, recvfrom, sendto, setsockopt,
@@ -59,6 +65,7 @@ cdef extern from *:
 
 cdef enum:
     ETHERNET_HEADER = 14
+    PAGE = 4096                 # a UMEM's chunks are no larger
     KICK_BATCH = 32             # descriptors the kernel sends per call in copy mode
     REFILL_BATCH = 64           # frames given to the fill ring at a time
     SEND_BUFFER = 8 << 20       # bytes of sent packets the kernel may hold before it says "try again"
@@ -141,6 +148,112 @@ cdef uint32_t xsk_transmit(Port *port, Packet **packets, uint32_t count) noexcep
     return count
 
 
+cdef uint32_t xsk_receive_parts(Port *port, Batch *batch) noexcept nogil:
+    """The same for frames of several pages: descriptors that belong together become one packet."""
+    cdef XskState *state = <XskState *>port.state
+    cdef FramePool *frames = port.frames
+    cdef uint64_t bytes_seen = 0
+    cdef uint32_t at = 0
+    cdef uint32_t taken = 0     # descriptors of whole packets
+    cdef uint32_t seen = 0
+    cdef uint32_t room
+    cdef bint begins = True
+    cdef const xdp_desc *descriptor
+    cdef Packet *packet = NULL
+    cdef uint32_t count = xsk_ring_cons__peek(&state.rx, state.rx.size, &at)
+    batch.count = 0
+    # A packet's descriptors may be there in part (zero-copy); those are left until the others are.
+    while seen < count and batch.count < BATCH_MAX:
+        seen += 1
+        if not xsk_ring_cons__rx_desc(&state.rx, at + seen - 1).options & XDP_PKT_CONTD:
+            while taken < seen:
+                descriptor = xsk_ring_cons__rx_desc(&state.rx, at + taken)
+                taken += 1
+                if begins:
+                    packet = &batch.packets[batch.count]
+                    _describe(port, packet, descriptor)
+                    begins = False
+                    continue
+                room = min(descriptor.len, <uint32_t>packet.tailroom)
+                memcpy(packet.data + packet.length, frames.base + descriptor.addr, room)
+                packet.length += room
+                packet.tailroom -= <uint16_t>room
+                frame_give(frames, descriptor.addr)
+            begins = True
+            batch.count += 1
+            bytes_seen += packet.length
+    if taken < count:
+        xsk_ring_cons__cancel(&state.rx, count - taken)
+    if taken:
+        xsk_ring_cons__release(&state.rx, taken)
+        state.filled -= taken
+        port.counters.rx_packets += batch.count
+        port.counters.rx_bytes += bytes_seen - batch.count * ETHERNET_HEADER
+    return batch.count
+
+
+cdef inline void _describe(Port *port, Packet *packet, const xdp_desc *descriptor) noexcept nogil:
+    """The packet that begins with this descriptor."""
+    cdef FramePool *frames = port.frames
+    cdef uint64_t offset = descriptor.addr & (frames.frame_size - 1)
+    packet.data = frames.base + descriptor.addr
+    packet.frame = descriptor.addr - offset
+    packet.length = descriptor.len
+    packet.sa = NO_INDEX
+    packet.adjacency = NO_INDEX
+    packet.headroom = <uint16_t>offset
+    packet.tailroom = <uint16_t>(frames.frame_size - offset - descriptor.len)
+    packet.verdict = PASS
+    packet.flags = 0
+    packet.port = port.index
+
+
+cdef uint32_t xsk_transmit_parts(Port *port, Packet **packets, uint32_t count) noexcept nogil:
+    """The same for frames of several pages: a descriptor per page that a packet touches."""
+    cdef XskState *state = <XskState *>port.state
+    cdef uint64_t bytes_sent = 0
+    cdef uint32_t mask = state.chunk - 1
+    cdef uint32_t at = 0
+    cdef uint32_t used = 0      # descriptors
+    cdef uint32_t taken = 0     # packets
+    cdef uint32_t parts, left
+    cdef uint64_t where
+    cdef xdp_desc *descriptor
+    cdef uint32_t room = xsk_prod_nb_free(&state.tx, state.tx.size)
+    while taken < count:
+        where = packets[taken].data - port.frames.base
+        left = packets[taken].length
+        parts = ((<uint32_t>where & mask) + left + mask) // state.chunk
+        if used + parts > room:
+            port.counters.tx_full += 1
+            break
+        state.parts[where // port.frames.frame_size] = <uint8_t>parts
+        xsk_ring_prod__reserve(&state.tx, parts, &at)
+        used += parts
+        taken += 1
+        bytes_sent += left
+        while parts:
+            parts -= 1
+            descriptor = xsk_ring_prod__tx_desc(&state.tx, at)
+            at += 1
+            descriptor.addr = where
+            descriptor.len = min(left, state.chunk - (<uint32_t>where & mask))
+            descriptor.options = <uint32_t>XDP_PKT_CONTD if parts else 0
+            where += descriptor.len
+            left -= descriptor.len
+    if used == 0:
+        _kick(port)
+        return 0
+    xsk_ring_prod__submit(&state.tx, used)
+    state.sending += used
+    state.unkicked += used
+    port.counters.tx_packets += taken
+    port.counters.tx_bytes += bytes_sent - taken * ETHERNET_HEADER
+    while state.unkicked >= KICK_BATCH:
+        _kick(port)
+    return taken
+
+
 cdef void _kick(Port *port) noexcept nogil:
     """Make the kernel send up to KICK_BATCH descriptors; zero-copy drivers are told only when they sleep."""
     cdef XskState *state = <XskState *>port.state
@@ -188,11 +301,19 @@ cdef void _reap(Port *port) noexcept nogil:
     cdef FramePool *frames = port.frames
     cdef uint32_t at = 0
     cdef uint32_t index
+    cdef uint64_t frame
     cdef uint32_t count = xsk_ring_cons__peek(&state.completion, state.completion.size, &at)
     if count == 0:
         return
-    for index in range(count):
-        frame_give(frames, xsk_ring_cons__comp_addr(&state.completion, at + index)[0])
+    if state.parts == NULL:
+        for index in range(count):
+            frame_give(frames, xsk_ring_cons__comp_addr(&state.completion, at + index)[0])
+    else:
+        for index in range(count):
+            frame = xsk_ring_cons__comp_addr(&state.completion, at + index)[0]
+            state.parts[frame // frames.frame_size] -= 1
+            if state.parts[frame // frames.frame_size] == 0:
+                frame_give(frames, frame)
     xsk_ring_cons__release(&state.completion, count)
     state.sending -= count
 
@@ -271,8 +392,14 @@ cdef class Umem:
             raise ValueError(f"zero_copy is {zero_copy!r}; it must be auto, on or off")
         self.pool = pool
         self.zero_copy = zero_copy
+        self.chunk = min(pool.c.frame_size, <uint32_t>PAGE)
+        if self.chunk < pool.c.frame_size and self.parts == NULL:
+            self.parts = <uint8_t *>calloc(pool.c.frame_count, 1)
+            if self.parts == NULL:
+                raise MemoryError(f"a byte for each of {pool.c.frame_count} frames")
 
     def __dealloc__(self):
+        free(self.parts)
         if self.umem != NULL:
             xsk_umem__delete(self.umem)
 
@@ -283,7 +410,7 @@ cdef class Umem:
         memset(&config, 0, sizeof(config))
         config.fill_size = ring
         config.comp_size = ring
-        config.frame_size = self.pool.c.frame_size
+        config.frame_size = self.chunk
         error = xsk_umem__create(
             &self.umem, self.pool.c.base, self.pool.c.size, &self.fill, &self.completion, &config)
         if error:
@@ -333,6 +460,8 @@ cdef class XskPort(PortHandle):
         self.xdp_mode = xdp_mode
         self.state.fill_target = fill
         self.state.refill_batch = max(1, min(REFILL_BATCH, fill // 2))
+        self.state.chunk = umem.chunk
+        self.state.parts = umem.parts
         self.c.state = &self.state
         self._open(ring, retry)
         umem.ports += 1
@@ -343,8 +472,8 @@ cdef class XskPort(PortHandle):
             self.close()
             raise
         self.c.fd = self.state.fd
-        self.c.receive = xsk_receive
-        self.c.transmit = xsk_transmit
+        self.c.receive = xsk_receive if self.state.parts == NULL else xsk_receive_parts
+        self.c.transmit = xsk_transmit if self.state.parts == NULL else xsk_transmit_parts
         self.c.flush = xsk_flush
         self.c.arm = xsk_arm
 
@@ -382,6 +511,8 @@ cdef class XskPort(PortHandle):
         if first:
             self.umem._release()
         what = "; ".join(f"{mode}: {os.strerror(code)}" for mode, code in tried.items())
+        if self.umem.parts != NULL and error == EINVAL:
+            what += f" (frames of {self.pool.frame_size} bytes want Linux 6.6)"
         if EBUSY in tried.values():
             what += f" (another AF_XDP socket holds the queue, still after {retry:g} s)"
         raise OSError(error, f"open AF_XDP socket on {self.interface} queue {self.queue}: {what}")
@@ -397,7 +528,8 @@ cdef class XskPort(PortHandle):
         config.rx_size = ring
         config.tx_size = ring
         config.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD
-        config.bind_flags = <uint16_t>(XDP_USE_NEED_WAKEUP | (XDP_ZEROCOPY if zero_copy else XDP_COPY))
+        config.bind_flags = <uint16_t>(XDP_USE_NEED_WAKEUP | (XDP_ZEROCOPY if zero_copy else XDP_COPY)
+                                       | (XDP_USE_SG if self.umem.parts != NULL else 0))
         error = xsk_socket__create_shared(
             &self.socket, interface, self.queue, self.umem.umem, &self.state.rx, &self.state.tx,
             &self.state.fill, &self.state.completion, &config)
@@ -460,8 +592,8 @@ cdef class XskPort(PortHandle):
 
     @property
     def frames_sending(self) -> int:
-        """Frames handed to `transmit` and not yet back. With `frames_filled` of all ports, the pool's free frames
-        and those in batches, these are all the frames there are."""
+        """Descriptors handed to the kernel by `transmit` and not yet back. Where packets are one descriptor each, these
+        are frames, and with `frames_filled` of all ports, the pool's free frames and those in batches, they are all."""
         return self.state.sending
 
     def statistics(self) -> dict:

@@ -12,7 +12,8 @@ from control.net.xdpinfo import XdpFeatures, xdp_features
 from control.ports import tun_mtu
 from dataplane.model import Action, Address, Direction, Role
 
-XDP_MTU_MAX = 3498  # what fits a 4 KiB AF_XDP frame with headroom, link header and ESP trailer
+XDP_MTU_MAX = 16050  # what fits the largest frame with headroom, link header and ESP trailer
+XDP_MTU_PLAIN = 3498  # of one buffer; what is larger comes in several, since Linux 6.6
 
 
 def check_config(config: Config) -> list[Finding]:
@@ -112,6 +113,8 @@ def check_xdp(
                 f"ip link set {found.name} mtu {XDP_MTU_MAX}",
             )
         )
+    elif found.mtu > XDP_MTU_PLAIN:
+        findings += check_jumbo(found, subject, _kernel_release())
     queues = found.receive_queues
     if queues != workers:
         what = (
@@ -129,6 +132,33 @@ def check_xdp(
             bad(subject, f"{found.name} has {queues} receive queues for {workers} workers: {what}", mend)
         )
     return findings
+
+
+def check_jumbo(found: Interface, subject: str, release: tuple[int, int]) -> list[Finding]:
+    """Whether this kernel brings packets of several buffers, and what comes with them over a veth pair."""
+    if release < (6, 6):
+        return [
+            bad(
+                subject,
+                f"MTU {found.mtu} is more than one AF_XDP buffer holds, and several want Linux 6.6",
+                f"ip link set {found.name} mtu {XDP_MTU_PLAIN}",
+            )
+        ]
+    if found.driver in ("", "veth"):
+        return [
+            warn(
+                subject,
+                f"MTU {found.mtu}: the other end of a veth pair may send super-frames, which are dropped",
+                "ethtool -K OTHER_END tso off gso off",
+            )
+        ]
+    return []
+
+
+def _kernel_release() -> tuple[int, int]:
+    """Major and minor number of the running kernel."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(filter(str.isdigit, minor)) or 0)
 
 
 def check_udp_port(port: PortConfig, subject: str) -> list[Finding]:

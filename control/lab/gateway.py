@@ -137,9 +137,18 @@ def _write_certificate(path: Path, issued: Issued) -> None:
 
 
 def build_config(
-    host: str, driver: str, tunnel: Tunnel | IkeTunnel | Hosts, *, workers: int, directory: Path
+    host: str,
+    driver: str,
+    tunnel: Tunnel | IkeTunnel | Hosts,
+    *,
+    workers: int,
+    directory: Path,
+    port: Mapping[str, str] | None = None,
 ) -> str:
-    """The esplanade.toml of gateway `host` ("gwa" or "gwb"); `directory` gets its state and its socket."""
+    """The esplanade.toml of gateway `host` ("gwa" or "gwb"); `directory` gets its state and its socket.
+
+    `port` are further keys of both ports of a tunnel over `driver`, `tun` excepted.
+    """
     text = f'[gateway]\nworkers = {workers}\nstate_dir = "{directory}/state"\nrun_dir = "{directory}/run"\n'
     if isinstance(tunnel, Hosts):
         return text + tunnel.config(host, driver)
@@ -153,8 +162,10 @@ def build_config(
     elif hosts:
         text += _table("[port]", name="wan", role="unprotected", driver=driver, interface="wan0")
     else:
-        text += _table("[port]", name="lan", role="protected", driver=driver, interface="lan0")
-        text += _table("[port]", name="wan", role="unprotected", driver=driver, interface="wan0")
+        for name, role in (("lan", "protected"), ("wan", "unprotected")):
+            text += _table(
+                "[port]", name=name, role=role, driver=driver, interface=f"{name}0", **(port or {})
+            )
     ours = [str(network) for network in SEGMENTS[NEAR_LAN[host]]]
     theirs = [str(network) for network in SEGMENTS[FAR_LAN[host]]]
     if isinstance(tunnel, IkeTunnel):
@@ -224,7 +235,14 @@ class Gateway:
     """One `esplanade run` in gateway `host` of a lab. `start` does not wait; `wait_ready` does."""
 
     def __init__(
-        self, lab: Lab, host: str, driver: str, tunnel: Tunnel | IkeTunnel | Hosts, *, workers: int = 2
+        self,
+        lab: Lab,
+        host: str,
+        driver: str,
+        tunnel: Tunnel | IkeTunnel | Hosts,
+        *,
+        workers: int = 2,
+        port: Mapping[str, str] | None = None,
     ) -> None:
         """Write the configuration; nothing runs yet."""
         self.host = host
@@ -233,7 +251,7 @@ class Gateway:
         self.directory = lab.directory / host
         self.directory.mkdir(exist_ok=True)
         self.config_path = self.directory / "esplanade.toml"
-        text = build_config(host, driver, tunnel, workers=workers, directory=self.directory)
+        text = build_config(host, driver, tunnel, workers=workers, directory=self.directory, port=port)
         self.config_path.touch(mode=0o600)
         self.config_path.write_text(text)
         self.program: Program | None = None
@@ -336,12 +354,18 @@ class Gateways:
     """Both gateways of a lab: started together, ready on entry, stopped on exit."""
 
     def __init__(
-        self, lab: Lab, driver: str, tunnel: Tunnel | IkeTunnel | Hosts | None = None, *, workers: int = 2
+        self,
+        lab: Lab,
+        driver: str,
+        tunnel: Tunnel | IkeTunnel | Hosts | None = None,
+        *,
+        workers: int = 2,
+        port: Mapping[str, str] | None = None,
     ) -> None:
-        """Two configurations; without `tunnel`, one of keys by hand, new ones."""
+        """Two configurations; without `tunnel`, one of keys by hand, new ones. `port`: further keys of its ports."""
         tunnel = tunnel or Tunnel()
-        self.a = Gateway(lab, "gwa", driver, tunnel, workers=workers)
-        self.b = Gateway(lab, "gwb", driver, tunnel, workers=workers)
+        self.a = Gateway(lab, "gwa", driver, tunnel, workers=workers, port=port)
+        self.b = Gateway(lab, "gwb", driver, tunnel, workers=workers, port=port)
 
     def __enter__(self) -> Self:
         """Start both, then wait for both."""

@@ -36,8 +36,12 @@ class Throughput:
     retransmits: int
 
 
-def start_ping(space: Space, target: Address, *, count: int, interval: float = 0.01) -> Program:
+def start_ping(
+    space: Space, target: Address, *, count: int, interval: float = 0.01, size: int | None = None
+) -> Program:
     """Start `count` echo requests, `interval` seconds apart; give the program to `finish_ping`.
+
+    With `size` (bytes of payload, eight less than ICMP's) nobody may cut them into fragments.
 
     With only a count, ping waits for the last answers no longer than `interval` or two round trips, and on a busy
     machine calls them lost. With a deadline it goes on sending until it has `count` answers, and which of the
@@ -45,6 +49,8 @@ def start_ping(space: Space, target: Address, *, count: int, interval: float = 0
     """
     deadline = math.ceil(count * interval + PATIENCE_SECONDS)
     argv = ["ping", "-n", "-i", f"{interval:g}", "-c", str(count), "-w", str(deadline), str(target)]
+    if size is not None:
+        argv[1:1] = ["-M", "do", "-s", str(size)]
     return space.start(argv)
 
 
@@ -61,11 +67,12 @@ def finish_ping(program: Program, *, count: int, timeout: float = 60.0) -> Pings
     return Pings(sent=count, lost=count - len(times), mean_ms=sum(times) / len(times) if times else None)
 
 
-def ping(space: Space, target: Address, *, count: int, interval: float = 0.01) -> Pings:
-    """Send `count` echo requests, `interval` seconds apart, and count the answers."""
-    return finish_ping(
-        start_ping(space, target, count=count, interval=interval), count=count, timeout=count * interval + 15
-    )
+def ping(
+    space: Space, target: Address, *, count: int, interval: float = 0.01, size: int | None = None
+) -> Pings:
+    """Send `count` echo requests, `interval` seconds apart, and count the answers. `size` as for `start_ping`."""
+    program = start_ping(space, target, count=count, interval=interval, size=size)
+    return finish_ping(program, count=count, timeout=count * interval + 15)
 
 
 def iperf3(

@@ -23,6 +23,8 @@ from ext.packet import Pool, PortHandle
 DRIVERS = ("xdp", "packet", "tun", "udp", "raw", "memory")
 #: Frames per port: what its rings can hold in both directions, and what a worker has in hand.
 RING_FRAMES = 4096
+JUMBO_FRAMES = 2048  # instead, of frames larger than a page: their memory is pinned
+PAGE = 4096
 SOCKET_FRAMES = 1024
 HELPER_FRAMES = 256
 SPARE_FRAMES = 512
@@ -136,9 +138,9 @@ def frame_size(specs: Sequence[PortSpec]) -> int:
 
 def frame_count(specs: Sequence[PortSpec]) -> int:
     """Frames that a worker needs for these ports."""
+    ring = RING_FRAMES if frame_size(specs) <= PAGE else JUMBO_FRAMES
     return SPARE_FRAMES + sum(
-        HELPER_FRAMES if spec.helper else RING_FRAMES if spec.driver == "xdp" else SOCKET_FRAMES
-        for spec in specs
+        HELPER_FRAMES if spec.helper else ring if spec.driver == "xdp" else SOCKET_FRAMES for spec in specs
     )
 
 

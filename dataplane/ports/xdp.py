@@ -6,9 +6,10 @@
 Every worker owns the same queue of each interface. An interface must have exactly as many receive queues as
 there are workers: with fewer a worker has nothing to open; what arrives on more has no socket and is dropped.
 
-Limits: Ethernet interfaces without VLAN tags; one buffer per packet, so the frame size bounds the MTU
-(`largest_mtu`), and on veth with a native program the kernel bounds the peer's to 3506 bytes. A generic program
-gets the segmentation super-frames of a veth peer's stack, which are too long: the peer's TSO must be off.
+Limits: Ethernet interfaces without VLAN tags; the frame size bounds the MTU (`largest_mtu`). Up to an MTU of 3498
+(`PLAIN_MTU`) the steering program takes one buffer per packet, and on veth the kernel holds the peer to what fits it.
+Beyond (jumbo, Linux 6.6), and with a generic program, segmentation super-frames of a veth peer's stack arrive, which
+are too long: the peer's TSO must be off.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ ROLES = {Role.PROTECTED: 0, Role.UNPROTECTED: 1}  # ext.packet.Role
 XDP_HEADROOM = 256  # bytes the kernel leaves free before each packet
 ETHERNET_HEADER = 14
 TRAILER_ROOM = 64  # bytes for ESP padding, trailer and ICV behind a packet of full size
-FRAME_SIZES = (2048, 4096)  # a UMEM's frames are at most a page
+FRAME_SIZES = (2048, 4096, 8192, 16384)  # beyond a page, a packet is several buffers to the kernel
+PLAIN_MTU = (
+    3498  # of one buffer, as veth counts: a page less headrooms, link header and the kernel's own record
+)
 QUEUES_MAX = 256  # entries of the XSKMAP
 
 SIOCETHTOOL = 0x8946
@@ -126,7 +130,7 @@ def attach(spec: PortSpec, *, addresses: Iterable[Address] = (), remotes: Iterab
     OSError says what was tried.
     """
     with ExitStack() as undo:
-        steering = Steering(str(STEER_OBJECT), spec.interface, ROLES[spec.role])
+        steering = Steering(str(STEER_OBJECT), spec.interface, ROLES[spec.role], jumbo=spec.mtu > PLAIN_MTU)
         undo.callback(steering.close)
         steering.set_locals([*spec.addresses, *addresses])
         steering.set_remotes(remotes)

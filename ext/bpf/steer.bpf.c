@@ -22,8 +22,9 @@
  * Limits: Ethernet only. At most EXTENSIONS_MAX IPv6 extension headers are walked. Frames for another
  * station's MAC are told apart where the kernel says so (tc, socket); at XDP they are steered if the
  * interface is promiscuous, which is harmless, whereas a comparison with a stale MAC address would
- * let clear text pass. No multi-buffer frames ("xdp.frags"): without them the kernel holds the sender
- * of a veth pair to what one AF_XDP frame can carry (MTU 3506), and turns its segmentation offload off.
+ * let clear text pass. Whether frames of several buffers are welcome ("xdp.frags") is told when the program
+ * is loaded; headers are looked for in the first. Where they are not, the kernel holds the sender of a veth
+ * pair to what one AF_XDP frame can carry (MTU 3506), and turns its segmentation offload off.
  *
  * Loads on Linux 6.1 and later. No helper in use asks for a GPL-compatible licence.
  */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,22 @@ def test_xdp_port() -> None:
     assert checks.check_xdp(port(zero_copy="on"), ETH, 2, copying)[0].level is Level.BAD
     few = checks.check_xdp(port(), ETH, 4, NATIVE)[-1]
     assert few.level is Level.BAD and "gateway.workers = 2" in few.mend and "combined 4" in few.mend
-    veth = Interface(name="eth0", index=7, mtu=9000, up=True, ethernet=True, driver="", receive_queues=3)
+    veth = Interface(name="eth0", index=7, mtu=65535, up=True, ethernet=True, driver="", receive_queues=3)
     findings = checks.check_xdp(port(), veth, 2, None)
     assert [finding.level for finding in findings] == [Level.OK, Level.BAD, Level.BAD]
-    assert "ip link set eth0 mtu" in findings[1].mend and "numrxqueues 2" in findings[2].mend
+    assert "ip link set eth0 mtu 16050" in findings[1].mend and "numrxqueues 2" in findings[2].mend
+
+
+def test_jumbo_port() -> None:
+    """Several buffers want a kernel that has them, and of a veth pair an other end that sends no super-frames."""
+    veth, card = replace(ETH, mtu=9000, driver=""), replace(ETH, mtu=9000)
+    assert checks.check_jumbo(card, "port lan", (6, 6)) == []
+    (old,) = checks.check_jumbo(card, "port lan", (6, 5))
+    assert old.level is Level.BAD and "Linux 6.6" in old.text and old.mend == "ip link set eth0 mtu 3498"
+    (offloads,) = checks.check_jumbo(veth, "port lan", (6, 18))
+    assert offloads.level is Level.WARN and "tso off" in offloads.mend
+    (found,) = checks.check_xdp(port(), replace(ETH, mtu=3498), 2, NATIVE)
+    assert found.level is Level.OK
 
 
 def test_workers() -> None:

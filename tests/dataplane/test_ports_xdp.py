@@ -11,7 +11,7 @@ import pytest
 
 from control.lab.space import Space, free_tag, make_spaces
 from dataplane.model import PortSpec, Role
-from dataplane.ports import xdp
+from dataplane.ports import drivers, xdp
 from dataplane.ports.errors import PortError
 from ext.packet import Pool
 
@@ -70,14 +70,18 @@ def test_queues_must_be_as_many_as_workers(space: Space) -> None:
 
 
 def test_frame_size_follows_the_largest_mtu() -> None:
-    """2048 bytes for what fits, 4096 for the rest, an error with the command for what neither carries."""
-    assert xdp.frame_size_for([spec("a"), spec("b", mtu=1714)]) == 2048
-    assert xdp.frame_size_for([spec("a"), spec("b", mtu=1715)]) == 4096
-    assert xdp.frame_size_for([spec("a", mtu=3762)]) == 4096
+    """The smallest frames that carry all packets, an error with the command where none does, and fewer large ones."""
+    for most, size in ((1714, 2048), (3762, 4096), (7858, 8192), (16050, 16384)):
+        assert xdp.largest_mtu(size) == most
+        assert xdp.frame_size_for([spec("a"), spec("b", mtu=most)]) == size
+        if most < 16050:
+            assert xdp.frame_size_for([spec("a"), spec("b", mtu=most + 1)]) == 2 * size
     with pytest.raises(
-        PortError, match=r"port-b: b has an MTU of 9000; .* 3762 at most: ip link set dev b mtu 3762"
+        PortError, match=r"port-b: b has an MTU of 65535; .* 16050 at most: ip link set dev b mtu 16050"
     ):
-        xdp.frame_size_for([spec("a"), spec("b", mtu=9000)])
+        xdp.frame_size_for([spec("a"), spec("b", mtu=65535)])
+    assert drivers.frame_count([spec("a"), spec("b")]) == 512 + 2 * 4096
+    assert drivers.frame_count([spec("a"), spec("b", mtu=9000)]) == 512 + 2 * 2048
 
 
 @pytest.mark.root

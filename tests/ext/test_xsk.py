@@ -40,10 +40,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
 
 
 @contextlib.contextmanager
-def steered(pair: Wire, mode: str, end: str = "near") -> Iterator[Steering]:
+def steered(pair: Wire, mode: str, end: str = "near", *, jumbo: bool = False) -> Iterator[Steering]:
     """One end with the program attached: everything to 10.0.0.0/8 belongs to the socket."""
     space = getattr(pair, end)
-    steering = space.call(lambda: Steering(OBJECT, f"{end}0", 0))
+    steering = space.call(lambda: Steering(OBJECT, f"{end}0", 0, jumbo=jumbo))
     try:
         steering.set_remotes(["10.0.0.0/8"])
         space.call(lambda: steering.attach_xdp(mode))
@@ -113,6 +113,83 @@ def test_frames_come_and_go_unchanged(pair: Wire, mode: str) -> None:
         assert counters["tx_syscalls"] == 2 * 4
         assert set(port.statistics().values()) == {0}
         port.close()
+
+
+@contextlib.contextmanager
+def with_mtu(pair: Wire, mtu: int) -> Iterator[None]:
+    """Both ends at an MTU, and as before afterwards."""
+    for size in (mtu, 1500):
+        for space, interface in ((pair.near, "near0"), (pair.far, "far0")):
+            space.ip(f"link set {interface} mtu {size}")
+        if size == mtu:
+            yield
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_jumbo_frames_come_and_go_unchanged(pair: Wire, mode: str) -> None:
+    """Frames of one, two and three buffers, mixed and at the very edges, both ways; no frame of the pool is lost."""
+    pool = Pool(1024, 16384)
+    edges = [3839, 3840, 3841, 3842, 7679, 7680, 7681, 8914, 9013, 9014]
+    lengths = [60, 1514, *edges, 61] * 12
+    inbound = [pattern(TO_NEAR, length, number) for number, length in enumerate(lengths)]
+    outbound = [pattern(TO_FAR, length, number) for number, length in enumerate(lengths)]
+    with (
+        with_mtu(pair, 9000),
+        steered(pair, mode, jumbo=True) as steering,
+        pair.packet_socket(pair.far, "far0") as tap,
+    ):
+        port = open_port(pair, steering, Umem(pool))
+        porttool.receive(port)
+        for start in range(0, len(inbound), 39):
+            pair.send(*inbound[start : start + 39])
+            received = porttool.receive_all(port, at_least=39)
+            assert [data for data, _ in received] == inbound[start : start + 39]
+        for start in range(0, len(outbound), 39):
+            sent = outbound[start : start + 39]
+            assert porttool.transmit(port, sent) == 39
+            assert wait_for(lambda: whole(pool, port))
+            assert frames_of(tap) == sent
+        counters = port.counters
+        ip_bytes = sum(lengths) - 14 * len(lengths)
+        assert (counters["rx_packets"], counters["rx_bytes"]) == (len(lengths), ip_bytes)
+        assert (counters["tx_packets"], counters["tx_bytes"]) == (len(lengths), ip_bytes)
+        assert set(port.statistics().values()) == {0}
+
+
+def test_a_full_ring_takes_whole_jumbo_packets_only(pair: Wire) -> None:
+    """Of 64 packets of three descriptors a ring of 128 has room for 42; the others are refused, none is cut."""
+    pool = Pool(1024, 16384)
+    sent = [pattern(TO_FAR, 9014, number) for number in range(64)]
+    with (
+        with_mtu(pair, 9000),
+        steered(pair, "native", jumbo=True) as steering,
+        pair.packet_socket(pair.far, "far0") as tap,
+    ):
+        port = open_port(pair, steering, Umem(pool), ring=128)
+        assert porttool.transmit(port, sent) == 128 // 3
+        assert port.counters["tx_full"] == 1
+        assert wait_for(lambda: whole(pool, port))
+        assert frames_of(tap) == sent[: 128 // 3]
+
+
+@pytest.mark.parametrize("length", [16200, 40000])
+def test_what_no_frame_holds_is_cut(pair: Wire, length: int) -> None:
+    """Of a packet that is longer than a frame the rest is gone, and what the frame holds is not disturbed by it."""
+    pool = Pool(256, 16384)
+    with with_mtu(pair, 60000), steered(pair, "native", jumbo=True) as steering:
+        port = open_port(pair, steering, Umem(pool))
+        porttool.receive(port)
+        long, short = pattern(TO_NEAR, length), pattern(TO_NEAR, 100)
+        pair.send(short, long, short)
+        received = [data for data, _ in porttool.receive_all(port, at_least=3)]
+        assert received == [short, long[: 16384 - XDP_HEADROOM], short]
+        assert wait_for(lambda: whole(pool, port))
+
+
+def pattern(template: bytes, length: int, number: int = 0) -> bytes:
+    """As `frame`, with bytes that tell their place."""
+    body = bytes((place * 7 + (place >> 8) + number) & 255 for place in range(length - len(template)))
+    return template + body
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -4,8 +4,8 @@ import pytest
 
 from control.demo import ping_all
 from control.lab.gateway import DRIVERS, Gateways, Tunnel, make_lab
-from control.lab.topology import address
-from control.lab.traffic import iperf3
+from control.lab.topology import Lab, address
+from control.lab.traffic import iperf3, ping
 from control.lab.wiretap import WireTap
 
 pytestmark = pytest.mark.root
@@ -34,5 +34,33 @@ def test_chain(driver: str, protocol: str) -> None:
         assert counts["clear"] == 0, tap.clear_samples()
         assert counts[protocol] > 2 * sent
         assert counts["ah" if protocol == "esp" else "esp"] == 0
+        for gateway in (gateways.a, gateways.b):
+            assert gateway.stop() == 0, gateway.log(30)
+
+
+JUMBO_MTU = 9000
+JUMBO_PACKET = 8900  # bytes of IP packet: with ESP around it about 8960
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_jumbo_packets_through_xdp_ports(mode: str) -> None:
+    """Packets of 8,900 bytes, and of what one more buffer begins at, both ways in both families, and TCP in such."""
+    with (
+        Lab(queues=1, tapped=True, mtu=JUMBO_MTU) as lab,
+        WireTap(lab) as tap,
+        Gateways(lab, "xdp", workers=1, port={"mode": mode}) as gateways,
+    ):
+        lab.set_offloads(False)  # to a program that takes frames of several buffers, veth sends super-frames
+        assert gateways.a.active_modes() == gateways.b.active_modes() == [f"{mode}/copy"]
+        for version, headers in ((4, 28), (6, 48)):
+            server, client = address("server", "eth0", version), address("client", "eth0", version)
+            for size in (JUMBO_PACKET, 3840 - 14, 3840 - 14 + 1, 1500):
+                for space, target in ((lab.client, server), (lab.server, client)):
+                    pings = ping(space, target, count=10, size=size - headers)
+                    assert pings.lost == 0, (size, gateways.a.log(30) + gateways.b.log(30))
+            assert iperf3(lab.client, lab.server, server, proto="tcp", seconds=1).gbps > 0.01
+        counts = tap.counts()
+        assert counts["clear"] == 0, tap.clear_samples()
+        assert counts["esp"] > 2 * 2 * 4 * 2 * 10
         for gateway in (gateways.a, gateways.b):
             assert gateway.stop() == 0, gateway.log(30)
