@@ -1,12 +1,13 @@
 """The table of docs/conformance.md: what agrees with whom, as the tests of one run have shown.
 
 1 a test says by the fixture `agreement` what it is about 2 its report carries that, and how it ended 3 at the end of
-a run with `--conformance FILE` all of it is rendered as one table per protocol and mode. Nothing gets into the table
-but by a test: what was not run is not there.
+a run with `--conformance FILE` all of it is rendered as one table per protocol and mode. Nothing passes but by a test:
+cases that were collected and not run are there as such.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,17 +20,19 @@ LETTERS = {(False, False): "P", (True, False): "E", (False, True): "U", (True, T
 INTRODUCTION = """# Conformance
 
 What agrees with which other implementation, in both directions. This page is made of the tests' results by
-`./run test --full --conformance docs/conformance.md`; nothing in it is written by hand.
+`./run test --full --conformance docs/conformance.md`; nothing in it is written by hand. This one is of {date}:
+{passed} ways passed, {failed} failed, {missing} were not run.
 
 - **Linux**: {linux} in an emulated machine (`tests/netns/test_linux_conformance.py`). Pings, TCP and 1,000 datagrams of
-  0 to 8,900 bytes go through every cell; nothing is lost, and both sides count the same packets and no error.
+  0 to 8,900 bytes, half of them each way, go through every cell, twice as many through one cell of each kind; nothing
+  is lost, and both sides count the same packets and no error.
 - **scapy**: the `ipsec` layer of scapy {scapy} opens what we seal, and we open what it seals (`tests/exchange/`).
 - **strongSwan libipsec**: strongSwan {strongswan}, SAs by IKEv2, begun, rekeyed and ended by either side
   (`tests/netns/test_strongswan_gateway.py`). It has ESP in UDP and tunnel mode only, and no extended sequence numbers.
 
 A cell names the ways that passed: **P** plain, **E** with extended sequence numbers (across 2^32), **U** in UDP, **B**
-both. A way in ~~strokes~~ failed. A dash is what the peer does not have, or what no test has tried. Linux has a column
-per mix of families, the inner in the outer.
+both. A way in ~~strokes~~ failed, one in (brackets) was not run. A dash is what the peer does not have, or what no test
+tries. Linux has a column per mix of families, the inner in the outer.
 """
 
 
@@ -44,7 +47,12 @@ class Row:
     mix: str
     esn: bool
     encap: bool
-    passed: bool
+    passed: bool | None  # None: not run
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """What it is about."""
+        return self.peer, self.protocol, self.mode, self.suite, self.mix, self.esn, self.encap
 
 
 def rows_of(reports: Iterable[Any]) -> list[Row]:
@@ -57,10 +65,20 @@ def rows_of(reports: Iterable[Any]) -> list[Row]:
     ]
 
 
+def planned(items: Iterable[Any]) -> list[Row]:
+    """A row, not run, for each of pytest's items whose parameter `case` says in `agreement` what it is about."""
+    cases = [item.callspec.params.get("case") for item in items if hasattr(item, "callspec")]
+    return [Row(**case.agreement, passed=None) for case in cases if hasattr(case, "agreement")]
+
+
 def render(rows: Iterable[Row], versions: Mapping[str, str]) -> str:
-    """The page."""
+    """The page; `versions` are those of the peers, and `date`."""
     found = list(rows)
-    text = INTRODUCTION.format(**versions)
+    worst: dict[tuple[object, ...], bool | None] = {}
+    for row in found:
+        worst[row.way] = _worse(worst.get(row.way), row.passed)
+    counts = Counter(worst.values())
+    text = INTRODUCTION.format(passed=counts[True], failed=counts[False], missing=counts[None], **versions)
     for protocol in ("esp", "ah"):
         for mode, mixes in MIXES.items():
             mine = [row for row in found if (row.protocol, row.mode) == (protocol, mode)]
@@ -85,13 +103,17 @@ def _table(rows: list[Row], mixes: tuple[str, ...]) -> str:
     return text
 
 
+def _worse(one: bool | None, other: bool | None) -> bool | None:
+    """Of two results the worse; none at all counts for nothing."""
+    return one if other is None else other if one is None else one and other
+
+
 def _cell(rows: list[Row]) -> str:
-    """The letters of what was tried; of one way tried several times, the worst counts."""
-    results: dict[tuple[bool, bool], bool] = {}
+    """The letters of what was tried, and in brackets of what was not; the worst counts of several."""
+    results: dict[tuple[bool, bool], bool | None] = {}
     for row in rows:
         way = (row.esn, row.encap)
-        results[way] = results.get(way, True) and row.passed
-    letters = [
-        letter if results[way] else f"~~{letter}~~" for way, letter in LETTERS.items() if way in results
-    ]
+        results[way] = _worse(results.get(way), row.passed)
+    forms = {True: "{}", False: "~~{}~~", None: "({})"}
+    letters = [forms[results[way]].format(letter) for way, letter in LETTERS.items() if way in results]
     return " ".join(letters) or "–"

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from tests import conformance
 
 _reports: list[pytest.TestReport] = []
+_planned: list[conformance.Row] = []
 Agreement = Callable[..., None]
 
 
@@ -62,7 +64,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table."""
     path: Path | None = session.config.getoption("--conformance")
     if path is not None:
-        path.write_text(conformance.render(conformance.rows_of(_reports), _versions()))
+        rows = [*conformance.rows_of(_reports), *_planned]
+        path.write_text(conformance.render(rows, {**_versions(), "date": date.today().isoformat()}))
 
 
 def _versions() -> dict[str, str]:
@@ -79,8 +82,10 @@ def _versions() -> dict[str, str]:
     }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `full` tests out unless --full is given."""
+    """Note what there is for the table, then leave `full` tests out unless --full is given."""
+    _planned[:] = conformance.planned(items)
     if config.getoption("--full"):
         return
     full = [item for item in items if item.get_closest_marker("full")]

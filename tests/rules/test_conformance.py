@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.conformance import LIBIPSEC, LINUX, PROPERTY, SCAPY, render, rows_of
+from tests.conformance import LIBIPSEC, LINUX, PROPERTY, SCAPY, planned, render, rows_of
+from tests.peers.linux.cases import Case
 
-VERSIONS = {"linux": "kernel 1", "scapy": "2", "strongswan": "3"}
+VERSIONS = {"linux": "kernel 1", "scapy": "2", "strongswan": "3", "date": "2030-01-02"}
 
 
 @dataclass(kw_only=True)
@@ -55,3 +56,29 @@ def test_table() -> None:
     ]
     assert transport.splitlines()[0] == "AH, transport mode"
     assert transport.splitlines()[-1] == "| `sha256` | – | P | – | – |"
+
+
+def test_what_was_not_run_is_said() -> None:
+    """Collected cases are in brackets until a report tells of them."""
+
+    @dataclass
+    class Call:
+        params: dict[str, object]
+
+    @dataclass
+    class Item:
+        callspec: Call
+
+    cases = [
+        Case(suite="aes128gcm16"),
+        Case(suite="aes128gcm16", esn=True),
+        Case(suite="null-sha256", encap=True),
+    ]
+    items = [*(Item(Call({"case": case})) for case in cases), Item(Call({"case": "other"})), object()]
+    page = render([*rows_of([about("failed"), about(suite="other", mix="6in6")]), *planned(items)], VERSIONS)
+    assert "2030-01-02" in page and "1 ways passed, 1 failed, 2 were not run" in page.replace("\n", " ")
+    assert [line for line in page.splitlines() if line.startswith("| `")] == [
+        "| `aes128gcm16` | ~~P~~ (E) | – | – | – | – | – |",
+        "| `other` | – | – | – | P | – | – |",
+        "| `null-sha256` | (U) | – | – | – | – | – |",
+    ]

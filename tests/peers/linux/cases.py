@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from control.config import parse_proposal
+from tests.conformance import LINUX
 
 # Outer addresses by family: ours, the kernel's.
 OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8:f::1", "2001:db8:f::2")}
@@ -64,11 +65,18 @@ class Case:
     esn: bool = False
     encap: bool = False
     driver: str = "packet"  # of our ports
+    jumbo: bool = True  # whether the links take packets of 9000 bytes; native XDP takes none from a veth
 
     @property
-    def world(self) -> tuple[str, str]:
-        """What the gateway must be like: mode and driver."""
-        return self.mode, self.driver
+    def world(self) -> tuple[str, str, bool]:
+        """What the gateway must be like: mode, driver and whether links are jumbo."""
+        return self.mode, self.driver, self.jumbo
+
+    @property
+    def agreement(self) -> dict[str, object]:
+        """What it is about, for the table of conformance."""
+        names = ("protocol", "mode", "suite", "mix", "esn", "encap")
+        return {"peer": LINUX, **{name: getattr(self, name) for name in names}}
 
     @property
     def mix(self) -> str:
@@ -80,7 +88,7 @@ class Case:
     def __str__(self) -> str:
         """The test's name."""
         words = [self.protocol, self.mode, self.mix, self.suite]
-        words += ["esn"] * self.esn + ["udp"] * self.encap
+        words += ["esn"] * self.esn + ["udp"] * self.encap + ["1500"] * (not self.jumbo)
         return "-".join([*words, *([self.driver] if self.driver != "packet" else [])])
 
 

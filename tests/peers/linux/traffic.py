@@ -28,7 +28,8 @@ SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 ECHO_REQUEST, ECHO_REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}  # RFC 792, RFC 4443
 PING_BYTES = 56
 
-Flow = Sequence[Any]  # source address, target address, seed of the contents
+# Source address, target address, seed of the contents, bytes of its largest datagram.
+Flow = Sequence[Any]
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -110,7 +111,7 @@ def pings(flows: Sequence[Flow], count: int, patience: float = 20.0) -> list[int
     """
     lost = [0] * len(flows)
     with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(_ping_socket(source, target)) for source, target, _ in flows]
+        socks = [stack.enter_context(_ping_socket(source, target)) for source, target, *_ in flows]
         numbers = {sock: number for number, sock in enumerate(socks)}
         for sequence in range(1, count + 1):
             for number, sock in enumerate(socks):
@@ -172,8 +173,8 @@ def payloads(count: int, largest: int, seed: int) -> list[bytes]:
 class _Datagrams:
     """One flow of `datagrams`: what is still to send, what is under way."""
 
-    def __init__(self, flow: Flow, count: int, largest: int, port: int) -> None:
-        source, target, seed = flow
+    def __init__(self, flow: Flow, count: int, port: int) -> None:
+        source, target, seed, largest = flow
         self.sock = _bound(source, socket.SOCK_DGRAM)
         self.sock.connect((target, port))
         self.sock.setblocking(False)
@@ -213,7 +214,6 @@ class _Datagrams:
 def datagrams(
     flows: Sequence[Flow],
     count: int,
-    largest: int,
     window: int = 32,
     patience: float = 20.0,
     port: int = PORT,
@@ -223,7 +223,7 @@ def datagrams(
     At most `window` are under way, of all flows together. Those are lost when nothing has come for `patience` seconds.
     """
     with contextlib.ExitStack() as stack:
-        each = [_Datagrams(flow, count, largest, port) for flow in flows]
+        each = [_Datagrams(flow, count, port) for flow in flows]
         by_sock = {stack.enter_context(one.sock): one for one in each}
         turn = list(each)
         under_way, last = 0, time.monotonic()
@@ -248,11 +248,11 @@ def streams(flows: Sequence[Flow], size: int, timeout: float = 60.0, port: int =
 
     Namespaces are a thread's own: all sockets are made by the calling thread.
     """
-    contents = [random.Random(seed).randbytes(size) for _, _, seed in flows]
+    contents = [random.Random(seed).randbytes(size) for _, _, seed, _ in flows]
     received = [bytearray() for _ in flows]
     with contextlib.ExitStack() as stack:
         threads = []
-        for number, (source, target, _) in enumerate(flows):
+        for number, (source, target, *_) in enumerate(flows):
             sock = stack.enter_context(_bound(source, socket.SOCK_STREAM))
             sock.settimeout(timeout)
             with contextlib.suppress(OSError):
