@@ -65,7 +65,7 @@ class Case:
     esn: bool = False
     encap: bool = False
     driver: str = "packet"  # of our ports
-    jumbo: bool = True  # whether the links take packets of 9000 bytes; native XDP takes none from a veth
+    jumbo: bool = True  # whether the links take packets of 9000 bytes, or of 1500
 
     @property
     def world(self) -> tuple[str, str, bool]:
