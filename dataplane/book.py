@@ -9,14 +9,14 @@ tables below know indices only; ports and workers are dataplane/api.py's busines
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from types import TracebackType
 
 from dataplane.acquire import take
 from dataplane.follow import Sources
-from dataplane.layout import NO_INDEX
+from dataplane.layout import NO_INDEX, RESOURCES, SA_SHARED
 from dataplane.model import (
     Acquire,
     Action,
@@ -60,6 +60,13 @@ class _Sa:
     mtu: int = 1500
     adjacency: AdjacencySpec | None = None
     policies: set[str] = field(default_factory=set)
+    workers: dict[int, str] = field(default_factory=dict)  # whose own SAs take this one's place (RFC 9611)
+    beside: str | None = None  # the SA in whose `workers` this one is
+
+    @property
+    def handle(self) -> int:
+        """What policies have in the tables."""
+        return self.index | SA_SHARED if self.workers else self.index
 
 
 class _Named:
@@ -210,10 +217,43 @@ class Book:
         else:
             if old.adjacency is not None:
                 self.set_sa_adjacency(spec.name, old.adjacency, old.mtu)
-            new.policies = old.policies
-            for policy in new.policies:
-                self.tables.view.set_policy_sa(self._policies[policy][0], new.index)
+            self._take_over(old, new)
         self._drop(old)
+
+    def _take_over(self, old: _Sa, new: _Sa) -> None:
+        """An outbound SA is in another slot: all that led to the old one leads to the new one."""
+        new.workers, new.beside, new.policies = old.workers, old.beside, old.policies
+        self._lead(new)
+        if new.beside is not None:
+            self._lead(self._sas[new.beside])
+
+    def _lead(self, sa: _Sa) -> None:
+        """Have workers and policies find an outbound SA, and those beside it."""
+        if sa.workers:
+            own = [NO_INDEX] * RESOURCES
+            for worker, name in sa.workers.items():
+                own[worker] = self._sas[name].index
+            self.tables.view.set_resources(sa.index, own)
+        for policy in sa.policies:
+            self.tables.view.set_policy_sa(self._policies[policy][0], sa.handle)
+
+    def set_workers(self, name: str, workers: Mapping[int, str]) -> None:
+        """Outbound SAs that single workers, by number, use where policies say `name` (RFC 9611)."""
+        sa = self._sa(name, Direction.OUT)
+        for worker, other in workers.items():
+            if not 0 <= worker < RESOURCES:
+                raise DataPlaneError(f"SA {other!r} for worker {worker}; there are 0 to {RESOURCES - 1}")
+            found = self._sa(other, Direction.OUT)
+            if found is sa or found.workers or found.beside not in (None, name):
+                raise DataPlaneError(
+                    f"SA {other!r} stands alone or beside another; it cannot be beside {name!r}"
+                )
+        for other in sa.workers.values():
+            self._sas[other].beside = None
+        sa.workers = dict(workers)
+        for other in sa.workers.values():
+            self._sas[other].beside = name
+        self._lead(sa)
 
     async def move_sa(
         self,
@@ -266,9 +306,7 @@ class Book:
         self.tables.copy_counters(old.index, new.index)
         if adjacency is not None:
             self.set_sa_adjacency(spec.name, adjacency, mtu)
-        new.policies = old.policies
-        for policy in new.policies:
-            self.tables.view.set_policy_sa(self._policies[policy][0], new.index)
+        self._take_over(old, new)
         self._drop(old)
 
     async def _stop_numbers(self, sa: _Sa) -> int:
@@ -294,6 +332,12 @@ class Book:
         for policy in sa.policies:
             self.tables.view.set_policy_sa(self._policies[policy][0], NO_INDEX)
         sa.policies = set()
+        for other in sa.workers.values():
+            self._sas[other].beside = None
+        if sa.beside is not None:
+            common = self._sas[sa.beside]
+            common.workers = {worker: name for worker, name in common.workers.items() if name != sa.spec.name}
+            self._lead(common)
         del self._sas[sa.spec.name]
 
     def _drop(self, sa: _Sa) -> None:
@@ -371,7 +415,9 @@ class Book:
             self._steer([*self._remotes, *remotes])
             try:
                 with named(f"SPD of {len(policies)} policies"):
-                    indices = self.tables.set_policies(policies, [sa.index if sa else NO_INDEX for sa in sas])
+                    indices = self.tables.set_policies(
+                        policies, [sa.handle if sa else NO_INDEX for sa in sas]
+                    )
             except BaseException:
                 self._steer(self._remotes)
                 raise
@@ -410,7 +456,7 @@ class Book:
         new = self._sa(sa, Direction.OUT) if sa is not None else None
         if spec.sa is not None and spec.sa in self._sas:
             self._sas[spec.sa].policies.discard(policy)
-        self.tables.view.set_policy_sa(index, new.index if new else NO_INDEX)
+        self.tables.view.set_policy_sa(index, new.handle if new else NO_INDEX)
         if new is not None:
             new.policies.add(policy)
         self._policies[policy] = index, replace(spec, sa=sa)

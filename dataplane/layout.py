@@ -304,6 +304,10 @@ SA_COUNTERS = np.dtype(
     ]
 )
 
+#: ext.sa.SA_SHARED and RESOURCES: a policy's SA has others of single workers beside it.
+SA_SHARED = 0x80000000
+RESOURCES = 16
+
 #: struct name in ext/*.pxd -> dtype
 DTYPES: dict[str, np.dtype[np.void]] = {
     "SaSequence": SEQUENCE,

@@ -31,13 +31,14 @@ from ext.policy cimport (
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
-    ACTION_BYPASS, MEND_KNOWN, MEND_SUM, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Policy, Replay,
-    Sa, spi_find, spi_touch,
+    ACTION_BYPASS, MEND_KNOWN, MEND_SUM, OWN_PORT, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP,
+    SHOWN_PORT, Policy, Replay, Sa, spi_find, spi_touch,
 )
 from ext.wire cimport (
     PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32,
     bswap64, clamp_mss, complete_checksum, decrement_ttl, fold, likely, load16, load32, load64, parse_next, put_raw16,
-    put_raw32, put_raw64, raw16, raw32, raw64, restamp_ipv4, store16, store32, store64, sum_bytes, touch, unlikely,
+    put_raw32, put_raw64, raw16, raw32, raw64, restamp_ipv4, store16, store32, store64, sum_bytes, swap_port, touch,
+    unlikely,
 )
 
 cdef extern from *:
@@ -460,6 +461,12 @@ cdef uint8_t _check_payload(Packet *packet, const Sa *sa) noexcept nogil:
     cdef uint32_t at
     if packet.flags & PACKET_FRAGMENT:
         return DROP_INNER_MALFORMED     # RFC 4303 3.1.1
+    if unlikely(raw16(sa.hot.header + <int>OWN_PORT) != 0, 0) and packet.family == 4:
+        # Of several peers behind one NAT: each is seen by a port of its own. What has not the SA's is not the SA's.
+        if not swap_port(packet.protocol, packet.data + packet.transport, packet.length - packet.transport, 0,
+                         raw16(sa.hot.header + <int>OWN_PORT), raw16(sa.hot.header + <int>SHOWN_PORT)):
+            return DROP_INNER_SELECTORS
+        packet.source_port = load16(sa.hot.header + <int>SHOWN_PORT)
     if not sa.hot.flags & SA_ENCAP or (packet.protocol != PROTOCOL_TCP and packet.protocol != PROTOCOL_UDP):
         return PASS
     at = 16 if packet.protocol == PROTOCOL_TCP else 6

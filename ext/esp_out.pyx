@@ -27,11 +27,13 @@ from ext.counters cimport (
 from ext.crypto cimport Job, Key, put_job, suite_is_aead, touch_key
 from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_CUT_AFTER, PACKET_FRAGMENT, Packet
 from ext.policy cimport FEW, lookup_policies
-from ext.sa cimport SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, Sa, SaHot, SaSequence
+from ext.sa cimport (
+    OWN_PORT, SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, SHOWN_PORT, Sa, SaHot, SaSequence,
+)
 from ext.wire cimport (
     PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64,
-    clamp_mss, fold, likely, load16, one_hop_less, put_raw16, put_raw32, put_raw64, raw32, raw64, restamp_ipv4,
-    store16, store32, sum_bytes, touch, unlikely,
+    clamp_mss, fold, likely, load16, one_hop_less, put_raw16, put_raw32, put_raw64, raw16, raw32, raw64, restamp_ipv4,
+    store16, store32, sum_bytes, swap_port, touch, unlikely,
 )
 
 cdef extern from *:
@@ -523,6 +525,10 @@ cdef void _build_transport(Batch *batch, Outbound *scratch, uint64_t sequence, c
         job.text = packet.data + front
         job.text_length = _write_trailer(job.text, packet.length - front, packet.data[next_at], stamp.align_mask)
         job.icv = job.text + job.text_length
+        if unlikely(raw16(hot.header + <int>OWN_PORT) != 0, 0) and packet.family == 4:
+            # Of several peers behind one NAT: the packet goes to the port that this one has itself.
+            swap_port(packet.protocol, job.text, packet.length - front, 2, raw16(hot.header + <int>SHOWN_PORT),
+                      raw16(hot.header + <int>OWN_PORT))
         memmove(header, packet.data, front)
         esp = job.text - hot.iv_length - ESP_HEADER
         job.esp = esp

@@ -16,7 +16,9 @@ A table has two halves. Control fills the idle one and flips `active`; a batch r
 from libc.string cimport memset
 
 from ext.counters cimport DROP_NO_POLICY, DROP_POLICY_DISCARD, DROP_POLICY_NO_SA, BYPASSED, PASS
-from ext.sa cimport ACTION_BYPASS, ACTION_PROTECT, Policy, Selector, TablesView, VALUE_DIRECT
+from ext.sa cimport (
+    ACTION_BYPASS, ACTION_PROTECT, SA_SHARED, VALUE_DIRECT, Policy, Selector, TablesView, sa_of_worker,
+)
 from ext.wire cimport touch, unlikely
 
 import secrets
@@ -99,25 +101,30 @@ cdef inline const Policy *_match(const Packet *packet, const Tables *tables, con
     return NULL
 
 
-cdef inline void _judge(Packet *packet, uint8_t action, uint32_t sa) noexcept nogil:
+cdef inline void _judge(Packet *packet, const Tables *tables, uint8_t action, uint32_t sa) noexcept nogil:
     """Verdict and SA of a leader whose policy is found."""
     if action == ACTION_PROTECT:
         packet.sa = sa
-        if unlikely(sa == NO_INDEX, 0):
-            packet.verdict = DROP_POLICY_NO_SA
+        # NO_INDEX has the bit SA_SHARED, too: most packets pay for one comparison.
+        if unlikely(sa >= <uint32_t>SA_SHARED, 0):
+            if sa == NO_INDEX:
+                packet.verdict = DROP_POLICY_NO_SA
+            else:
+                packet.sa = sa_of_worker(tables, sa)
     elif action == ACTION_BYPASS:
         packet.verdict = BYPASSED
     else:
         packet.verdict = DROP_POLICY_DISCARD
 
 
-cdef inline void _judge_plain(Packet *packet, const LpmSlot *slot, const Addresses *addresses) noexcept nogil:
+cdef inline void _judge_plain(Packet *packet, const Tables *tables, const LpmSlot *slot,
+                              const Addresses *addresses) noexcept nogil:
     """The prefix has one policy, which the slot repeats."""
     if (slot.protocol and slot.protocol != packet.protocol) or not in_prefix(
             addresses.source_high, addresses.source_low, slot.source_high, slot.source_low, slot.source_prefix):
         packet.verdict = DROP_NO_POLICY
     else:
-        _judge(packet, slot.action, slot.sa)
+        _judge(packet, tables, slot.action, slot.sa)
 
 
 cdef const Policy *policy_of(const Packet *packet, const Packet *leader, const Tables *tables,
@@ -175,7 +182,7 @@ cdef void lookup_policies(Batch *batch, const Tables *tables, const Leaders *lea
         if slot == NULL:
             packet.verdict = DROP_NO_POLICY
         elif slot.plain:
-            _judge_plain(packet, slot, &addresses[index])
+            _judge_plain(packet, tables, slot, &addresses[index])
         else:
             values[waiting_count] = slot.value
             waiting[waiting_count] = <uint8_t>index
@@ -189,7 +196,7 @@ cdef void lookup_policies(Batch *batch, const Tables *tables, const Leaders *lea
         if policy == NULL:
             packet.verdict = DROP_NO_POLICY
         else:
-            _judge(packet, policy.action, policy.sa)
+            _judge(packet, tables, policy.action, policy.sa)
 
 
 cdef inline void _touch_policy(const Tables *tables, const Lpm *spd, uint32_t value) noexcept nogil:

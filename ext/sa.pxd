@@ -44,6 +44,11 @@ cdef enum:
     # In SaHot.header of an inbound SA in transport mode and UDP:
     MEND_KNOWN = 2              # this byte is 1 where both addresses before NAT are known,
     MEND_SUM = 4                # and here is the complement of their sum (16 bits, memory order)
+    # In SaHot.header of an SA in transport mode and UDP over IPv4, either direction; network order, 0: as they are.
+    OWN_PORT = 6                # the peer's TCP or UDP port as it is in the SA,
+    SHOWN_PORT = 10             # and as this host and its policies see it
+    RESOURCES = 16              # workers that may have outbound SAs of their own (RFC 9611)
+    SA_SHARED = 0x80000000      # in Policy.sa: the workers' own SAs are in the SaInbound of this one: see sa_of_worker
     SA_LINES = 39               # odd, so that hot lines of neighbours fall into different cache sets
 
 cdef enum SaFlag:
@@ -142,7 +147,7 @@ cdef enum Action:
 
 cdef struct Policy:             # 128 bytes: an outbound SPD entry
     Selector selector           # source is local, destination is remote
-    uint32_t sa                 # outbound SA, swapped by one store at rekey; NO_INDEX: none yet
+    uint32_t sa                 # outbound SA, swapped by one store at rekey; NO_INDEX: none yet. SA_SHARED may be set
     uint32_t slot               # first of the LPM slots that repeat `sa`, + 1; 0: none does
     uint8_t  action             # Action
     uint8_t  half               # of the LPM table that has those slots
@@ -236,6 +241,16 @@ cdef struct Tables:             # one process's view: plain pointers into the se
     AcquireRing *acquires       # this worker's (control: the first of all)
     uint32_t worker_index
 
+
+cdef inline uint32_t sa_of_worker(const Tables *t, uint32_t shared) noexcept nogil:
+    """This worker's own outbound SA in the place of a policy's (Policy.sa with SA_SHARED), or that one itself.
+
+    An outbound SA has no use for its SaInbound: there lie the indices of RESOURCES workers, NO_INDEX for none.
+    """
+    cdef uint32_t common = shared & ~<uint32_t>SA_SHARED
+    cdef const uint32_t *own = <const uint32_t *>&t.sas[common].inbound
+    cdef uint32_t found = load32(&own[t.worker_index & (RESOURCES - 1)])
+    return common if found == <uint32_t>NO_INDEX else found
 
 cdef inline uint32_t spi_slot(const Tables *t, uint32_t spi) noexcept nogil:
     """Where the search for `spi` (host order) begins: Fibonacci hashing. We choose SPIs: nobody can aim."""

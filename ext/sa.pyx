@@ -280,12 +280,25 @@ cdef class TablesView:
         store16(&entry.sequence.path_mtu, path)
         store16(&entry.hot.inner_mtu, inner)
 
+    def set_resources(self, uint32_t sa, list workers):
+        """Which outbound SA each of the first RESOURCES workers uses in the place of `sa` (NO_INDEX: that one)."""
+        cdef uint32_t *own = <uint32_t *>&self._sa(sa).inbound
+        cdef uint32_t worker
+        cdef uint32_t index
+        if len(workers) > RESOURCES:
+            raise ValueError(f"SAs of {len(workers)} workers; the table has room for {RESOURCES}")
+        for index in workers:
+            if index != <uint32_t>NO_INDEX:
+                self._sa(index)
+        for worker in range(RESOURCES):
+            store32(&own[worker], workers[worker] if worker < <uint32_t>len(workers) else <uint32_t>NO_INDEX)
+
     def set_policy_sa(self, uint32_t policy, uint32_t sa):
-        """Policy `policy` protects with outbound SA `sa` from now on (NO_INDEX: none)."""
+        """Policy `policy` protects with outbound SA `sa` from now on (NO_INDEX: none; SA_SHARED: see set_resources)."""
         if policy >= self.c.header.max_policies:
             raise IndexError(f"policy {policy}; the table holds {self.c.header.max_policies}")
         if sa != <uint32_t>NO_INDEX:
-            self._sa(sa)
+            self._sa(sa & ~<uint32_t>SA_SHARED)
         cdef Policy *entry = &self.c.policies[policy]
         cdef LpmSlot *slots = <LpmSlot *>(
             <uint8_t *>self.c.header + self.c.header.spd.halves[entry.half & 1].slots_offset)

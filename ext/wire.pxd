@@ -112,6 +112,8 @@ cdef void parse_batch(Batch *batch, const Port *port, Leaders *leaders) noexcept
 cdef uint8_t parse_slowly(Packet *packet) noexcept nogil
 cdef void complete_checksum(Packet *packet) noexcept nogil
 cdef void restamp_ipv4(uint8_t *header) noexcept nogil
+cdef bint swap_port(uint8_t protocol, uint8_t *transport, uint32_t rest, uint32_t at, uint16_t before,
+                    uint16_t after) noexcept nogil
 cdef void clamp_mss(Packet *packet, uint32_t inner_mtu) noexcept nogil
 
 cdef inline uint32_t one_hop_less(uint32_t word) noexcept nogil:

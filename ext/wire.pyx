@@ -218,6 +218,26 @@ cdef void restamp_ipv4(uint8_t *header) noexcept nogil:
     put_raw16(header + 10, ~fold(sum_bytes(header, (header[0] & 15) * 4)))
 
 
+cdef bint swap_port(uint8_t protocol, uint8_t *transport, uint32_t rest, uint32_t at, uint16_t before,
+                    uint16_t after) noexcept nogil:
+    """Put another port in the place of `before` (both as in memory) and mend the TCP or UDP checksum (RFC 1624).
+
+    `rest` is what there is from `transport` on, `at` 0 for the source and 2 for the destination. False where `before`
+    is not there: then nothing is changed.
+    """
+    cdef uint32_t sum_at = TCP_CHECKSUM_AT if protocol == PROTOCOL_TCP else UDP_CHECKSUM_AT
+    cdef uint16_t checksum
+    if (protocol != PROTOCOL_TCP and protocol != PROTOCOL_UDP) or rest < sum_at + 2 or raw16(transport + at) != before:
+        return False
+    put_raw16(transport + at, after)
+    checksum = raw16(transport + sum_at)
+    if checksum == 0 and protocol == PROTOCOL_UDP:
+        return True             # RFC 768: there is none
+    checksum = ~fold(<uint64_t><uint16_t>~checksum + <uint16_t>~before + after)
+    put_raw16(transport + sum_at, 0xFFFF if checksum == 0 and protocol == PROTOCOL_UDP else checksum)
+    return True
+
+
 cdef void clamp_mss(Packet *packet, uint32_t inner_mtu) noexcept nogil:
     """Lower the MSS option of a TCP SYN to what fits `inner_mtu` (RFC 9293 3.7.1); the checksum must be whole."""
     cdef uint8_t *tcp = packet.data + packet.transport

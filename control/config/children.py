@@ -34,7 +34,7 @@ CHILD_KEYS = (
         "close_action",
         "dpd_action",
     ),
-    *("df", "dscp", "fragment", "mss_clamp", "replay_window", "tfc_padding"),
+    *("df", "dscp", "fragment", "mss_clamp", "replay_window", "tfc_padding", "per_cpu_sas"),
 )
 SELECTORS_MOST = 32  # of one side; their pairs become SPD entries
 _TS = 'a selector such as "10.1.0.0/24", "dynamic" or "10.1.0.9/32[tcp/443]", or a list of them'
@@ -85,6 +85,7 @@ def read_child(
         mss_clamp=table.boolean("mss_clamp", False),
         fragment=fragment_of(table),
         tfc_padding=tfc_padding(table),
+        per_cpu_sas=table.boolean("per_cpu_sas", False),
     )
     if not embedded:
         table.finish()

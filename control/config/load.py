@@ -71,6 +71,7 @@ def parse(
     ports = [(table, port) for table in port_tables if (port := _read_port(table, nat_port)) is not None]
     unprotected = {port.driver for _, port in ports if port.role is Role.UNPROTECTED}
     ike = read_ike(top, Path(source).absolute().parent, only_udp=unprotected == {"udp"})
+    ike = replace(ike, settings=replace(ike.settings, workers=gateway.workers))
     top.finish()
     if ike.connections:
         check_encap_ports(ports, nat_port)

@@ -107,6 +107,9 @@ class ChildSa:
     encapsulated: bool  # ESP in UDP between the ports of `path`
     # Transport mode through a NAT: our address and the peer's as its TCP and UDP checksums have them; None: unknown.
     nat_original: tuple[Address, Address] | None = None
+    shared: bool = False  # one of several with the same selectors (RFC 9611)
+    # Of these: its number, in whose order our workers have them; None: the common one.
+    resource: int | None = None
     established: float  # time
     rekey_at: float  # time; 0 is never
     expires_at: float  # time; 0 is never

@@ -124,6 +124,7 @@ class ChildSettings:
     mss_clamp: bool = False
     fragment: Fragment = Fragment.BEFORE
     tfc_padding: int = 0  # as SaSpec has it; nothing is padded for a peer that says it cannot have that
+    per_cpu_sas: bool = False  # further SAs, one per worker, where the peer can (RFC 9611)
 
     @property
     def protocol(self) -> Protocol:
@@ -190,6 +191,7 @@ class EndpointSettings:
     send_vendor_id: bool = False
     export_keys: bool = False  # IKE and ESP keys leave in events, for Wireshark
     nat_ports: tuple[int, int] = field(default=(500, 4500))
+    workers: int = 1  # of the dataplane: how many SAs a child with `per_cpu_sas` has beside the common one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,9 @@ class SaTable(Protocol):
     def traffic(self, names: Sequence[str]) -> list[SaTraffic]:
         """Counters of SAs."""
 
+    def set_workers(self, name: str, workers: Mapping[int, str]) -> None:
+        """Outbound SAs of single workers in the place of another."""
+
 
 class Ways(Protocol):
     """Who knows the ways of outer packets and follows their changes: the netlink mirror."""
@@ -229,9 +232,32 @@ class Children:
                 f"{sa.connection}/{sa.settings.name}",
                 installed.name_out,
                 installed.selectors,
+                spare=sa.resource is not None,
             )
+            self._bind(installed)
         except DataPlaneError as error:
             self._refuse(sa, str(error))
+
+    def _bind(self, installed: Installed) -> None:
+        """Give each worker the SA that is its own, of all that share this child's traffic (RFC 9611)."""
+        if not installed.sa.shared:
+            return
+        mates = [
+            each
+            for each in self._installed.values()  # the newest last
+            if each.sa.shared
+            and each.outbound
+            and each.ike == installed.ike
+            and each.sa.settings.name == installed.sa.settings.name
+            and each.selectors == installed.selectors
+        ]
+        common = [each for each in mates if each.sa.resource is None]
+        own = {each.sa.resource: each.name_out for each in mates if each.sa.resource is not None}
+        workers = {worker: own[number] for worker, number in enumerate(sorted(own))}
+        for each in common[:-1]:  # replaced, and soon to go
+            self._table.set_workers(each.name_out, {})
+        for each in common[-1:]:
+            self._table.set_workers(each.name_out, workers)
 
     # ---- 3 -- a child goes
 
@@ -243,6 +269,7 @@ class Children:
         if installed.moving is not None:
             installed.moving.cancel()
         self._leave(installed.path.remote)
+        self._bind(installed)  # to what takes its place, before it goes
         self._spd.remove(child)
         self._ways.forget_sa(installed.name_out)
         self._remove(installed.name_out)

@@ -49,6 +49,7 @@ class _Entry:
     name: str
     selector: SelectorSpec
     users: dict[int, str] = field(default_factory=dict)  # child id -> outbound SA, the newest last
+    spare: dict[int, str] = field(default_factory=dict)  # the same of children for single workers (RFC 9611)
     trap: tuple[str, str] | None = None  # connection and child
     _policy: PolicySpec | None = None
 
@@ -64,11 +65,11 @@ class _Entry:
     @property
     def sa(self) -> str | None:
         """The outbound SA that packets use."""
-        return next(reversed(self.users.values()), None)
+        return next(reversed((self.users or self.spare).values()), None)
 
     @property
     def wanted(self) -> bool:
-        return bool(self.users) or self.trap is not None
+        return bool(self.users or self.spare) or self.trap is not None
 
 
 class Spd:
@@ -122,20 +123,26 @@ class Spd:
                 entry.trap = None
                 self._drop_unwanted(entry)
 
-    def add(self, child: int, name: str, sa: str, selectors: Sequence[SelectorSpec]) -> None:
-        """From now on packets of these selectors leave by the outbound SA `sa`; `name` begins new policies' names."""
+    def add(
+        self, child: int, name: str, sa: str, selectors: Sequence[SelectorSpec], *, spare: bool = False
+    ) -> None:
+        """From now on packets of these selectors leave by the outbound SA `sa`; `name` begins new policies' names.
+
+        A `spare` one is used only where there is no other.
+        """
         self._children[child] = tuple(selectors)
         for selector in selectors:
             entry = self._entry(selector, name)
-            entry.users.pop(child, None)
-            entry.users[child] = sa
+            users = entry.spare if spare else entry.users
+            users.pop(child, None)
+            users[child] = sa
             self._point(entry)
 
     def remove(self, child: int) -> None:
         """The child's outbound SA is about to go."""
         for selector in self._children.pop(child, ()):
             entry = self._entries[selector]
-            del entry.users[child]
+            (entry.users if child in entry.users else entry.spare).pop(child)
             self._point(entry)
             self._drop_unwanted(entry)
 

@@ -15,12 +15,12 @@ from ext.sa import TablesView
 class Gateway:
     """One worker's loop in this process, over a DataPlane's tables."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, worker: int = 0) -> None:
         self.plane = plane
         pool = Pool(256)
         self.lan = MemoryPort(pool, "lan", role=0)
         self.wan = MemoryPort(pool, "wan", role=1)
-        self.view = TablesView(plane.tables.fd, 0)
+        self.view = TablesView(plane.tables.fd, worker)
         self.loop = Loop(self.view, plane.tables.engine, [self.lan, self.wan])
 
     def out(self, packet: bytes) -> list[bytes]:

@@ -14,8 +14,8 @@ from control.ike.v2.states import State
 def child_gone(sa: IkeSa, child: Child, now: float) -> None:
     """The peer closed a child, or it expired (swanctl's `close_action`)."""
     settings = child.spec.settings
-    if settings.close_action is not StartAction.START:
-        return
+    if settings.close_action is not StartAction.START or child.spec.resource is not None:
+        return  # RFC 9611 section 3: peers close what they have no use for, and the common child stays
     if sa.state is State.ESTABLISHED:
         from control.ike.v2.tasks.create_child import CreateChild
 
@@ -28,6 +28,7 @@ def peer_dead(sa: IkeSa, children: list[Child], now: float) -> None:
     """The peer does not answer any more and the IKE SA is closed (swanctl's `dpd_action`)."""
     for child in children:
         replaced = child.state is ChildState.REKEYED or child.replaced_by is not None
+        replaced = replaced or child.spec.resource is not None  # it comes with the common child
         if child.spec.settings.dpd_action is DpdAction.RESTART and not replaced:
             set_up(sa, child.spec.settings, now)
 

@@ -138,6 +138,8 @@ def make_child(
     path: PeerPath,
     encapsulated: bool,
     nat_original: tuple[Address, Address] | None = None,
+    shared: bool = False,
+    resource: int | None = None,
     now: float,
     random: Random,
 ) -> ChildSa:
@@ -176,6 +178,8 @@ def make_child(
         path=path,
         encapsulated=encapsulated,
         nat_original=nat_original,
+        shared=shared,
+        resource=resource,
         established=now,
         rekey_at=times.replace_at,
         expires_at=times.expires_at,

@@ -31,7 +31,7 @@ from control.ike.selectors import (
     with_packet,
 )
 from control.ike.settings import ChildSettings
-from control.ike.v2 import transport
+from control.ike.v2 import resources, transport
 from control.ike.v2.child import (
     Keying,
     Selectors,
@@ -60,6 +60,8 @@ class ChildRequest:
     spi: int  # of our inbound SA
     local: tuple[WireSelector, ...]
     remote: tuple[WireSelector, ...]
+    shared: bool = False  # see `ChildSa`
+    resource: int | None = None
 
 
 @record(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ class Agreed:
     tfc: bool  # the peer takes packets with TFC padding (RFC 7296 section 1.3.1)
     selectors: Narrowed
     nat_original: tuple[Address, Address] | None = None  # transport mode: see `ChildSa`
+    shared: bool = False
+    resource: int | None = None
 
 
 def dynamic_addresses(sa: IkeSa) -> tuple[Sequence[Address], Sequence[Address]]:
@@ -96,11 +100,17 @@ def ask(
     key_exchange: bool,
     packet: PacketSelectors | None = None,
     old: ChildSa | None = None,
+    like: ChildSa | None = None,
+    resource: int | None = None,
 ) -> ChildRequest:
-    """What to ask for; `old` is the child to rekey, whose selectors are kept (RFC 7296 section 2.9.2)."""
+    """What to ask for; `old` is the child to rekey, whose selectors are kept (RFC 7296 section 2.9.2).
+
+    `like` is the common child that a further one, for worker `resource`, is to be equal to (RFC 9611 section 3).
+    """
     _refuse_ah_through_nat(sa, settings)
-    if old is not None:
-        local, remote = from_settings(old.local_selectors), from_settings(old.remote_selectors)
+    model = old or like
+    if model is not None:
+        local, remote = from_settings(model.local_selectors), from_settings(model.remote_selectors)
     else:
         ours, theirs = dynamic_addresses(sa)
         local, remote = resolve(settings.local, ours), resolve(settings.remote, theirs)
@@ -112,6 +122,8 @@ def ask(
         spi=spi,
         local=local,
         remote=remote,
+        shared=model.shared if model is not None else settings.per_cpu_sas,
+        resource=old.resource if old is not None else resource,
     )
 
 
@@ -131,6 +143,8 @@ def add_request(message: Outgoing, request: ChildRequest) -> None:
     """SA, TSi and TSr of a request."""
     if request.settings.mode is Mode.TRANSPORT:
         message.notify(NotifyType.USE_TRANSPORT_MODE)
+    if request.shared:
+        message.add(resources.info(request.resource))
     message.add(
         SaPayload(proposals=offer(request.proposals, request.spi)),
         TsPayload(initiator=True, selectors=request.local),
@@ -174,6 +188,10 @@ def accept(sa: IkeSa, request: ChildRequest, response: Incoming) -> Agreed:
         tfc=response.notify(NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED) is None,
         selectors=selectors,
         nat_original=original,
+        # RFC 9611 section 3: who does not echo it has no more than one; a rekeyed child stays what it was.
+        shared=request.shared
+        and (request.resource is not None or response.notify(NotifyType.SA_RESOURCE_INFO) is not None),
+        resource=request.resource,
     )
 
 
@@ -253,6 +271,10 @@ def answer(
         ke_group,
         whose=f"child '{settings.name}' of connection '{sa.connection.name}'",
     )
+    shared = settings.per_cpu_sas and request.notify(NotifyType.SA_RESOURCE_INFO) is not None
+    resource = resources.bind(sa, settings, selectors) if shared and old is None else None
+    if old is not None:
+        shared, resource = old.shared, old.resource
     return Agreed(
         settings=settings,
         suite=suite,
@@ -263,6 +285,8 @@ def answer(
         tfc=request.notify(NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED) is None,
         selectors=selectors,
         nat_original=transport.original(sa, local, remote) if mode is Mode.TRANSPORT else None,
+        shared=shared,
+        resource=resource,
     )
 
 
@@ -349,6 +373,8 @@ def add_answer(message: Outgoing, agreed: Agreed) -> None:
     """SA, TSi and TSr of a response."""
     if agreed.mode is Mode.TRANSPORT:
         message.notify(NotifyType.USE_TRANSPORT_MODE)
+    if agreed.shared:
+        message.add(resources.info(agreed.resource))
     if agreed.selectors.cut:
         message.notify(NotifyType.ADDITIONAL_TS_POSSIBLE)  # RFC 7296 section 2.9
     message.add(
@@ -399,6 +425,8 @@ def install(
         path=sa.way or sa.path,
         encapsulated=sa.encapsulated,
         nat_original=agreed.nat_original if sa.encapsulated else None,
+        shared=agreed.shared,
+        resource=agreed.resource,
         now=now,
         random=sa.host.random,
     )

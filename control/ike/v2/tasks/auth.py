@@ -20,7 +20,7 @@ from control.ike.events import Closed, Failure, IkeEstablished
 from control.ike.identity import Identity
 from control.ike.numbers import AuthMethod, EapCode, Exchange, NotifyType, PayloadType
 from control.ike.settings import Auth, Choice, Connection, Unique
-from control.ike.v2 import codec, configure, negotiate, ppk, proof, unique
+from control.ike.v2 import codec, configure, negotiate, ppk, proof, resources, unique
 from control.ike.v2.eap_rounds import EapInitiator
 from control.ike.v2.keys import Mixed
 from control.ike.v2.proof import AuthenticationFailed
@@ -237,7 +237,7 @@ class IkeAuth(Task):
                 failure = negotiate.refusal(request, error)
             else:
                 configure.take(sa, message)
-                negotiate.install(
+                child = negotiate.install(
                     sa,
                     negotiate.accept(sa, request, message),
                     now,
@@ -247,6 +247,7 @@ class IkeAuth(Task):
                     outbound=True,
                     replaces=_same_child(handshake.replaces, request),
                 )
+                resources.complete(sa, child, now)
                 return
         except PeerError as refused:
             failure = codec.failure_of(refused)

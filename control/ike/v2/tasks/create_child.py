@@ -14,7 +14,7 @@ from control.ike.errors import PeerError
 from control.ike.events import Failure
 from control.ike.numbers import Exchange, Group, NotifyType, Protocol
 from control.ike.settings import ChildSettings
-from control.ike.v2 import negotiate
+from control.ike.v2 import negotiate, resources
 from control.ike.v2.child import first_group
 from control.ike.v2.codec import failure_of
 from control.ike.v2.lifetimes import retry_at
@@ -219,9 +219,12 @@ class CreateChild(KeyedTask):
         *,
         initiator: bool,
         packet: negotiate.PacketSelectors | None = None,
+        resource: int | None = None,
     ) -> None:
+        """`resource` is the worker that a further child is for, beside the common one (RFC 9611)."""
         super().__init__(initiator=initiator)
         self.settings = settings
+        self.resource = resource
         self.packet = packet
         self.asked: negotiate.ChildRequest | None = None
         self.agreed: negotiate.Agreed | None = None
@@ -233,7 +236,7 @@ class CreateChild(KeyedTask):
 
     def wanted(self, sa: IkeSa, now: float) -> bool:
         """False where the IKE SA is on its way out: the child belongs to its successor, or to nobody."""
-        if self.settings is not None and sa.state is State.ESTABLISHED:
+        if self.settings is not None and sa.state is State.ESTABLISHED and not self._alone(sa):
             if self.asked is not None or not sa.followups:
                 return True
             self.again(
@@ -247,6 +250,15 @@ class CreateChild(KeyedTask):
         """The child to rekey, if it is one."""
         return None
 
+    def _common(self, sa: IkeSa) -> Child | None:
+        """The child beside which this one is to be."""
+        mates = resources.group(sa, self.settings) if self.settings is not None else []
+        return next((each for each in mates if each.spec.resource is None), None)
+
+    def _alone(self, sa: IkeSa) -> bool:
+        """A child for one worker without the common one, which went meanwhile: nobody wants it any more."""
+        return self.resource is not None and self.replaced() is None and self._common(sa) is None
+
     def ask(self, sa: IkeSa, message: Outgoing, now: float) -> None:
         """SA, TSi and TSr."""
         if self.settings is None:
@@ -254,6 +266,7 @@ class CreateChild(KeyedTask):
         self.began = self.began or now
         if self.asked is None:
             old = self.replaced()
+            common = self._common(sa) if self.resource is not None else None
             self.asked = negotiate.ask(
                 sa,
                 self.settings,
@@ -261,6 +274,8 @@ class CreateChild(KeyedTask):
                 key_exchange=True,
                 packet=self.packet,
                 old=old.spec if old is not None else None,
+                like=common.spec if common is not None else None,
+                resource=self.resource,
             )
             self.group = first_group(self.asked.proposals)
         negotiate.add_request(message, self.asked)
@@ -283,6 +298,11 @@ class CreateChild(KeyedTask):
         if error.type == NotifyType.TEMPORARY_FAILURE and now - self.began < LONGEST_WAIT:
             self.again(sa, now)
             return DONE
+        if self.resource is not None:
+            # RFC 9611 section 5.2: TS_MAX_QUEUE; whatever else it is, the common child does without.
+            self._free(sa)
+            resources.enough(sa, self.settings, error.name)
+            return DONE
         self.failed(sa, negotiate.refusal(self.asked, error), now)
         return DONE
 
@@ -290,7 +310,7 @@ class CreateChild(KeyedTask):
         """Ask anew after a while; what was reserved is given back."""
         self._free(sa)
         sa.note("info", f"child '{self.name_of_child}' is put off: the peer is busy")
-        task = CreateChild(self.settings, initiator=True, packet=self.packet)
+        task = CreateChild(self.settings, initiator=True, packet=self.packet, resource=self.resource)
         task.began = self.began
         sa.queue(task, now, delay=retry_at(now, sa.host.random) - now)
 
@@ -299,7 +319,7 @@ class CreateChild(KeyedTask):
         if self.settings is not None and self.initiator:
             self.take_back(sa, now)
             if sa.state is State.CLOSED and sa.successor is not None:
-                again = CreateChild(self.settings, initiator=True, packet=self.packet)
+                again = CreateChild(self.settings, initiator=True, packet=self.packet, resource=self.resource)
                 sa.heir.queue(again, now)
                 sa.host.schedule(sa.heir)
                 return
@@ -375,6 +395,8 @@ class CreateChild(KeyedTask):
             sa.note("info", f"child '{self.name_of_child}' was closed by the peer at once")
             return
         self.child = self.install(sa, now, outbound=True)
+        if self.initiator and self.child is not None:
+            resources.complete(sa, self.child, now)
 
     def install(
         self, sa: IkeSa, now: float, *, outbound: bool, replaces: Child | None = None

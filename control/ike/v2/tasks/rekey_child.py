@@ -124,7 +124,8 @@ class RekeyChild(CreateChild):
                     advice="it is set up anew",
                 ),
             )
-            sa.queue(CreateChild(old.spec.settings, initiator=True), now, first=True)
+            again = CreateChild(old.spec.settings, initiator=True, resource=old.spec.resource)
+            sa.queue(again, now)
         elif error.type == NotifyType.TEMPORARY_FAILURE and now - self.began < LONGEST_WAIT:
             self._later(sa, old, now)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from control.ike.events import Closed, Failure
 from control.ike.numbers import Exchange
 from control.ike.settings import Auth, ChildSettings
+from control.ike.v2 import resources
 from control.ike.v2.actions import child_gone, peer_dead
 from control.ike.v2.lifetimes import NEVER
 from control.ike.v2.sa import Child, ChildState, IkeSa, Timer
@@ -212,7 +213,11 @@ def close_ike(sa: IkeSa, now: float, *, delay: float = 0.0) -> None:
 
 
 def close_child(sa: IkeSa, child: Child, now: float) -> None:
-    """We want a child gone, and what takes its place, too."""
+    """We want a child gone, and what takes its place, too; a common one with those of single workers (RFC 9611)."""
+    if child.spec.shared and child.spec.resource is None:
+        for other in resources.group(sa, child.spec.settings):
+            if other is not child:
+                sa.queue(DeleteChild(other, Closed.LOCAL), now)
     sa.queue(DeleteChild(child, Closed.LOCAL), now)
 
 
