@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from control.ike.events import ChildClosed, ChildEstablished, ChildOutboundReady, Closed
-from tests.control.ike.pair import Pair, Side, child, connection_a, connection_b, esp, ike
+from control.ike.settings import Lifetime
+from tests.control.ike.pair import Pair, Side, Wire, child, connection_a, connection_b, esp, ike
 
 PROPOSALS = ["aes128gcm16", "aes128gcm16-x25519", "aes256-sha256-ecp256-ke1_mlkem768"]
 
@@ -69,3 +72,28 @@ def test_rekeying_the_ike_sa_changes_its_prf_where_it_must() -> None:
     pair.b.endpoint.rekey_ike(sa.id, pair.now)
     pair.run()
     assert pair.b.rekeyed[-1].suite_name == pair.a.rekeyed[-1].suite_name == both[1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rekeyings_of_children_that_the_peer_does_not_know_yet(seed: int) -> None:
+    """Either side rekeys what it has, known to the other or not, on a bad wire: nobody is left with a half."""
+    chance = Random(seed)
+    children = tuple(
+        child(f"net{n}", f"10.{n}.0.0/16", f"10.{100 + n}.0.0/16", lifetime=Lifetime(rekey=0.0))
+        for n in range(4)
+    )
+    wire = Wire(loss=0.15, repeat=0.1, delay=(0.01, 0.3))
+    pair = Pair(a=connection_a(children=children), b=connection_b(children=children), wire=wire)
+    for each in children:
+        pair.initiate(each.name)
+    pair.run(200.0)
+    for _ in range(6):
+        for side in pair.sides:
+            for id in chance.sample(sorted(side.children), k=min(2, len(side.children))):
+                side.endpoint.rekey_child(id, pair.now)
+        pair.run(chance.choice((0.05, 0.4, 2.0)))
+    wire.loss = wire.repeat = 0.0
+    pair.run(600.0)
+    names = [sorted(each.settings.name for each in side.sending.values()) for side in pair.sides]
+    assert names[0] == names[1] == sorted(set(names[0]))
+    pair.check_children(len(names[0]))

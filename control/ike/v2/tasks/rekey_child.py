@@ -124,6 +124,8 @@ class RekeyChild(CreateChild):
                     advice="it is set up anew",
                 ),
             )
+            # Its answer to the request that made it may still be on its way: should it know the child then, no more.
+            sa.queue(DeleteSpi(old.spec.protocol, old.spec.spi_in), now)
             again = CreateChild(old.spec.settings, initiator=True, resource=old.spec.resource)
             sa.queue(again, now)
         elif error.type == NotifyType.TEMPORARY_FAILURE and now - self.began < LONGEST_WAIT:
