@@ -296,6 +296,9 @@ class SaSpec:
     # Inbound, transport mode in UDP: (local, remote) as the peer's TCP and UDP checksums have them, before NAT.
     # None: unknown, checksums are made anew (RFC 3948 section 3.1.2).
     nat_original: tuple[Address, Address] | None = None
+    # Transport mode in UDP over IPv4, for one of several peers behind one NAT: (the peer's TCP or UDP port in the SA,
+    # the port by which this host, policies and selectors know it). None: they are one.
+    nat_ports: tuple[int, int] | None = None
 
     @property
     def alignment(self) -> int:

@@ -50,6 +50,7 @@ HARD_LIMIT_ESN = 2**64 - 2**32
 ANY_PORTS = (0, 65535)
 #: Offsets in the header template of an inbound SA in transport mode; see ext/sa.pxd.
 MEND_KNOWN = 2
+OWN_PORT, SHOWN_PORT = 6, 10  # the same for both ports of a peer
 MEND_SUM = 4
 
 _LOW = 2**64 - 1
@@ -110,6 +111,21 @@ def check_sa(spec: SaSpec) -> None:
         for address in spec.nat_original:
             if address.version != spec.local.version:
                 raise ValueError(f"nat_original {address} is not of the SA's family, IPv{spec.local.version}")
+    if spec.nat_ports is not None:
+        _check_nat_ports(spec, spec.nat_ports)
+
+
+def _check_nat_ports(spec: SaSpec, ports: tuple[int, int]) -> None:
+    """Ports change in whole packets whose checksum can be mended, and only where selectors say which these are."""
+    if spec.mode is not Mode.TRANSPORT or spec.encap is None or spec.local.version != 4:
+        raise ValueError("nat_ports are for SAs in transport mode and UDP over IPv4")
+    if not all(1 <= port <= 65535 for port in ports):
+        raise ValueError(f"nat_ports are {ports[0]} and {ports[1]}; they are 1 to 65535")
+    for selector in spec.selectors:
+        if selector.protocol not in (6, 17) or selector.remote_ports != (ports[1], ports[1]):
+            raise ValueError(
+                f"nat_ports show {ports[1]}, and a selector is not of TCP or UDP and that: {selector}"
+            )
 
 
 def _check_proposal(spec: SaSpec) -> None:
@@ -256,6 +272,11 @@ def outer_header(spec: SaSpec) -> bytes:
         header = start + bytes([0, 0, protocol, spec.ttl]) + addresses
     if spec.nat_original is not None:
         header = header[:MEND_KNOWN] + b"\x01\0" + _negated_sum(spec.nat_original) + header[MEND_SUM + 2 :]
+    if spec.nat_ports is not None:
+        own, shown = (port.to_bytes(2, "big") for port in spec.nat_ports)
+        header = (
+            header[:OWN_PORT] + own + header[OWN_PORT + 2 : SHOWN_PORT] + shown + header[SHOWN_PORT + 2 :]
+        )
     return header
 
 

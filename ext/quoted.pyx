@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memset
 
 from ext.packet cimport NO_INDEX, PACKET_FRAGMENT, PACKET_NO_PORTS
 from ext.policy cimport Addresses, policy_of, read_addresses, selector_matches
-from ext.sa cimport ACTION_PROTECT, Policy, Sa
+from ext.sa cimport ACTION_PROTECT, SA_SHARED, Policy, Sa, sa_of_worker
 from ext.wire cimport (
     PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDPLITE, load16,
 )
@@ -78,6 +78,8 @@ cdef uint32_t sa_of_quoted(const Packet *packet, const Tables *tables) noexcept 
     policy = policy_of(&quoted, &quoted, tables, True)
     if policy == NULL or policy.action != ACTION_PROTECT:
         return NO_INDEX
+    if policy.sa >= <uint32_t>SA_SHARED and policy.sa != NO_INDEX:
+        return sa_of_worker(tables, policy.sa)
     return policy.sa
 
 

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from control.ike.events import ChildEstablished, ChildSa, PeerPath
 from control.net.mirror import Way
+from control.sa.apart import Ports, keep_apart
 from control.sa.selectors import pairs
 from control.sa.spd import Spd
 from dataplane.api import DataPlaneError, SaTraffic
@@ -86,7 +87,8 @@ class Installed:
 
     name_in: str  # of the inbound SA
     name_out: str
-    selectors: tuple[SelectorSpec, ...]
+    selectors: tuple[SelectorSpec, ...]  # as this host has them
+    nat_ports: Ports | None = None  # see control/sa/apart.py
 
 
 def sa_name(child: ChildSa, direction: Direction) -> str:
@@ -101,7 +103,11 @@ def _child_of(name: str) -> int:
 
 
 def sa_specs(
-    child: ChildSa, path: PeerPath, encapsulated: bool, selectors: tuple[SelectorSpec, ...]
+    child: ChildSa,
+    path: PeerPath,
+    encapsulated: bool,
+    selectors: tuple[SelectorSpec, ...],
+    nat_ports: Ports | None = None,
 ) -> tuple[SaSpec, SaSpec]:
     """The inbound and the outbound SA of a child."""
     settings = child.settings
@@ -131,6 +137,7 @@ def sa_specs(
                 tfc_padding=settings.tfc_padding if child.tfc else 0,
                 negotiated=True,
                 nat_original=child.nat_original if inbound and encapsulated else None,
+                nat_ports=nat_ports if encapsulated else None,
             )
         )
     return found[0], found[1]
@@ -185,7 +192,17 @@ class Children:
         """Both SAs; nothing is sent through them yet. All or nothing."""
         # One set of objects for both directions and the policies: what is worked out of a selector stays with it.
         selectors = pairs(child.local_selectors, child.remote_selectors)
-        inbound, outbound = sa_specs(child, child.path, child.encapsulated, selectors)
+        apart = keep_apart(child, selectors, self._installed.values())
+        if apart.ports is not None:
+            log.info(
+                "%s: child %s of %s: its port %d is %d here, for another peer behind the same NAT has that",
+                child.connection,
+                child.settings.name,
+                child.path.remote,
+                *apart.ports,
+            )
+        selectors = apart.selectors
+        inbound, outbound = sa_specs(child, child.path, child.encapsulated, selectors, apart.ports)
         way = self._ways.follow_sa(outbound)
         try:
             self._table.add_sas((inbound, outbound), **_mtu(way))
@@ -203,6 +220,7 @@ class Children:
             name_in=inbound.name,
             name_out=outbound.name,
             selectors=selectors,
+            nat_ports=apart.ports,
         )
         self._peers[child.path.remote] += 1
 
@@ -340,7 +358,7 @@ class Children:
             installed.moving = None
 
     async def _move_once(self, installed: Installed, path: PeerPath, encapsulated: bool) -> None:
-        _, outbound = sa_specs(installed.sa, path, encapsulated, installed.selectors)
+        _, outbound = sa_specs(installed.sa, path, encapsulated, installed.selectors, installed.nat_ports)
         way = self._ways.follow_sa(outbound)
         for name in (installed.name_in, installed.name_out):
             await self._table.move_sa(
@@ -403,7 +421,9 @@ class Children:
 
 
 def _specs(installed: Installed) -> tuple[SaSpec, SaSpec]:
-    return sa_specs(installed.sa, installed.path, installed.encapsulated, installed.selectors)
+    return sa_specs(
+        installed.sa, installed.path, installed.encapsulated, installed.selectors, installed.nat_ports
+    )
 
 
 def _mtu(way: Way) -> dict[str, int]:

@@ -167,3 +167,29 @@ def forget_mappings(router: Space) -> None:
             table.flush()
 
     router.call(flush)
+
+
+@contextlib.contextmanager
+def two_behind_one() -> Iterator[Wire]:
+    """Two clients, left 10.0.0.2 and other 10.0.1.2, behind one masquerading router; right is 203.0.113.2."""
+    with _spaces("left", "other", "middle", "right") as wire:
+        wire.middle.sysctl(ipv4__ip_forward=1)
+        for side, end, network in (
+            ("left", "near", "10.0.0"),
+            ("other", "near2", "10.0.1"),
+            ("right", "far", "203.0.113"),
+        ):
+            space = wire.spaces[side]
+            wire.middle.ip(
+                f"link add {end} type veth peer name eth0 netns {space.name}",
+                f"address add {network}.1/24 dev {end}",
+                f"link set {end} up",
+            )
+            space.ip(
+                f"address add {network}.2/24 dev eth0",
+                "link set eth0 up",
+                f"route add default via {network}.1",
+            )
+            wire.outside[side] = {4: f"{network}.2"}
+        masquerade(wire.middle)
+        yield wire
