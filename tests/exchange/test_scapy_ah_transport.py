@@ -217,8 +217,9 @@ def test_largest(make_gateway: MakeGateway) -> None:
         gateway.protect("out", [host_selector(family)])
         room = ours.inner_mtu(1500)
         assert room == 1500 - ours.ah_length
+        whole = {"df": True} if family == 4 else {}
         fits, does_not = (
-            make.ip(family, bytes(size - (20 if family == 4 else 40)), protocol=253, **ends(family))
+            make.ip(family, bytes(size - (20 if family == 4 else 40)), protocol=253, **whole, **ends(family))
             for size in (room, room + 1)
         )
         result = gateway.send([fits, does_not])
