@@ -747,6 +747,17 @@ cdef class MbEngine(EngineHandle):
         self.state.own_limit = TEXT_MAX if not library and self.state.own_powers else 0
         _find_key_lines(&self.c)
 
+    def use_sha_ni(self, bint wanted) -> bool:
+        """Hash HMAC-SHA2-256 and SHA1 on SHA-NI, or (False) as the architecture has it, whichever is faster: for tests.
+
+        False where there is no choice.
+        """
+        if self.state.sse == NULL:
+            return False
+        self.state.hasher[<int>INTEGRITY_HMAC_SHA2_256] = self.state.sse if wanted else self.state.manager
+        self.state.hasher[<int>INTEGRITY_HMAC_SHA1] = self.state.sse if wanted else self.state.manager
+        return True
+
     def bare(
         self, cipher, integrity, key_bits, size, packets, direction="seal", repeats=5, stride=2048,
     ) -> float:

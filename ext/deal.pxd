@@ -41,6 +41,7 @@ cdef struct Deal:               # one worker's side
     DealRing *own
     uint8_t  *frames            # all workers' frames: `share` bytes each
     uint64_t  share
+    uint64_t  used              # ... of which frames are; what lies behind them in the owner's memory may be anything
     uint32_t  workers
     uint32_t  index
     Tables   *tables

@@ -315,7 +315,7 @@ cdef inline void _copy(Deal *deal, const DealRing *ring, uint32_t owner, const D
         job = &deal.jobs.jobs[at]
         memcpy(job, &slot.into.jobs.jobs[at], sizeof(Job))
         job.text = <uint8_t *>(<uint64_t>job.text + frames_shift)
-        if likely(<uint64_t>job.icv - ring.frames < deal.share, 1):
+        if likely(<uint64_t>job.icv - ring.frames < deal.used, 1):
             job.icv = <uint8_t *>(<uint64_t>job.icv + frames_shift)
         else:
             job.icv = <uint8_t *>&slot.into.ah.headers[job.packet & (BATCH_MAX - 1)].icv[0]  # AH's: put by, zeros here
@@ -455,6 +455,7 @@ cdef class Team:
         self.c.own = &self.c.rings[index]
         self.c.frames = <uint8_t *>self.area + _rings_size(workers)
         self.c.share = _share(frame_count, frame_size)
+        self.c.used = <uint64_t>frame_count * frame_size
         self.c.workers = workers
         self.c.index = index
         self.c.always = self.c.active = always

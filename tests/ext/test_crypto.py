@@ -145,6 +145,27 @@ def test_both_ways_of_gcm(name: str, bits: int) -> None:
         assert engine.features()["aes_gcm"] == "vaes"
 
 
+@pytest.mark.parametrize("name", [name for name in ENGINES if name == "ipsec-mb"])
+@pytest.mark.parametrize("integrity", [Integrity.HMAC_SHA2_256, Integrity.HMAC_SHA1])
+def test_both_ways_of_hashing(name: str, integrity: Integrity) -> None:
+    """SHA instructions and vectors, lists of mixed lengths and counts: whichever a trial would pick, the same ICVs."""
+    engine = open_engine(name)
+    chance = random.Random(int(integrity))
+    suite = Suite(Cipher.NULL, 0, integrity)
+    jobs = [replace(random_job(chance, suite=suite), text=chance.randbytes(length)) for length in range(700)]
+    chance.shuffle(jobs)
+    for sha_ni in (False, True):
+        if not engine.use_sha_ni(sha_ni):
+            assert "sha_ni" not in engine.features()["cpu"]
+            continue
+        assert engine.features()["sha256"] == ("sse, SHA-NI" if sha_ni else "as architecture")
+        for count in (1, 7, 50, 64):
+            results = [
+                each for at in range(0, 700, count) for each in engine.run("seal", jobs[at : at + count])
+            ]
+            assert [result.icv for result in results] == [expected(job)[1] for job in jobs]
+
+
 @pytest.mark.parametrize("length", [0, 8, 15, 17, 24])
 def test_cbc_text_of_wrong_length_is_refused(engine: EngineHandle, length: int) -> None:
     """Not the IV and whole blocks: not touched, not ok, and its neighbours are unharmed."""

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from dataplane.model import Protocol
 from ext.deal import Team, team_size
 from tests import ah
 from tests.esp import Peer
-from tests.exchange.suites import NULL_SHA256, SUITES, suite_id
+from tests.exchange.suites import AH_GMACS, NULL_SHA256, SUITES, suite_id
 from tests.ext.dealers import FRAME_SIZE, FRAMES, Dealers, in_threads
 from tests.packets import CLIENT4, SERVER4, udp_packet
 
@@ -41,7 +42,12 @@ def wait(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.001)
 
 
-KINDS = [(SUITES[0], Protocol.ESP), (SUITES[4], Protocol.ESP), (NULL_SHA256, Protocol.AH)]
+KINDS = [
+    (SUITES[0], Protocol.ESP),
+    (SUITES[4], Protocol.ESP),
+    (replace(NULL_SHA256, esn=True), Protocol.AH),
+    (AH_GMACS[0], Protocol.AH),
+]
 
 
 @pytest.fixture(params=[(*kind, engine) for kind in KINDS for engine in ("ipsec-mb", "openssl")],
