@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from control.lab.space import LabError
 from tests.conftest import Agreement as Agrees
-from tests.peers.linux.cases import SUITES, Case, Pair
+from tests.peers.linux.cases import INTEGRITIES, SUITES, Case, Pair
 from tests.peers.linux.guest import Guest
 from tests.peers.linux.world import Agreement, World
 
@@ -67,13 +68,35 @@ NARROW = [
     transport("aes128-sha256", HOSTS[4], jumbo=False),
     transport("chacha20poly1305", HOSTS[3], jumbo=False),
 ]
-DEFAULT = [*SHORT, *HOSTS_SHORT, *NARROW]
+
+# AH: every integrity algorithm that the kernel has in it, and of GMAC none.
+AH_WAYS = tuple(itertools.product(MIXES, (False, True)))
+AH_HOSTS = tuple(itertools.product((4, 6), (False, True)))
+
+
+def ah_tunnel(suite: str, way: tuple[tuple[int, int], bool]) -> Case:
+    """A case of AH in tunnel mode."""
+    return replace(tunnel(suite, (*way, False)), protocol="ah")
+
+
+def ah_transport(suite: str, way: tuple[int, bool]) -> Case:
+    """A case of AH between hosts."""
+    return replace(transport(suite, (*way, False)), protocol="ah")
+
+
+AH_SHORT = [
+    *map(ah_tunnel, ("sha256", "sha512", "aesxcbc", "sha384"), (AH_WAYS[1], *AH_WAYS[2::2])),
+    *map(ah_transport, ("sha256", "aescmac", "sha1"), (AH_HOSTS[0], *AH_HOSTS[2:])),
+]
+DEFAULT = [*SHORT, *HOSTS_SHORT, *NARROW, *AH_SHORT]
 ALL = dict.fromkeys(
     [
         *DEFAULT,
         # A run that is ended early has tried every suite in some ways.
         *(tunnel(suite, way) for way in WAYS for suite in SUITES),
         *(transport(suite, way) for way in HOSTS for suite in SUITES),
+        *(ah_tunnel(suite, way) for way in AH_WAYS for suite in INTEGRITIES),
+        *(ah_transport(suite, way) for way in AH_HOSTS for suite in INTEGRITIES),
     ]
 )
 PARAMETERS = [
