@@ -34,6 +34,7 @@ class WorkerStats:
     last_end: str  # how the process before ended
     recovery_ms: float  # from the last death to ready again; 0 when it never died
     lock_error: str  # why its memory is not locked; "" when it is
+    frame_pages: str  # what its packets lie on: reserved or transparent huge pages, or small ones
     loops: int  # rounds of the present process
     sleeps: int  # waits for packets
     dealt: int  # batches offered to other workers, because this one was full
@@ -121,6 +122,7 @@ def worker_stats(tables: Tables, states: Iterable[WorkerState]) -> tuple[WorkerS
                 last_end=state.last_end,
                 recovery_ms=round(state.recovery * 1000, 1),
                 lock_error=state.lock_error,
+                frame_pages=state.frame_pages,
                 loops=int(counters["loops"]),
                 sleeps=int(counters["sleeps"]),
                 dealt=int(counters["dealt"]),

@@ -59,6 +59,7 @@ class WorkerState:
     ready_at: float = 0.0
     recovery: float = 0.0  # seconds from the last death to ready again
     lock_error: str = ""
+    frame_pages: str = ""  # see dataplane/pages.py
     last_end: str = ""  # how the process before ended
     ended_pid: int = 0  # whose ending the nursery has not told yet
     modes: dict[str, str] = field(default_factory=dict)
@@ -66,6 +67,26 @@ class WorkerState:
     pidfd: int = -1
     request: int = 0
     restart: asyncio.TimerHandle | None = None
+
+
+def frames_memory(size: int) -> int:
+    """A memfd of `size` bytes, a multiple of 2 MiB: reserved huge pages where there are enough, else any memory."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    for huge in (os.MFD_HUGETLB | os.MFD_HUGE_2MB, 0):
+        fd = -1
+        try:
+            fd = os.memfd_create("esplanade-frames", flags | huge)
+            os.ftruncate(fd, size)
+            if huge:
+                os.posix_fallocate(fd, 0, size)  # now or never: at the first touch it would be a SIGBUS
+        except OSError:
+            if fd >= 0:
+                os.close(fd)
+            if not huge:
+                raise
+            continue
+        break
+    return fd
 
 
 class Supervisor:
@@ -123,8 +144,7 @@ class Supervisor:
     def _make_team(self) -> None:
         """Memory for the frames of all workers, and what each is woken by. It outlives every one of them."""
         task = self._assignment
-        fd = os.memfd_create("esplanade-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, team_size(task.workers, task.frame_count, task.frame_size))
+        fd = frames_memory(team_size(task.workers, task.frame_count, task.frame_size))
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         wake_fds = tuple(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(task.workers))
         self._assignment = replace(task, team_fd=fd, wake_fds=wake_fds)
@@ -281,6 +301,7 @@ class Supervisor:
             worker.ready_at = now
             worker.modes = dict(message["modes"])
             worker.lock_error = str(message["lock_error"])
+            worker.frame_pages = str(message["frame_pages"])
             if worker.died_at:
                 worker.recovery = now - worker.died_at
                 log.warning("worker %d is back after %.0f ms", worker.index, worker.recovery * 1000)

@@ -24,6 +24,7 @@ from typing import Any
 from dataplane import confine
 from dataplane.channel import Channel, ChannelClosedError, Message
 from dataplane.engine import open_engine
+from dataplane.pages import kind_of_pages
 from dataplane.ports import drivers
 from ext.deal import Team
 from ext.loop import Loop
@@ -139,6 +140,7 @@ def _live(channel: Channel, assignment: Assignment, descriptors: list[int], star
     kernel = drivers.open_kernel(pool) if assignment.kernel else None
     for fd in descriptors:
         os.close(fd)
+    pages = kind_of_pages(pool.address, pool.frame_count * pool.frame_size)
     lock_error = confine.lock_memory()
     confine.drop_privileges(assignment.uid, assignment.gid)
     view.worker_enter(os.getpid())
@@ -148,6 +150,7 @@ def _live(channel: Channel, assignment: Assignment, descriptors: list[int], star
             "type": "ready",
             "modes": {port.name: port.mode for port in ports},
             "lock_error": lock_error or view.lock_error,
+            "frame_pages": pages,
             "seconds": time.monotonic() - started,
         }
     )

@@ -14,14 +14,23 @@ import ipaddress
 cdef extern from *:
     """
     #include <sys/mman.h>
+    #include <linux/mman.h>
+    #ifndef MADV_POPULATE_WRITE         /* Linux 5.14; glibc's header is older */
+    #define MADV_POPULATE_WRITE 23
+    #endif
     #define ASSERT_SIZE(size, want) _Static_assert((size) == (want), #size " is not " #want)
     """
     void assert_size "ASSERT_SIZE"(size_t size, size_t want) noexcept nogil
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset) noexcept nogil
     int munmap(void *addr, size_t length) noexcept nogil
     int madvise(void *addr, size_t length, int advice) noexcept nogil
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MADV_HUGEPAGE, MADV_DONTDUMP
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_HUGETLB, MAP_HUGE_2MB
+    int MADV_HUGEPAGE, MADV_DONTDUMP, MADV_POPULATE_WRITE
     void *MAP_FAILED
+
+
+cdef enum:
+    HUGE = 2 << 20              # bytes of a huge page
 
 
 cdef void _assert_sizes() noexcept nogil:
@@ -31,12 +40,44 @@ cdef void _assert_sizes() noexcept nogil:
 _assert_sizes()
 
 
+cdef uint64_t _mapped(uint64_t size) noexcept nogil:
+    """Bytes of address space for `size` bytes of frames: whole huge pages from one on."""
+    return size if size < HUGE else (size + HUGE - 1) & ~<uint64_t>(HUGE - 1)
+
+
+cdef void *_map_private(uint64_t size) noexcept nogil:
+    """Memory on reserved huge pages, else on memory that the kernel may put on huge pages, else on any; MAP_FAILED."""
+    cdef int access = PROT_READ | PROT_WRITE
+    cdef int kind = MAP_PRIVATE | MAP_ANONYMOUS
+    cdef uint64_t before
+    cdef uint8_t *area
+    if size < HUGE:
+        return mmap(NULL, size, access, kind, -1, 0)
+    area = <uint8_t *>mmap(NULL, size, access, kind | MAP_HUGETLB | MAP_HUGE_2MB, -1, 0)
+    if <void *>area != MAP_FAILED:
+        # A container's limit is enforced at the first touch, by SIGBUS; here it is an error.
+        if madvise(area, size, MADV_POPULATE_WRITE) == 0:
+            return area
+        munmap(area, size)
+    area = <uint8_t *>mmap(NULL, size + HUGE, access, kind, -1, 0)
+    if <void *>area == MAP_FAILED:
+        return area
+    # Huge pages begin at their own multiples; what lies around is given back.
+    before = (HUGE - <uint64_t>area % HUGE) % HUGE
+    if before:
+        munmap(area, before)
+    munmap(area + before + size, HUGE - before)
+    madvise(area + before, size, MADV_HUGEPAGE)
+    return area + before
+
+
 cdef class Pool:
     """frame_count frames of frame_size bytes (2048 or 4096), zeroed, all free.
 
     Frames hold packets in clear, so they are left out of core dumps. They lie in memory of this process alone, or at
-    `offset` bytes in that of the descriptor `fd`, which other workers map too. Raises ValueError for a size that
-    is no power of two and MemoryError when the kernel has no memory.
+    `offset` bytes in that of the descriptor `fd`, which other workers map too. From 2 MiB on it is huge pages where
+    there are any: reserved ones first, transparent ones else (dataplane/pages.py tells which). Raises ValueError for a
+    size that is no power of two and MemoryError when the kernel has no memory.
     """
 
     def __cinit__(
@@ -48,12 +89,18 @@ cdef class Pool:
         if frame_count == 0:
             raise ValueError("frame_count is 0; a pool needs at least one frame")
         self.c.size = <uint64_t>frame_count * frame_size
-        cdef int kind = MAP_SHARED if fd >= 0 else MAP_PRIVATE | MAP_ANONYMOUS
-        cdef void *area = mmap(NULL, self.c.size, PROT_READ | PROT_WRITE, kind, fd, offset)
+        cdef uint64_t mapped = _mapped(self.c.size)
+        cdef void *area
+        if fd < 0:
+            area = _map_private(mapped)
+        else:
+            area = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset)
         if area == MAP_FAILED:
             raise MemoryError(f"mmap of {self.c.size} bytes of frames: {strerror(errno).decode()}")
         self.c.base = <uint8_t *>area
-        madvise(area, self.c.size, MADV_DONTDUMP)
+        madvise(area, mapped, MADV_DONTDUMP)
+        if fd >= 0:
+            madvise(area, mapped, MADV_HUGEPAGE)
         self.c.free = <uint64_t *>calloc(frame_count, sizeof(uint64_t))
         if self.c.free == NULL:
             raise MemoryError(f"stack of {frame_count} free frames")
@@ -70,7 +117,7 @@ cdef class Pool:
         free(self.c.free)
         if self.c.base != NULL:
             show_bytes(self.c.base, self.c.size)
-            munmap(self.c.base, self.c.size)
+            munmap(self.c.base, _mapped(self.c.size))
 
     @property
     def free_count(self) -> int:
@@ -81,6 +128,11 @@ cdef class Pool:
     def frame_count(self) -> int:
         """Frames in all."""
         return self.c.frame_count
+
+    @property
+    def address(self) -> int:
+        """Where the frames lie in this process, for whoever asks the kernel about them."""
+        return <size_t>self.c.base
 
     @property
     def frame_size(self) -> int:

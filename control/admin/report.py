@@ -73,6 +73,7 @@ def _worker(worker: WorkerStats) -> dict[str, Any]:
         "last_end": worker.last_end,
         "recovery_ms": worker.recovery_ms,
         "memory_lock_error": worker.lock_error,
+        "frame_pages": worker.frame_pages,
         "loops": worker.loops,
         "sleeps": worker.sleeps,
         "dealt": worker.dealt,

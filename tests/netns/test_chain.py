@@ -1,5 +1,7 @@
 """Client - gateway A - gateway B - server, per driver: nothing lost, nothing in clear, TCP and UDP get through."""
 
+from pathlib import Path
+
 import pytest
 
 from control.demo import ping_all
@@ -50,6 +52,9 @@ def test_jumbo_packets_through_xdp_ports(mode: str) -> None:
         WireTap(lab) as tap,
         Gateways(lab, "xdp", workers=1, port={"mode": mode}) as gateways,
     ):
+        (worker,) = gateways.a.status()["workers"]
+        off = "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        assert worker["frame_pages"] in (("small", "reserved") if off else ("transparent", "reserved"))
         lab.set_offloads(False)  # to a program that takes frames of several buffers, veth sends super-frames
         assert gateways.a.active_modes() == gateways.b.active_modes() == [f"{mode}/copy"]
         for version, headers in ((4, 28), (6, 48)):
