@@ -11,11 +11,15 @@ import pytest
 from control.lab.space import Program, Space, wait_until
 from tests.peers import wires
 from tests.peers.daemon import Daemon, base_with
+from tests.peers.linux.charon import GuestCharon
+from tests.peers.linux.guest import Guest
+from tests.peers.linux.wire import behind_nat
 from tests.peers.wires import Wire
 
 pytestmark = pytest.mark.root
 
 SERVER = "203.0.113.2"
+SECRET = "a secret of clients of one lab"
 NAT = "203.0.113.1"
 SERVE = """
 import socket
@@ -49,7 +53,7 @@ def gateway(wire: Wire, side: str, *, ts: str = "dynamic[udp/1701]") -> Daemon:
     connection = {
         "local_addrs": wire.outside[side][4],
         "remote_addrs": "%any" if server else SERVER,
-        "psk": "a secret of clients of one lab",
+        "psk": SECRET,
         "mobike": False,
         "proposals": ["aes128gcm16-prfsha256-x25519"],
     }
@@ -125,6 +129,59 @@ def test_two_clients_with_one_port() -> None:
             counts = [child.packets_in for sa in server.sas() for child in sa.children]
             assert len(server.sas()) == 2, counts
             listener.kill()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("first", ["ours", "strongSwan"])
+def test_with_the_linux_kernel(linux: Guest, first: str) -> None:
+    """One of the two clients is strongSwan on the kernel's own transport mode, the first to come or the second."""
+    child = {"mode": "transport", "esp_proposals": ["aes128gcm16"]}
+    both = ["dynamic[udp/1701]"]
+    connection = {
+        "local_addrs": ["10.0.0.2"],
+        "remote_addrs": [SERVER],
+        "proposals": ["aes128gcm16-prfsha256-x25519"],
+        "mobike": False,
+        "local": {"auth": "psk", "id": "left.example"},
+        "remote": {"auth": "psk", "id": "right.example"},
+        "children": {"udp": {**child, "local_ts": both, "remote_ts": both}},
+    }
+    with behind_nat(linux) as wire:
+        server, ours = gateway(wire, "right"), gateway(wire, "other")
+        charon = GuestCharon(linux)
+        charon.start()
+        try:
+            charon.load({"l2tp": connection}, secrets=[{"type": "IKE", "data": SECRET}])
+            with running(server, ours):
+                listener = wire.right.start([sys.executable, "-c", SERVE])
+                wait_until(lambda: "bound" in listener.output(), timeout=10, what="the server listens")
+                clients = [ours, charon] if first == "ours" else [charon, ours]
+                for client in clients:
+                    client.initiate(child="udp", timeout=60)
+                assert "mode transport" in linux.run(["ip", "xfrm", "state"])
+                seen: list[set[str]] = []
+                for _ in range(2):
+                    told: list[str] = []
+                    beside = ask(wire.spaces["other"], "10.0.1.2", "other")
+                    lines = linux.run(["python3", "-c", ASK, "10.0.0.2", "left", "5"]).splitlines()
+                    for name, found in (("left", lines), ("other", answers(beside))):
+                        assert [line.split(" from ")[0] for line in found] == [
+                            f"{name} {n}" for n in range(5)
+                        ]
+                        told += found
+                    seen.append({line.partition(" ")[0] + line.rpartition(":")[2] for line in told})
+                    before = charon.child(60).spi_in
+                    charon.rekey(child="udp")
+                    wait_until(
+                        lambda before=before: charon.child(60).spi_in != before,
+                        timeout=60,
+                        what="a new child",
+                    )
+                assert seen[0] == seen[1] and len(seen[0]) == 2
+                assert ("other1701" if first == "ours" else "left1701") in seen[0], seen
+                listener.kill()
+        finally:
+            charon.kill()
 
 
 def test_what_cannot_be_told_apart_is_refused() -> None:

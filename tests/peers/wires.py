@@ -170,15 +170,17 @@ def forget_mappings(router: Space) -> None:
 
 
 @contextlib.contextmanager
-def two_behind_one() -> Iterator[Wire]:
-    """Two clients, left 10.0.0.2 and other 10.0.1.2, behind one masquerading router; right is 203.0.113.2."""
-    with _spaces("left", "other", "middle", "right") as wire:
+def two_behind_one(*, left: bool = True) -> Iterator[Wire]:
+    """Two clients, left 10.0.0.2 and other 10.0.1.2, behind one masquerading router; right is 203.0.113.2.
+
+    Without `left` there is no such namespace, and whoever takes its place brings the router's interface near along.
+    """
+    ends = {"left": ("near", "10.0.0"), "other": ("near2", "10.0.1"), "right": ("far", "203.0.113")}
+    if not left:
+        del ends["left"]
+    with _spaces("middle", *ends) as wire:
         wire.middle.sysctl(ipv4__ip_forward=1)
-        for side, end, network in (
-            ("left", "near", "10.0.0"),
-            ("other", "near2", "10.0.1"),
-            ("right", "far", "203.0.113"),
-        ):
+        for side, (end, network) in ends.items():
             space = wire.spaces[side]
             wire.middle.ip(
                 f"link add {end} type veth peer name eth0 netns {space.name}",

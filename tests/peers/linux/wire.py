@@ -11,7 +11,7 @@ from pathlib import Path
 from control.lab.space import PREFIX, free_tag, make_spaces
 from control.lab.topology import SignalsRaise
 from tests.peers.linux.guest import Guest
-from tests.peers.wires import INSIDE, Wire
+from tests.peers.wires import INSIDE, Wire, two_behind_one
 
 OUTSIDE = {"left": {4: "192.0.2.1", 6: "2001:db8::1"}, "right": {4: "192.0.2.2", 6: "2001:db8::2"}}
 LENGTH = {4: 24, 6: 64}
@@ -52,3 +52,20 @@ def to_guest(guest: Guest) -> Iterator[Wire]:
             directory=directory,
             outside={side: dict(each) for side, each in OUTSIDE.items()},
         )
+
+
+@contextlib.contextmanager
+def behind_nat(guest: Guest) -> Iterator[Wire]:
+    """As `wires.two_behind_one`, with the guest in the place of left."""
+    with two_behind_one(left=False) as wire, guest.attached(wire.middle, "near"):
+        wire.middle.ip("address add 10.0.0.1/24 dev near", f"link set near mtu {MTU} up")
+        guest.ip(
+            f"link set eth0 mtu {MTU}",
+            "address replace 10.0.0.2/24 dev eth0",
+            "route replace default via 10.0.0.1",
+        )
+        wire.spaces["left"], wire.outside["left"] = guest.space, {4: "10.0.0.2"}
+        try:
+            yield wire
+        finally:
+            guest.ip("route delete default via 10.0.0.1", "address delete 10.0.0.2/24 dev eth0")
