@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.peers.linux.charon import GuestCharon
 from tests.peers.linux.guest import Guest
 from tests.peers.linux.wire import to_guest
 from tests.peers.site import Site, pair
-from tests.peers.traffic import lost, start_echo
+from tests.peers.traffic import lost, ping_from, start_echo
 from tests.peers.wires import INSIDE, Wire
 
 pytestmark = [pytest.mark.root, pytest.mark.full]
@@ -78,6 +79,44 @@ def test_life(linux: Guest, esp: str, driver: str, version: int, inside: int, in
         for who in (first, second):
             wait_until(lambda who=who: not who.sas(), timeout=LATER, what="the IKE SA is gone")
         assert not linux.run(["ip", "xfrm", "state"]).strip()
+
+
+HOSTS: dict[str, Any] = {"mode": "transport", "local_ts": ["dynamic"], "remote_ts": ["dynamic"]}
+
+
+@pytest.mark.parametrize("initiator", ["ours", "theirs"])
+@pytest.mark.parametrize(
+    ("esp", "driver", "version"),
+    [("aes128gcm16-x25519-esn", "raw", 4), ("aes256-sha256-x25519", "raw", 6), ("aes256gcm16-esn", "udp", 4)],
+)
+def test_hosts(linux: Guest, esp: str, driver: str, version: int, initiator: str) -> None:
+    """Transport mode between the two themselves, rekeyed by both: pings both ways, and no packet in clear."""
+    site = Site(
+        esp=esp,
+        version=version,
+        unprotected=driver,
+        tables={"mobike": False},
+        child_tables=HOSTS,
+        more={"mobike": "no"},
+        child_more=HOSTS,
+    )
+    with up(linux, site) as (wire, ours, theirs):
+        first, second = (ours, theirs) if initiator == "ours" else (theirs, ours)
+        first.initiate(child="net", timeout=LATER)
+        states = linux.run(["ip", "xfrm", "state"])
+        assert states.count("mode transport") == 2, states
+        assert len(re.findall("flag.* esn", states)) == (2 if "esn" in esp else 0), states
+        assert ("espinudp" in states) == (driver == "udp"), states
+        for who in (None, first, second):
+            if who is not None:
+                rekey_child(who, ours, theirs, timeout=LATER)
+            before = ours.child(LATER)
+            near, far = (wire.outside[side][version] for side in ("left", "right"))
+            assert ping_from(wire.left, near, far) == 0
+            back = linux.run(["ping", "-n", "-i", "0.1", "-c", "5", "-w", "30", near], check=False)
+            assert len(set(re.findall(r"icmp_seq=([1-5]) .*time=", back))) == 5, back
+            after = ours.child(LATER)
+            assert min(after.packets_in - before.packets_in, after.packets_out - before.packets_out) >= 8
 
 
 def test_kernel_asks_for_new_keys(linux: Guest) -> None:
