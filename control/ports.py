@@ -112,6 +112,7 @@ def _port_spec(
         encap_port=port.encap_port,
         xdp_mode=port.xdp_mode,
         zero_copy=port.zero_copy,
+        busy_poll=port.busy_poll,
     )
 
 

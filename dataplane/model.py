@@ -395,6 +395,7 @@ class PortSpec:
     encap_port: int = 4500  # udp driver: local port
     xdp_mode: str = "auto"  # auto, native, generic
     zero_copy: str = "auto"  # auto, on, off
+    busy_poll: int = 0  # xdp: microseconds that a look drives the driver for; 0: interrupts do
     options: dict[str, str] = field(default_factory=dict)
     helper: bool = False  # nobody has configured it: no part of what users are told
 

@@ -19,6 +19,7 @@ cdef struct XskState:
     uint32_t chunk          # bytes of a frame that one descriptor can describe: all of it, or a page
     uint8_t *parts          # per frame, descriptors yet to complete; NULL: every packet is one descriptor
     bint zero_copy
+    bint busy_poll          # each look without a packet has the kernel drive the card's queue
     bint refused            # the last kick met an error that waiting alone does not mend (link down)
 
 cdef class Umem:
@@ -49,3 +50,4 @@ cdef class XskPort(PortHandle):
     cdef int _open(self, uint32_t ring, double retry) except -1
     cdef int _bind(self, uint32_t ring, bint zero_copy)
     cdef int _adopt(self) except -1
+    cdef int _set_busy_poll(self, int microseconds) except -1

@@ -30,6 +30,7 @@ class XskPort(PortHandle):
         ring: int = 2048,
         fill: int = 0,
         retry: float = 1.0,
+        busy_poll: int = 0,
     ) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(

@@ -50,8 +50,13 @@ import time
 
 cdef extern from *:
     """
+    #include <sys/socket.h>
     #include <bpf/libbpf.h>
     #include <xdp/libxdp.h>
+    #ifndef SO_PREFER_BUSY_POLL         /* Linux 5.11 */
+    #define SO_PREFER_BUSY_POLL 69
+    #define SO_BUSY_POLL_BUDGET 70
+    #endif
 
     /* Both libraries tell stderr what we tell the user ourselves. */
     static void silence(void)
@@ -61,6 +66,7 @@ cdef extern from *:
     }
     """
     void silence()
+    int SO_BUSY_POLL, SO_PREFER_BUSY_POLL, SO_BUSY_POLL_BUDGET
     void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
 
 cdef enum:
@@ -335,7 +341,7 @@ cdef void _refill(Port *port) noexcept nogil:
                 xsk_ring_prod__fill_addr(&state.fill, at + index)[0] = frame
             xsk_ring_prod__submit(&state.fill, wanted)
             state.filled += wanted
-    if xsk_ring_prod__needs_wakeup(&state.fill):
+    if xsk_ring_prod__needs_wakeup(&state.fill) or (state.busy_poll and xsk_cons_nb_avail(&state.rx, 1) == 0):
         port.counters.rx_syscalls += 1
         recvfrom(state.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
 
@@ -435,14 +441,15 @@ cdef class XskPort(PortHandle):
     """One AF_XDP socket on `queue` of `interface`, fed by the steering program whose XSKMAP is `xsks_fd`.
 
     `ring` is the size of each of its four rings (a power of two), `fill` how many frames it keeps ready for
-    reception (default: the ring's size, but at most a quarter of the pool). Opening is tried again for `retry`
+    reception (default: the ring's size, but at most a quarter of the pool), `busy_poll` for how many microseconds a
+    look drives the queue (0: interrupts do). Opening is tried again for `retry`
     seconds while the kernel still holds the queue for a socket that has died (EBUSY). Nothing is received
     before the first `flush`, which brings the first frames. Raises OSError with what was tried.
     """
 
     def __init__(
         self, Umem umem, str name, str interface, int queue, int xsks_fd, *, int role, int mtu, addresses=(),
-        str xdp_mode="native", int ring=2048, int fill=0, double retry=1.0,
+        str xdp_mode="native", int ring=2048, int fill=0, double retry=1.0, int busy_poll=0,
     ):
         cdef Pool pool = umem.pool
         super().__init__(pool, name, role, LINK_ETHERNET, mtu, addresses)
@@ -466,6 +473,7 @@ cdef class XskPort(PortHandle):
         self._open(ring, retry)
         umem.ports += 1
         try:
+            self._set_busy_poll(busy_poll)
             self.xsks_fd = os.dup(xsks_fd)
             self._adopt()
         except BaseException:
@@ -552,6 +560,21 @@ cdef class XskPort(PortHandle):
             setsockopt(self.state.fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size))
         if bpf_map_update_elem(self.xsks_fd, &key, &self.state.fd, 0):
             raise OSError(errno, f"enter queue {self.queue} of {self.interface} in the XSKMAP: {os.strerror(errno)}")
+        return 0
+
+    cdef int _set_busy_poll(self, int microseconds) except -1:
+        """Have the kernel run the queue's NAPI instance in our system calls, not in interrupts while we make them."""
+        cdef int number
+        if microseconds == 0:
+            return 0
+        for option, value in (
+            (SO_PREFER_BUSY_POLL, 1), (SO_BUSY_POLL, microseconds), (SO_BUSY_POLL_BUDGET, <int>BATCH_MAX),
+        ):
+            number = value
+            if setsockopt(self.state.fd, SOL_SOCKET, option, &number, sizeof(number)):
+                raise OSError(errno, f"busy polling on {self.interface} queue {self.queue}: {os.strerror(errno)}"
+                              + (": it needs CAP_NET_ADMIN" if errno == EPERM else ""))
+        self.state.busy_poll = True
         return 0
 
     def close(self) -> None:

@@ -206,6 +206,8 @@ def _read_port(table: Table, nat_port: int) -> PortConfig | None:
     mtu = table.integer("mtu", 576, 65535, None, "bytes of IP packet")
     interface = _interface(table, driver)
     mode, zero_copy = _xdp_mode(table, driver), _zero_copy(table, driver)
+    polls = _only(table, "busy_poll", driver, ("xdp",))
+    busy_poll = table.integer("busy_poll", 0, 1000, 0, "microseconds") if polls else 0
     encaps = _only(table, "encap_port", driver, ("udp", "xdp", "packet"))
     encap_port = table.integer("encap_port", 1, 65535, nat_port) if encaps else nat_port
     addresses = _addresses(table, "addresses", driver, ("tun",), parse_interface_address)
@@ -221,6 +223,7 @@ def _read_port(table: Table, nat_port: int) -> PortConfig | None:
         interface=interface,
         xdp_mode=mode,
         zero_copy=zero_copy,
+        busy_poll=busy_poll,
         mtu=mtu,
         encap_port=encap_port,
         addresses=addresses,

@@ -49,6 +49,7 @@ class PortConfig:
     interface: str  # "" for udp and raw
     xdp_mode: str = "auto"  # auto, native, generic
     zero_copy: str = "auto"  # auto, on, off
+    busy_poll: int = 0  # xdp: microseconds that a look drives the driver for; 0: interrupts do
     mtu: int | None = None  # bytes of IP packet; None: the interface's (tun: what the tunnels leave)
     encap_port: int = 4500  # local UDP port of ESP in UDP
     addresses: tuple[InterfaceAddress, ...] = ()  # tun: given to the device we make

@@ -182,6 +182,7 @@ def _open_all(
                 xdp_mode=attachment.mode,
                 ring=ring,
                 fill=fill,
+                busy_poll=spec.busy_poll,
             )
             undo.callback(port.close)
             opened.append(port)

@@ -614,7 +614,7 @@ _values = st.recursive(
 _keys = sorted(
     {key for section in ("port", "sa", "policy") for entry in GOOD[section] for key in entry}
     | set(GOOD["gateway"])
-    | {"mode", "zero_copy", "addresses", "bind", "routes", "cpus", "engine", "encap_port", "mtu"}
+    | {"mode", "zero_copy", "busy_poll", "addresses", "bind", "routes", "cpus", "engine", "encap_port", "mtu"}
 )
 _tables = st.dictionaries(st.sampled_from(_keys) | st.text(max_size=8), _values, max_size=12)
 
@@ -723,3 +723,16 @@ def test_transport_mode_refused(section: str, index: int, key: str, value: objec
     with pytest.raises(ConfigError) as caught:
         parse(values)
     assert any(line in problem for problem in caught.value.lines()), caught.value.lines()
+
+
+def test_busy_poll_is_for_xdp_ports() -> None:
+    """Microseconds up to a thousand, of an xdp port; no other has a queue to drive."""
+    values = changed("port.0.driver", "xdp")
+    values["port"][0] |= {"interface": "eth7", "busy_poll": 20}
+    assert parse(values).ports[0].busy_poll == 20
+    values["port"][0]["busy_poll"] = 1001
+    with pytest.raises(ConfigError, match=r"busy_poll.*got 1001, want a number from 0 to 1000"):
+        parse(values)
+    values["port"][0] |= {"busy_poll": 20, "driver": "packet"}
+    with pytest.raises(ConfigError, match="busy_poll"):
+        parse(values)

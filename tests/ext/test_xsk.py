@@ -30,6 +30,8 @@ MODES = ["native", "generic"]
 TO_NEAR = bytes(Ether(dst=NEAR_MAC, src=FAR_MAC) / IP(src="10.1.0.2", dst="10.2.0.2") / UDP(sport=1, dport=2))
 TO_FAR = bytes(Ether(dst=FAR_MAC, src=NEAR_MAC) / IP(src="10.2.0.2", dst="10.1.0.2") / UDP(sport=2, dport=1))
 XDP_HEADROOM = 256
+AF_XDP = 44
+BUSY_POLL_OPTIONS = (69, 46)  # SO_PREFER_BUSY_POLL, SO_BUSY_POLL
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,27 @@ def test_frames_come_and_go_unchanged(pair: Wire, mode: str) -> None:
         assert counters["tx_syscalls"] == 2 * 4
         assert set(port.statistics().values()) == {0}
         port.close()
+
+
+def test_busy_polling_drives_the_queue(pair: Wire) -> None:
+    """The socket has the options, a look at an empty ring calls the kernel, packets come; without it, none calls."""
+    with steered(pair, "native") as steering:
+        pool = Pool(512)
+        for microseconds, calls in ((0, 0), (20, 5)):
+            port = open_port(pair, steering, Umem(pool), busy_poll=microseconds)
+            with socket.socket(AF_XDP, socket.SOCK_RAW, 0, fileno=os.dup(port.fd)) as ours:
+                options = [ours.getsockopt(socket.SOL_SOCKET, option) for option in BUSY_POLL_OPTIONS]
+            assert options[0] == (microseconds > 0)
+            assert options[1] == microseconds or microseconds == 0
+            porttool.receive(port)
+            before = port.counters["rx_syscalls"]
+            for _ in range(5):
+                assert porttool.receive(port) == []
+            assert port.counters["rx_syscalls"] - before == calls
+            pair.send(TO_NEAR)
+            assert [data for data, _ in porttool.receive_all(port)] == [TO_NEAR]
+            port.close()
+            pool = Pool(512)  # a closed port keeps its frames
 
 
 @contextlib.contextmanager
