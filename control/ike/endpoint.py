@@ -32,13 +32,14 @@ from control.ike.numbers import Exchange, NotifyType
 from control.ike.pools import Pools
 from control.ike.settings import ChildSettings, Connection, EndpointSettings, PoolSettings
 from control.ike.snapshot import IkeSnapshot
-from control.ike.v2 import codec
+from control.ike.v2 import codec, timers
 from control.ike.v2.choice import Connections
 from control.ike.v2.contacts import INITIATOR, MAX_INIT, RESPONSE, Contacts, InitKey, in_clear
 from control.ike.v2.cookies import Sender
 from control.ike.v2.handshake import Handshake
+from control.ike.v2.parts import Timer
 from control.ike.v2.registry import Registry
-from control.ike.v2.sa import IkeSa, Timer
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.status import snapshot_of
 from control.ike.v2.task import Incoming, Outgoing
@@ -259,7 +260,7 @@ class Endpoint:
         """After anything was done with `sa`: its timers, and whether it is half open still."""
         if sa.init_key is not None and not sa.state.half_open:
             self._contacts.remove(sa)
-        at = sa.next_timer() if sa.state is not State.CLOSED else None
+        at = timers.next_timer(sa) if sa.state is not State.CLOSED else None
         if at != sa.scheduled:
             sa.scheduled = at
             if at is not None:
@@ -278,7 +279,7 @@ class Endpoint:
             if sa.scheduled != at or sa.state is State.CLOSED:
                 continue
             sa.scheduled = None
-            self._do(sa, now, lambda sa=sa: sa.handle_timers(now))  # type: ignore[misc]
+            self._do(sa, now, lambda sa=sa: timers.handle(sa, now))  # type: ignore[misc]
             if sa.scheduled is not None and sa.scheduled <= now:
                 return  # what it set to now again waits for the next call
 

@@ -7,7 +7,8 @@ when one is hit. What is here is the setting up anew.
 from __future__ import annotations
 
 from control.ike.settings import ChildSettings, DpdAction, StartAction
-from control.ike.v2.sa import Child, ChildState, IkeSa
+from control.ike.v2.parts import Child, ChildState
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 
 

@@ -42,7 +42,8 @@ from control.ike.v2.child import (
     offer,
     spi_bytes,
 )
-from control.ike.v2.sa import Child, IkeSa
+from control.ike.v2.parts import Child
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import Incoming, Outgoing
 from control.ike.wire.payloads import NotifyPayload, SaPayload, TsPayload
 from control.ike.wire.selector import WireSelector

@@ -9,8 +9,9 @@ from __future__ import annotations
 from control.crypto.keys import mix_ppk
 from control.ike.numbers import NotifyType
 from control.ike.v2.keys import Mixed
+from control.ike.v2.parts import Feature
 from control.ike.v2.proof import AuthenticationFailed
-from control.ike.v2.sa import Feature, IkeSa
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import Incoming, Outgoing
 from control.ike.wire.payloads import AuthPayload
 

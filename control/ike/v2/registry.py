@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from control.ike.identity import Identity
-from control.ike.v2.sa import Child, IkeSa
+from control.ike.v2.parts import Child
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.wire.header import NO_SPI
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from control.ike.errors import PeerError
 from control.ike.numbers import NotifyType
 from control.ike.selectors import Narrowed, to_settings
-from control.ike.v2.sa import Child, ChildState, IkeSa
+from control.ike.v2.parts import Child, ChildState
+from control.ike.v2.sa import IkeSa
 from control.ike.wire.payloads import NotifyPayload
 
 if TYPE_CHECKING:

@@ -1,16 +1,15 @@
-"""One IKE SA: 1 a message comes 2 number 3 opened 4 task 5 response; and our requests, timers, children and end.
+"""One IKE SA: 1 a message comes 2 number 3 opened 4 task 5 response; and our requests, children and end.
 
 What is agreed on is kept here; what one exchange needs is in its task, and what only the handshake needs in
 `handshake`, which is dropped when both sides are authenticated. An IKE SA has no clock and no socket: its endpoint
-(`host`) calls `receive`, `handle_timers` and `run`, and takes datagrams and events.
+(`host`) calls `receive`, `timers.handle` and `run`, and takes datagrams and events.
 
-Not here: which connection a peer belongs to (v2/choice.py), bytes of messages (v2/codec.py), and what exchanges mean
-(v2/tasks).
+Not here: which connection a peer belongs to (v2/choice.py), bytes of messages (v2/codec.py), what is due when
+(v2/timers.py), and what exchanges mean (v2/tasks).
 """
 
 from __future__ import annotations
 
-import enum
 import traceback
 from collections import deque
 from typing import TYPE_CHECKING
@@ -39,6 +38,7 @@ from control.ike.numbers import Exchange, NotifyType, Protocol, name_of
 from control.ike.proposal import Suite
 from control.ike.settings import Auth, Connection
 from control.ike.v2 import codec, export, lifetimes
+from control.ike.v2.parts import Child, Feature, Timer
 from control.ike.v2.states import ALLOWED, State, Step, advance
 from control.ike.v2.task import FAIL, MORE, Ignored, Incoming, Outgoing, Task
 from control.ike.v2.window import Arrival, Window
@@ -52,54 +52,6 @@ if TYPE_CHECKING:
     from control.ike.v2.host import Host
     from control.ike.v2.keys import SaKeys
     from control.ike.v2.tasks.create_child import KeyedTask
-
-
-class Feature(enum.IntFlag):
-    """What both sides can do."""
-
-    FRAGMENTATION = 1
-    MOBIKE = 2
-    CHILDLESS = 4
-    INTERMEDIATE = 8
-    PPK = 16  # a PPK is in the keys
-    NAT_DETECTION = 32
-    SIGNATURE_HASHES = 64
-    ENCAPSULATION = 128  # ESP goes in UDP though there is no NAT: forced
-
-
-class Timer(enum.Enum):
-    """Moments of an IKE SA; its children and the window have theirs."""
-
-    HALF_OPEN = "half open"
-    REKEY = "rekey"
-    REAUTH = "reauthenticate"
-    EXPIRE = "expire"
-    DPD = "dead peer detection"
-    KEEPALIVE = "keepalive"
-
-
-class ChildState(enum.Enum):
-    """Where a child SA stands. The words are shown to users."""
-
-    INSTALLED = "installed"
-    REKEYING = "rekeying"  # our request to replace it is under way
-    REKEYED = "rekeyed"  # replaced; only its delete is still to come
-    DELETING = "deleting"  # our delete awaits its answer
-
-
-class Child:
-    """A child SA as its IKE SA keeps it. The keys have left with the event and are not kept."""
-
-    __slots__ = ("expires_at", "heir", "outbound", "rekey_at", "replaced_by", "spec", "state")
-
-    def __init__(self, spec: ChildSa, *, outbound: bool) -> None:
-        self.spec = spec
-        self.state = ChildState.INSTALLED
-        self.outbound = outbound  # we may send through it
-        self.rekey_at = spec.rekey_at
-        self.expires_at = spec.expires_at
-        self.replaced_by: int | None = None  # id of the child in its place
-        self.heir: Child | None = None  # the same, also when both are gone
 
 
 class IkeSa:
@@ -272,7 +224,7 @@ class IkeSa:
             # RFC 7296 section 2.1: a repeated request gets the identical response. Of a fragmented one the first
             # fragment asks for it (RFC 7383 section 2.6.1).
             if self.window.response and hash(data) == self.window.answered:
-                self._transmit(self.window.response, path, now)
+                self.transmit(self.window.response, path, now)
             return
         if arrival is not Arrival.NEW:
             self.note("debug", f"request {header.message_id} ignored, expected is {self.window.expected}")
@@ -415,7 +367,7 @@ class IkeSa:
     ) -> list[bytes]:
         datagrams = self.seal(response, message_id, response=True)
         self.window.answer(request_hash, datagrams)
-        self._transmit(datagrams, path, now)
+        self.transmit(datagrams, path, now)
         return datagrams
 
     def _heard(self, path: PeerPath, now: float) -> None:
@@ -482,16 +434,16 @@ class IkeSa:
             task.built(self, message, datagrams, now)
             path = task.way(self, 0)
             self.window.send(datagrams, path, self.connection.retransmission, now)
-            self._transmit(datagrams, path, now)
+            self.transmit(datagrams, path, now)
 
     def _due_task(self, now: float) -> Task | None:
         for index, (due, task) in enumerate(self.queued):
-            if due <= now and self._may(task):
+            if due <= now and self.may(task):
                 del self.queued[index]
                 return task
         return None
 
-    def _may(self, task: Task) -> bool:
+    def may(self, task: Task) -> bool:
         """Of two successors made at once the one that is used is the one that stays: until it is known, neither is."""
         return self.predecessor is None or task.ends
 
@@ -520,87 +472,17 @@ class IkeSa:
         """Tell the peer why we give the IKE SA up, once: nobody will be here for an answer (RFC 7296 2.21.2)."""
         message = Outgoing(Exchange.INFORMATIONAL)
         message.notify(notify)
-        self._transmit(self.seal(message, self.window.next_request, response=False), self.path, now)
+        self.transmit(self.seal(message, self.window.next_request, response=False), self.path, now)
 
-    def _transmit(self, datagrams: list[bytes], path: PeerPath, now: float) -> None:
+    def transmit(self, datagrams: list[bytes], path: PeerPath, now: float) -> None:
+        """Send datagrams of ours; a keepalive is due so much later."""
         for data in datagrams:
             self.host.send(Datagram(path=path, data=data))
         self.last_sent = now
         if Timer.KEEPALIVE in self.timers:
             self.timers[Timer.KEEPALIVE] = now + self.connection.keepalive
 
-    # Timers
-
-    def next_timer(self) -> float | None:
-        """The earliest moment at which `handle_timers` has something to do."""
-        times = [at for at in self.timers.values() if at]
-        if self.window.pending is not None:
-            times.append(self.window.pending.due)
-        else:
-            times.extend(due for due, task in self.queued if self._may(task))
-        for child in self.children.values():
-            times.extend(at for at in (child.rekey_at, child.expires_at) if at)
-        return min(times, default=None)
-
-    def handle_timers(self, now: float) -> None:
-        """Do what is due."""
-        pending = self.window.pending
-        if pending is not None and pending.due <= now:
-            self._retransmit(now)
-        for timer in [timer for timer, at in self.timers.items() if at and at <= now]:
-            if self.state is State.CLOSED:
-                return
-            self._timer(timer, now)
-        from control.ike.v2.tasks.renew import child_expired
-
-        for child in list(self.children.values()):
-            for at, hard in ((child.rekey_at, False), (child.expires_at, True)):
-                if at and at <= now and self.state is not State.CLOSED:
-                    child_expired(self, child, hard=hard, now=now)
-
-    def _retransmit(self, now: float) -> None:
-        pending, how = self.window.pending, self.connection.retransmission
-        if pending is None:
-            return
-        if pending.repeats >= how.tries:
-            from control.ike.v2.tasks.renew import peer_silent
-
-            peer_silent(self, pending, now)
-            return
-        pending.repeats += 1
-        if self.active is not None:
-            pending.path = self.active.way(self, pending.repeats)
-        pending.schedule(how, now)
-        self.note(
-            "info",
-            f"{self.active.exchange.name if self.active else 'request'} {pending.message_id} sent again to "
-            f"{pending.path.remote}:{pending.path.remote_port}, {pending.repeats} of {how.tries}",
-        )
-        self._transmit(pending.datagrams, pending.path, now)
-
-    def _timer(self, timer: Timer, now: float) -> None:
-        from control.ike.v2.tasks import renew
-
-        self.timers.pop(timer, None)
-        if timer is Timer.KEEPALIVE:
-            self.host.send(Datagram(path=self.path, data=b"\xff", keepalive=True))
-            self.timers[timer] = now + self.connection.keepalive
-        elif timer is Timer.HALF_OPEN:
-            failure = Failure(
-                code="half_open_timeout",
-                text=f"{self.path.remote} began, but did not finish within "
-                f"{self.host.settings.half_open_timeout:g} s",
-                advice="see the peer's log",
-            )
-            self.close(Closed.FAILED, now, failure=failure)
-        elif timer is Timer.REKEY:
-            renew.rekey_due(self, now)
-        elif timer is Timer.REAUTH:
-            renew.reauthentication_due(self, now)
-        elif timer is Timer.EXPIRE:
-            renew.expired(self, now)
-        elif timer is Timer.DPD:
-            renew.liveness_due(self, now)
+    # Its life
 
     def established(self, now: float, *, reauth_limit: float = 0.0) -> None:
         """Both sides are authenticated (or a rekeyed SA has its keys): start its timers."""

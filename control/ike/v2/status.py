@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from control.ike.snapshot import ChildSnapshot, IkeSnapshot
-from control.ike.v2.sa import Feature, IkeSa, Timer
+from control.ike.v2.parts import Feature, Timer
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.tasks.rekey_ike import RekeyIke
 

@@ -27,7 +27,7 @@ from control.ike.settings import (
     TrafficSelector,
     Unique,
 )
-from control.ike.v2.sa import Timer
+from control.ike.v2.parts import Timer
 from control.pki.make import CLIENT, Issued, issue, make_authority
 from control.pki.settings import EapSecret
 from control.pki.store import Authority, Credentials, LoadedCertificate

@@ -21,7 +21,7 @@ from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType, PayloadType
 from control.ike.settings import Auth, AuthSettings, Choice, Connection, EndpointSettings, Unique
 from control.ike.v2 import negotiate
-from control.ike.v2.sa import Feature
+from control.ike.v2.parts import Feature
 from control.ike.v2.task import Outgoing
 from control.pki.settings import PostquantumKey
 from control.pki.store import Credentials

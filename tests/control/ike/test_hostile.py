@@ -16,7 +16,8 @@ from control.ike.numbers import Exchange, Group, NotifyType
 from control.ike.proposal import NoProposalChosen, select
 from control.ike.settings import Auth, AuthSettings
 from control.ike.v2.codec import Reassembly
-from control.ike.v2.sa import IkeSa, Timer
+from control.ike.v2.parts import Timer
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import Incoming
 from control.ike.v2.tasks.create_child import MAX_CHILDREN, KeyedTask
 from control.ike.wire import (

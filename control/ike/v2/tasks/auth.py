@@ -23,8 +23,9 @@ from control.ike.settings import Auth, Choice, Connection, Unique
 from control.ike.v2 import codec, configure, negotiate, ppk, proof, resources, unique
 from control.ike.v2.eap_rounds import EapInitiator
 from control.ike.v2.keys import Mixed
+from control.ike.v2.parts import Child, Feature
 from control.ike.v2.proof import AuthenticationFailed
-from control.ike.v2.sa import Child, Feature, IkeSa
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.v2.tasks import renew

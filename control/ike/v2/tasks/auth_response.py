@@ -14,8 +14,9 @@ from control.ike.settings import Choice, Connection
 from control.ike.v2 import choice, codec, configure, negotiate, ppk, proof, unique
 from control.ike.v2.eap_rounds import EapResponder
 from control.ike.v2.lifetimes import ike_over_time
+from control.ike.v2.parts import Feature, Timer
 from control.ike.v2.proof import AuthenticationFailed
-from control.ike.v2.sa import Feature, IkeSa, Timer
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.v2.tasks.auth import established
 from control.ike.wire.payloads import AuthPayload, IdPayload, SaPayload

@@ -18,8 +18,9 @@ from control.ike.v2 import negotiate, resources
 from control.ike.v2.child import first_group
 from control.ike.v2.codec import failure_of
 from control.ike.v2.lifetimes import retry_at
+from control.ike.v2.parts import Child
 from control.ike.v2.rounds import Rounds, link_of
-from control.ike.v2.sa import Child, IkeSa
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload

@@ -12,7 +12,8 @@ from control.ike.numbers import Exchange, Protocol
 from control.ike.v2.actions import child_gone
 from control.ike.v2.child import spi_bytes
 from control.ike.v2.lifetimes import retry_at
-from control.ike.v2.sa import Child, ChildState, IkeSa
+from control.ike.v2.parts import Child, ChildState
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State, Step, advance
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.wire.payloads import DeletePayload

@@ -7,7 +7,8 @@ also tells whether the NAT has given us another mapping (RFC 4555 section 3.8).
 from __future__ import annotations
 
 from control.ike.numbers import Exchange
-from control.ike.v2.sa import Feature, IkeSa
+from control.ike.v2.parts import Feature
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from control.ike.events import Failure, PeerPath
-from control.ike.v2.sa import Feature, IkeSa
+from control.ike.v2.parts import Feature
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, Incoming, Outgoing, Result
 from control.ike.v2.tasks.mobike import ReturnRoutability

@@ -36,8 +36,9 @@ from control.ike.settings import Choice, Connection
 from control.ike.v2 import nat
 from control.ike.v2.handshake import Handshake
 from control.ike.v2.keys import SaKeys
+from control.ike.v2.parts import Feature
 from control.ike.v2.proof import certificate_request, take_certificate_requests
-from control.ike.v2.sa import Feature, IkeSa
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import Step, advance
 from control.ike.v2.task import DONE, MORE, Ignored, Incoming, Outgoing, Result, Task
 from control.ike.wire.payloads import KePayload, NoncePayload, SaPayload

@@ -21,7 +21,8 @@ from control.ike.events import Closed, Failure, PeerPath
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.v2 import nat
 from control.ike.v2.actions import set_up
-from control.ike.v2.sa import Feature, IkeSa
+from control.ike.v2.parts import Feature
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.wire.payloads import NotifyPayload, Payload

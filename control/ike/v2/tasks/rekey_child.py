@@ -20,7 +20,8 @@ from control.ike.numbers import NotifyType, Protocol
 from control.ike.v2 import negotiate
 from control.ike.v2.child import SPI_LENGTH, spi_bytes
 from control.ike.v2.lifetimes import NEVER, retry_at
-from control.ike.v2.sa import Child, ChildState, IkeSa
+from control.ike.v2.parts import Child, ChildState
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, Incoming, Outgoing, Result
 from control.ike.v2.tasks.create_child import (

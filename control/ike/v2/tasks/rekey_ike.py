@@ -27,7 +27,8 @@ from control.ike.proposal import NoProposalChosen, Proposal, Suite, select, suit
 from control.ike.v2.child import first_group
 from control.ike.v2.keys import SaKeys
 from control.ike.v2.lifetimes import ike_over_time, retry_at
-from control.ike.v2.sa import IkeSa, Timer
+from control.ike.v2.parts import Timer
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State, Step, advance
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result
 from control.ike.v2.tasks.create_child import CreateChild, KeyedTask, drop, temporary_failure

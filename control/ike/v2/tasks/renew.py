@@ -8,7 +8,8 @@ from control.ike.settings import Auth, ChildSettings
 from control.ike.v2 import resources
 from control.ike.v2.actions import child_gone, peer_dead
 from control.ike.v2.lifetimes import NEVER
-from control.ike.v2.sa import Child, ChildState, IkeSa, Timer
+from control.ike.v2.parts import Child, ChildState, Timer
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, Incoming, Outgoing, Result, Task
 from control.ike.v2.tasks import mobike
