@@ -34,6 +34,7 @@ ALGORITHMS = (
     "aes128-aescmac",
     "ah-sha256",
     "ah-sha512",
+    "ah-aes128gmac",
 )
 DIRECTIONS = ("out", "in")
 SIZES = (64, 256, 512, 1024, 1420)  # bytes of inner packet

@@ -158,7 +158,7 @@ def text_size(proposal: EspProposal, size: int, protocol: Protocol = Protocol.ES
     """Bytes that the engine works on for an inner packet of `size` bytes, as `EngineHandle.bare` counts them."""
     if protocol is Protocol.AH:
         # The whole outer packet, but for the 8 bytes of ESP header that `bare` hashes before the text.
-        ah = 12 + proposal.icv_length
+        ah = 12 + proposal.iv_length + proposal.icv_length
         return 20 + ah + -ah % 4 + size - 8
     padded = -(-(size + 2) // proposal.alignment) * proposal.alignment
     return padded + (16 if proposal.alignment == 16 else 0)  # CBC: the IV's block too, see ext.crypto.Job

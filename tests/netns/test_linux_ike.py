@@ -119,6 +119,36 @@ def test_hosts(linux: Guest, esp: str, driver: str, version: int, initiator: str
             assert min(after.packets_in - before.packets_in, after.packets_out - before.packets_out) >= 8
 
 
+@pytest.mark.parametrize("initiator", ["ours", "theirs"])
+@pytest.mark.parametrize(
+    ("ah", "driver", "version", "inside"),
+    [
+        ("sha256-x25519-esn", "raw", 4, 4),
+        ("sha512-x25519", "raw", 4, 6),
+        ("aesxcbc-x25519", "raw", 6, 4),
+        ("sha384-x25519-esn", "raw", 6, 6),
+    ],
+)
+def test_life_of_ah(linux: Guest, ah: str, driver: str, version: int, inside: int, initiator: str) -> None:
+    """AH (RFC 4302): up, rekeyed by both, and down; pings both ways after each, and the kernel has SAs of AH alone."""
+    site = Site(ah=ah, version=version, inside=inside, unprotected=driver)
+    with up(linux, site) as (wire, ours, theirs):
+        first, second = (ours, theirs) if initiator == "ours" else (theirs, ours)
+        first.initiate(child="net", timeout=LATER)
+        ping_both_ways(wire, linux, version=inside)
+        states = linux.run(["ip", "xfrm", "state"])
+        assert len(re.findall("proto ah ", states)) == 2 and "proto esp" not in states, states
+        for who in (first, second):
+            rekey_child(who, ours, theirs, timeout=LATER)
+            ping_both_ways(wire, linux, version=inside)
+        second.terminate(child="net", timeout=LATER)
+        wait_until(lambda: not first.sa(LATER).installed, timeout=LATER, what="the child is gone")
+        # charon keeps a replaced SA a little longer for what is on its way.
+        wait_until(
+            lambda: not linux.run(["ip", "xfrm", "state"]).strip(), timeout=LATER, what="no SA in the kernel"
+        )
+
+
 def test_kernel_asks_for_new_keys(linux: Guest) -> None:
     """The kernel's packet limit is reached again and again while pings go through: new SAs, and no ping lost."""
     site = Site(

@@ -43,6 +43,7 @@ class Site:
 
     ike: str = "aes128gcm16-prfsha256-x25519"
     esp: str = "aes128gcm16"
+    ah: str = ""  # in place of `esp`
     auth: str = "psk"
     version: int = 4  # of the outer addresses
     inside: int = 4  # of the protected networks
@@ -101,7 +102,7 @@ class Site:
                 "net": {
                     "local_ts": [INSIDE[side][self.inside][1]],
                     "remote_ts": [INSIDE[other][self.inside][1]],
-                    "esp_proposals": [self.esp],
+                    **({"ah_proposals": [self.ah]} if self.ah else {"esp_proposals": [self.esp]}),
                     **self.child_more,
                 }
             },
@@ -125,7 +126,9 @@ class Site:
             name="net",
             local=(TrafficSelector(network=ip_network(INSIDE[side][self.inside][1])),),
             remote=(TrafficSelector(network=ip_network(INSIDE[other][self.inside][1])),),
-            proposals=_proposals(Protocol.ESP, self.ours_esp or self.esp),
+            proposals=_proposals(Protocol.AH, self.ah)
+            if self.ah
+            else _proposals(Protocol.ESP, self.ours_esp or self.esp),
         )
         connection = Connection(
             name="site",
@@ -186,9 +189,12 @@ class Site:
         child = {
             "local_ts": [INSIDE[side][self.inside][1]],
             "remote_ts": [INSIDE[other][self.inside][1]],
-            "esp_proposals": (self.ours_esp or self.esp).split(","),
             "start_action": "none",
         }
+        if self.ah:
+            child["ah_proposals"] = self.ah.split(",")
+        else:
+            child["esp_proposals"] = (self.ours_esp or self.esp).split(",")
         tables = {
             "connections.site": connection | self.tables,
             "connections.site.local": local,
