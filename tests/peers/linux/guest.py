@@ -217,7 +217,8 @@ class Guest:
 
     def ip(self, *commands: str) -> None:
         """Run `ip` commands (each without the leading "ip") in one process; GuestError names the first that failed."""
-        done = self.ask("run", argv=["ip", "-batch", "-"], text="\n".join(commands) + "\n")
+        text = "\n".join(commands) + "\n"
+        done = self.ask("run", wait=150.0, argv=["ip", "-batch", "-"], text=text, timeout=120.0)
         if done["status"] != 0:
             match = re.search(r"Command failed -:(\d+)", done["err"])
             command = commands[int(match[1]) - 1] if match else "; ".join(commands)
