@@ -88,7 +88,8 @@ AH_SHORT = [
     *map(ah_tunnel, ("sha256", "sha512", "aesxcbc", "sha384"), (AH_WAYS[1], *AH_WAYS[2::2])),
     *map(ah_transport, ("sha256", "aescmac", "sha1"), (AH_HOSTS[0], *AH_HOSTS[2:])),
 ]
-DEFAULT = [*SHORT, *HOSTS_SHORT, *NARROW, *AH_SHORT]
+JUMBO_XDP = [tunnel("aes256gcm16", WAYS[7], driver="xdp")]
+DEFAULT = [*SHORT, *HOSTS_SHORT, *NARROW, *JUMBO_XDP, *AH_SHORT]
 ALL = dict.fromkeys(
     [
         *DEFAULT,
