@@ -38,7 +38,7 @@ def gateways(
 
 def cut_after(text: str) -> str:
     """Configuration where outer packets are cut."""
-    return text.replace("[sa]\n", '[sa]\nfragment = "after"\n').replace(
+    return text.replace("[[sa]]\n", '[[sa]]\nfragment = "after"\n').replace(
         ".children.net]\n", '.children.net]\nfragment = "after"\n'
     )
 
@@ -68,6 +68,19 @@ def exchange(lab: Lab, both: Gateways) -> None:
     assert [dict(each.status()["drops"]) for each in (both.a, both.b)] == before
 
 
+def reassembled(lab: Lab) -> int:
+    """Packets that the kernels of both gateways have put together; the lesser of the two."""
+    counts = []
+    for host in ("gwa", "gwb"):
+        names, values = (
+            line.split()
+            for line in lab.spaces[host].run(["cat", "/proc/net/snmp"]).output().splitlines()
+            if line.startswith("Ip:")
+        )
+        counts.append(int(values[names.index("ReasmOKs")]))
+    return min(counts)
+
+
 def fragmented(both: Gateways) -> list[int]:
     """Pieces that each gateway has made beyond the packets."""
     return [int(each.status()["events"].get("fragmented", 0)) for each in (both.a, both.b)]
@@ -79,6 +92,7 @@ def test_before(driver: str) -> None:
     with gateways(driver, None, lambda text: text) as (lab, tap, both):
         exchange(lab, both)
         assert min(fragmented(both)) >= 2 * COUNT
+        assert reassembled(lab) == 0
         assert tap.counts()["clear"] == 0, tap.clear_samples()
 
 
@@ -94,6 +108,7 @@ def test_after(driver: str, kind: str) -> None:
     with gateways(driver, tunnel, change) as (lab, tap, both):
         exchange(lab, both)
         assert min(fragmented(both)) >= 2 * COUNT
+        assert reassembled(lab) >= 2 * COUNT
         if kind != "udp":  # later fragments of UDP show no ports: the tap cannot vouch for them
             assert tap.counts()["clear"] == 0, tap.clear_samples()
 
@@ -105,3 +120,4 @@ def test_after_beside_ike(tmp_path: Path) -> None:
         wait_until(lambda: both.a.children_up() and both.b.children_up(), timeout=60, what="the tunnel")
         exchange(lab, both)
         assert min(fragmented(both)) >= 2 * COUNT
+        assert reassembled(lab) >= 2 * COUNT
