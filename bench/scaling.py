@@ -5,8 +5,8 @@ the SA's numbers and replay window are shared for (ext.kernelbench); only the op
 together; what each of them does alone, in turns, is the rate to compare with.
 
 One queue (`how` is "dealt"): one worker receives all packets of the SA, as a network card would give them to it, and
-deals batches to the other (ext.deal); the same worker alone is what that is compared with. The SA has no replay window
-here, so that a few sealed packets serve again and again.
+deals batches to the other (ext.deal). What it is compared with is, as before, each of them alone, in turns. The SA has
+no replay window here, so that a few sealed packets serve again and again.
 
 A worker here is a thread: the loops run without Python's lock, and share nothing but what worker processes share.
 """
@@ -41,13 +41,14 @@ from ext.sa import TablesView
 ALGORITHM = "aes128gcm16"
 SAS = (1, 1_000)
 SIZES = (64, 1408)
+DEALT_SIZES = (64, 512, 1408)
 WAYS = ("out", "in")
 WORKERS = 2
 ROUNDS = 5
 SLICES = 20  # in a round
 SLICE_SECONDS = 0.004
 DEALT_TEMPLATES = 192  # sealed packets that are received in turn
-NS_GUESS = {64: 120.0, 1408: 550.0}  # per packet, to make slices about as long as that
+NS_GUESS = {64: 120.0, 512: 250.0, 1408: 550.0}  # per packet, to make slices about as long as that
 
 
 @dataclass(kw_only=True)
@@ -76,7 +77,7 @@ def run(options: Options) -> list[Row]:
             for way in WAYS:
                 for size in SIZES:
                     rows += figure(workers, sas, way, size, options)
-    for size in SIZES:
+    for size in DEALT_SIZES:
         with foremost(), dealers(size, cpus) as slice_:
             rows += rows_of(1, "in", size, "dealt", partial(repeat, slice_), options)
     return rows
@@ -206,25 +207,28 @@ def dealers(size: int, cpus: Sequence[int]) -> Iterator[Callable[[], dict[int, f
             rigs.append(Rig(view, engine, team.pool))
             ports = [rigs[-1].inside, rigs[-1].outside]
             loops.append(Loop(view, engine, ports, None, stop, team=team))
-        owner = rigs[0]
-        sealed = owner.seal(plain_frames((size,)), DEALT_TEMPLATES)
+        sealed = [rig.seal(plain_frames((size,)), DEALT_TEMPLATES) for rig in rigs]
         packets = max(1, round(SLICE_SECONDS * 1e9 / NS_GUESS[size] / BATCH)) * BATCH
 
-        def rate(count: int) -> float:
-            loop = owner.loop if count == 1 else loops[0]
-            return 1e3 / owner.open_again(loop, sealed, packets)
+        def rate(index: int, loop: Loop) -> float:
+            return 1e3 / rigs[index].open_again(loop, sealed[index], packets)
+
+        def alone(index: int) -> float:
+            # On its own CPU: they are not equally fast, and one's speed changes from second to second.
+            os.sched_setaffinity(0, {cpus[-1 - index]})
+            return rate(index, rigs[index].loop)
 
         def help_() -> None:
-            os.sched_setaffinity(0, {cpus[0]})
+            os.sched_setaffinity(0, {cpus[-WORKERS]})
             loops[1].run()
 
         def one_slice() -> dict[int, float]:
-            alone = rate(1)
+            each = statistics.fmean(alone(index) for index in reversed(range(WORKERS)))
             thread = threading.Thread(target=help_, name="helper")
             thread.start()
             try:
-                rate(WORKERS)  # until the helper is there
-                return {1: alone, WORKERS: rate(WORKERS)}
+                rate(0, loops[0])  # until the helper is there
+                return {1: each, WORKERS: rate(0, loops[0])}
             finally:
                 os.eventfd_write(stop, 1)
                 thread.join()

@@ -2,9 +2,10 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ext.crypto cimport Engine, EngineHandle, JobList
+from ext.crypto cimport Engine, EngineHandle
 from ext.esp_in cimport Inbound
-from ext.packet cimport Batch, Pool, Port
+from ext.follow cimport Sources
+from ext.packet cimport Batch, Leaders, Pool, Port
 from ext.sa cimport Tables, TablesView, load64, store64
 
 cdef enum:
@@ -13,25 +14,28 @@ cdef enum:
 
 cdef enum DealState:            # bits 0-7 of DealSlot.state
     DEAL_FREE = 0
-    DEAL_OWN = 1                # its owner fills or opens it
+    DEAL_OWN = 1                # its owner opens it
     DEAL_POSTED = 2             # whoever swaps it for DEAL_TAKEN, or its owner for DEAL_OWN, opens it
     DEAL_TAKEN = 3              # another worker opens it: that one's index in bits 8-31, its pid in bits 32-63
-    DEAL_DONE = 4               # opened; `ok` says what matched
+    DEAL_DONE = 4               # opened, and all has been done but for what `inbound_settle` does
 
 cdef struct DealSlot:
     uint64_t state              # DealState and who; swapped by compare-and-exchange
     uint64_t spare_state[7]
-    uint64_t ok                 # bit n: job n was opened and its ICV matched. Written by who took it
-    uint64_t spent              # nanoseconds that took
+    uint64_t spent              # nanoseconds that another worker took for it; 0: its owner opened it
     uint64_t lost               # packets of a batch given up, whose frames its owner still keeps. Written by the owner
-    uint64_t spare_ok[5]
-    Inbound into                # jobs with the owner's pointers, leaders
+    uint64_t link               # of the port by which the batch came: packet.Link
+    uint64_t spare_spent[5]
+    Batch batch                 # Packet.data is the owner's pointer, but while a helper has the batch
+    Leaders leaders             # of the inner packets
+    uint8_t spare_leaders[60]
+    Sources elsewhere           # packets that do not come from their peer, noted when they are settled
+    uint8_t spare_elsewhere[56]
 
 cdef struct DealRing:           # one per worker, in memory that all of them share
     uint64_t posted             # batches ever posted, over all processes that bore this index; others look here
     uint64_t frames             # the owner's own addresses of its frames
-    uint64_t sas                # ... and of the SAs: jobs hold such pointers
-    uint64_t spare_posted[5]
+    uint64_t spare_posted[6]
     uint32_t asleep             # 1: the worker sleeps, or is about to; swapped to 0 by who wakes it
     uint32_t spare_asleep[15]
     DealSlot slots[DEAL_SLOTS]
@@ -41,11 +45,13 @@ cdef struct Deal:               # one worker's side
     DealRing *own
     uint8_t  *frames            # all workers' frames: `share` bytes each
     uint64_t  share
-    uint64_t  used              # ... of which frames are; what lies behind them in the owner's memory may be anything
     uint32_t  workers
     uint32_t  index
     Tables   *tables
     Engine   *engine
+    uint32_t  port_count        # ports of every worker; the loop sets it
+    Inbound  *into              # scratch of the walk
+    Port      arrived           # stands for the port by which a batch came, when it is parsed
     bint      always            # for tests: deal whatever the load
     bint      active            # dealing now
     # Batches under way: slots head % DEAL_SLOTS down to tail % DEAL_SLOTS; below `unclaimed` none is POSTED any more.
@@ -53,7 +59,6 @@ cdef struct Deal:               # one worker's side
     uint64_t  tail
     uint64_t  unclaimed
     uint64_t  waiting_since     # when the oldest was found to be with another worker; 0: it was not
-    Batch    *batches           # [DEAL_SLOTS]
     Port     *ports[DEAL_SLOTS]
     uint64_t  generation        # of the tables, when this round began
     uint64_t  generations[DEAL_SLOTS]   # ... that in which the batch was filled
@@ -62,7 +67,6 @@ cdef struct Deal:               # one worker's side
     uint32_t  next_ring         # whom to help first
     uint64_t  last_help         # when there was something to help with
     uint64_t  seen[TEAM_MAX]    # per ring: batches that were looked at
-    JobList   jobs              # what we opened last for another worker, with our own pointers
     int       wake_fds[TEAM_MAX]
     # Load: see deal_measure.
     uint64_t  window            # when the present window began
@@ -82,9 +86,17 @@ cdef inline bint deal_flying(const Deal *deal) noexcept nogil:
     """Some batch is under way."""
     return deal.head != deal.tail
 
-cdef inline Inbound *deal_slot(const Deal *deal, uint64_t number) noexcept nogil:
-    """The jobs and leaders of batch `number`."""
-    return &deal.own.slots[number & (DEAL_SLOTS - 1)].into
+cdef inline DealSlot *deal_slot(const Deal *deal, uint64_t number) noexcept nogil:
+    """Where batch `number` is."""
+    return &deal.own.slots[number & (DEAL_SLOTS - 1)]
+
+cdef inline Port *deal_port(const Deal *deal) noexcept nogil:
+    """By which the oldest batch came."""
+    return deal.ports[deal.tail & (DEAL_SLOTS - 1)]
+
+cdef inline bint deal_lost(const Deal *deal) noexcept nogil:
+    """The oldest batch has been given up."""
+    return deal.held[deal.tail & (DEAL_SLOTS - 1)]
 
 cdef inline void deal_pass(Deal *deal) noexcept nogil:
     """As sa.tables_pass, once per round: the references of batches under way are still held."""

@@ -17,6 +17,7 @@ class Team:
         *,
         frame_count: int,
         frame_size: int,
+        headroom: int = 256,
         always: bool = False,
     ) -> None: ...
     def judge(self, packets: int, full: bool, idle: int, helped: int, now: int) -> bool: ...

@@ -1,14 +1,15 @@
 """Dealing: one SA's packets arrive at one worker, and every worker opens them.
 
 An SA's ESP packets have no ports, so a network card gives all of them to one queue, and that queue's worker does all
-the work of a tunnel. What costs is the cipher. So the worker that is full posts its batches; the others, when they
-have nothing of their own to do, take one, open it where it lies, and say which ICVs matched. Everything else stays
-with the worker that received: it commits batches in the order in which they came, so the replay window moves and
-packets leave exactly as if it had been alone.
+the work of a tunnel. So the worker that is full posts its batches as they came; the others, when they have nothing of
+their own to do, take one and do with it, where it lies, all that needs no order: parse, find the SA, decipher,
+strip, check selectors, route, write the link header. What needs order stays with the worker that received: it
+settles batches in the order in which they came, so the replay window moves and packets leave exactly as if it had
+been alone.
 
-    owner     receive -> parse -> find SA, admit -> deal_post            while there is room for a batch
-              deal_claim: open the oldest that nobody took               when there is none, or nothing came in
-              deal_done -> finish, select, route, dispatch               the oldest batch, once it is open
+    owner     receive -> deal_post                                       while there is room for a batch
+              deal_claim: open one that nobody took                      when there is none, or nothing came in
+              deal_done -> settle, transmit                              the oldest batch, once it is open
     helper    deal_help: take a posted batch, open it, DONE              after a round with little of its own
 
 One compare-and-exchange per batch decides who opens it; no lock is held by anybody. What a batch must never be is
@@ -25,25 +26,26 @@ than a tenth more, because the cores are far from each other or have other work,
 
 Frames and slots lie in memory that all workers map, each at an address of its own: who helps shifts the pointers.
 
-Limits: what is dealt is the cipher's work alone, so a core that receives and sends more than it enciphers gains
-less. Outbound needs none of this: flows spread over the queues, and any worker may send on any SA.
+Limits: receiving and sending stay with one core, so what the ports cost bounds the gain. Outbound needs none of this:
+flows spread over the queues, and any worker may send on any SA.
 """
 
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset, strerror
+from libc.string cimport memset, strerror
 from posix.unistd cimport close as close_fd
 from posix.unistd cimport dup
 
 import time
 
 from ext.clock cimport now_ns
-from ext.counters cimport DROP_WORKER_LOST, ICMP_SENT, WorkerCounters
-from ext.crypto cimport EngineHandle, Job, Key
-from ext.packet cimport BATCH_MAX, Packet, Pool, Port, frame_give
+from ext.counters cimport DROP_WORKER_LOST, WorkerCounters
+from ext.crypto cimport EngineHandle
+from ext.esp_in cimport Inbound, inbound_ahead
+from ext.packet cimport ROLE_UNPROTECTED, Batch, Packet, Pool, Port, frame_give
 from ext.sa cimport TablesView, load32, load64, store32, store64, store64_fenced
-from ext.wire cimport likely, unlikely
+from ext.wire cimport parse_batch, unlikely
 
 cdef extern from *:
     """
@@ -60,14 +62,14 @@ cdef extern from *:
         struct stat status;
         return fstat(fd, &status) == 0 ? (long long)status.st_size : -1;
     }
+    #define ASSERT_LINES(size) _Static_assert((size) % 64 == 0, #size " is not whole lines")
     #define EXCHANGE(at, value) __atomic_exchange_n((at), (value), __ATOMIC_SEQ_CST)
     #define PREFETCH_WRITE(at) __builtin_prefetch((at), 1)
-    #define FENCE() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     """
     void prefetch_write "PREFETCH_WRITE"(const void *at) noexcept nogil
     bint swap "esplanade_swap"(uint64_t *at, uint64_t old, uint64_t new) noexcept nogil
+    void assert_lines "ASSERT_LINES"(size_t size) noexcept nogil
     uint32_t exchange "EXCHANGE"(uint32_t *at, uint32_t value) noexcept nogil
-    void fence "FENCE"() noexcept nogil
     long long file_size(int fd) noexcept nogil
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset) noexcept nogil
     int munmap(void *addr, size_t length) noexcept nogil
@@ -89,7 +91,7 @@ cdef enum:
     LATE_NS = 100000000         # a helper that takes longer has been stopped, and its batch is given up
     STAY_NS = 50000             # a helper sleeps when there was nothing to help with for so long
     WINDOW_NS = 2000000         # load is judged over such a time
-    FETCH = 1024                # bytes of a text that a helper asks for ahead; the CPU sees the rest coming
+    FETCH = 256                 # bytes of a packet that a helper asks for ahead; the CPU sees the rest coming
     POOR = 4                    # windows in a row in which dealing brought less than a tenth more: it does not pay
     LASTING = 16                # windows in which it did: it does
     PAUSE_LEAST_NS = 64000000   # from one attempt that did not pay to the next
@@ -100,6 +102,15 @@ cdef enum:
 PATIENCE = 1.0  # seconds
 
 
+cdef void _assert_sizes() noexcept nogil:
+    """What different workers write lies in lines of its own."""
+    assert_lines(sizeof(DealSlot))
+    assert_lines(sizeof(DealRing))
+
+
+_assert_sizes()
+
+
 cdef inline DealSlot *_slot(DealRing *ring, uint64_t number) noexcept nogil:
     return &ring.slots[number & (DEAL_SLOTS - 1)]
 
@@ -108,7 +119,7 @@ cdef inline DealSlot *_slot(DealRing *ring, uint64_t number) noexcept nogil:
 
 
 cdef bint deal_room(Deal *deal) noexcept nogil:
-    """Whether another batch may come under way: into `batches` and `deal_slot` of number `head`."""
+    """Whether another batch may come under way: into the slot of number `head`."""
     cdef uint32_t place = deal.head & (DEAL_SLOTS - 1)
     if deal.head - deal.tail >= DEAL_SLOTS:
         return False
@@ -118,23 +129,16 @@ cdef bint deal_room(Deal *deal) noexcept nogil:
 
 
 cdef void deal_post(Deal *deal, Port *port) noexcept nogil:
-    """Batch `head` is filled and admitted, from `port`: offer it to others, or open it here where that pays better."""
+    """Batch `head` has come by `port`: offer it to others, or open it here where that pays better."""
     cdef uint32_t place = deal.head & (DEAL_SLOTS - 1)
     cdef DealSlot *slot = &deal.own.slots[place]
-    cdef uint32_t at
     deal.ports[place] = port
     deal.generations[place] = deal.generation
     deal.head += 1
-    if slot.into.jobs.count < LEAST or not deal.active:
-        if slot.into.jobs.count:
-            deal.engine.open(deal.engine, &slot.into.jobs)
-        slot.state = DEAL_DONE
-        slot.ok = 0
-        slot.spent = 0
+    slot.link = port.link
+    if slot.batch.count < LEAST or not deal.active:
+        _open_own(deal, slot)
     else:
-        # What goes well needs no store afterwards, when these lines are in the helper's cache as well.
-        for at in range(slot.into.jobs.count):
-            slot.into.jobs.jobs[at].ok = 1
         store64(&slot.state, DEAL_POSTED)
         deal.tables.worker.dealt += 1
     # Others look at slots by this count; a slot that is not POSTED they leave alone.
@@ -156,27 +160,38 @@ cdef void _wake_one(Deal *deal) noexcept nogil:
 cdef bint deal_claim(Deal *deal) noexcept nogil:
     """Open the oldest batch that nobody has taken; False when there is none."""
     cdef DealSlot *slot
-    cdef uint32_t at
     while deal.unclaimed != deal.head:
         slot = _slot(deal.own, deal.unclaimed)
         deal.unclaimed += 1
         if load64(&slot.state) == DEAL_POSTED and swap(&slot.state, DEAL_POSTED, DEAL_OWN):
-            for at in range(slot.into.jobs.count):
-                slot.into.jobs.jobs[at].ok = 0
-            deal.engine.open(deal.engine, &slot.into.jobs)
-            slot.ok = 0
-            slot.spent = 0
-            slot.state = DEAL_DONE
+            _open_own(deal, slot)
             return True
     return False
 
 
+cdef void _open_own(Deal *deal, DealSlot *slot) noexcept nogil:
+    """What a helper would do with a batch of ours."""
+    _open(deal, slot)
+    slot.spent = 0
+    store64(&slot.state, DEAL_DONE)
+
+
+cdef void _open(Deal *deal, DealSlot *slot) noexcept nogil:
+    """All of a batch's walk that needs no order; `data` of its packets is valid here."""
+    deal.arrived.link = <uint8_t>slot.link
+    parse_batch(&slot.batch, &deal.arrived, &deal.into.leaders)
+    inbound_ahead(&slot.batch, deal.tables, deal.engine, deal.into, deal.port_count)
+    slot.leaders = deal.into.leaders
+    slot.elsewhere.count = deal.into.elsewhere.count
+    if unlikely(deal.into.elsewhere.count, 0):
+        slot.elsewhere = deal.into.elsewhere
+
+
 cdef bint deal_done(Deal *deal) noexcept nogil:
-    """The oldest batch is open: its jobs have their results, or its packets their drop. After it, `deal_drop`."""
+    """The oldest batch is open, or given up (`deal_lost`). After it, `deal_drop`."""
     cdef uint32_t place = deal.tail & (DEAL_SLOTS - 1)
     cdef DealSlot *slot = &deal.own.slots[place]
     cdef uint64_t state
-    cdef uint32_t at
     if deal.head == deal.tail:
         return False
     state = load64(&slot.state)
@@ -185,19 +200,12 @@ cdef bint deal_done(Deal *deal) noexcept nogil:
     deal.waiting_since = 0
     if state & STATE != DEAL_DONE:
         return False
-    if slot.spent:
-        deal.helped += slot.spent
-        for at in range(slot.into.jobs.count):
-            if unlikely(not slot.ok >> at & 1, 0):
-                slot.into.jobs.jobs[at].ok = 0
-            # What comes next reads and writes both ends of the text, which the helper's cache has.
-            prefetch_write(slot.into.jobs.jobs[at].text)
-            prefetch_write(slot.into.jobs.jobs[at].icv - 2)
+    deal.helped += slot.spent
     return True
 
 
 cdef void deal_drop(Deal *deal) noexcept nogil:
-    """The oldest batch has been dispatched."""
+    """The oldest batch has left."""
     cdef uint32_t place = deal.tail & (DEAL_SLOTS - 1)
     if not deal.held[place]:
         deal.own.slots[place].state = DEAL_FREE
@@ -222,10 +230,7 @@ cdef bint _overdue(Deal *deal, uint32_t place, uint64_t state) noexcept nogil:
     """The oldest batch is with a helper: give it up when that one is dead or has been stopped. True: it is given up."""
     cdef uint64_t now = now_ns()
     cdef DealSlot *slot = &deal.own.slots[place]
-    cdef Batch *batch = &deal.batches[place]
     cdef bint lives = _lives(deal, state)
-    cdef Packet *packet
-    cdef uint32_t at
     if deal.waiting_since == 0:
         deal.waiting_since = now
     if lives and now - deal.waiting_since < LATE_NS:
@@ -233,12 +238,8 @@ cdef bint _overdue(Deal *deal, uint32_t place, uint64_t state) noexcept nogil:
     if load64(&slot.state) != state:
         return False            # it was done at the last moment: the next look finds that
     deal.held[place] = True
-    for at in range(slot.into.jobs.count):
-        packet = &batch.packets[slot.into.jobs.jobs[at].packet]
-        packet.verdict = ICMP_SENT      # dispatch: nothing to do; the frame is `_let_go`'s
-    deal.tables.worker.verdicts[<int>DROP_WORKER_LOST] += slot.into.jobs.count
-    slot.lost = slot.into.jobs.count
-    slot.into.jobs.count = 0
+    slot.lost = slot.batch.count        # the frames are `_let_go`'s
+    deal.tables.worker.verdicts[<int>DROP_WORKER_LOST] += slot.lost
     return True
 
 
@@ -250,7 +251,7 @@ cdef bint _let_go(Deal *deal, uint32_t place) noexcept nogil:
     if state & STATE == DEAL_TAKEN and _lives(deal, state):
         return False
     for at in range(<uint32_t>slot.lost):
-        frame_give(deal.ports[place].frames, deal.batches[place].packets[slot.into.jobs.jobs[at].packet].frame)
+        frame_give(deal.ports[place].frames, slot.batch.packets[at].frame)
     slot.state = DEAL_FREE
     deal.held[place] = False
     return True
@@ -263,6 +264,7 @@ cdef uint32_t deal_help(Deal *deal) noexcept nogil:
     """Open one batch of another worker; returns its packets, 0 when nobody has one."""
     cdef uint32_t _turn
     cdef uint32_t index
+    cdef uint32_t count
     cdef uint64_t posted
     cdef DealRing *ring
     for _turn in range(deal.workers):
@@ -276,56 +278,43 @@ cdef uint32_t deal_help(Deal *deal) noexcept nogil:
             deal.seen[index] = posted - DEAL_SLOTS
         while deal.seen[index] != posted:
             deal.seen[index] += 1
-            if _take(deal, ring, index, _slot(ring, deal.seen[index] - 1)):
+            count = _take(deal, ring, index, _slot(ring, deal.seen[index] - 1))
+            if count:
                 deal.next_ring = index
-                return deal.jobs.count
+                return count
     return 0
 
 
-cdef bint _take(Deal *deal, DealRing *ring, uint32_t owner, DealSlot *slot) noexcept nogil:
-    """Open this batch, if it is still to be had."""
+cdef uint32_t _take(Deal *deal, DealRing *ring, uint32_t owner, DealSlot *slot) noexcept nogil:
+    """Open this batch, if it is still to be had; returns its packets."""
     cdef uint64_t taken = <uint64_t>DEAL_TAKEN | <uint64_t>deal.index << 8 | deal.tables.worker.pid << 32
+    cdef uint64_t shift = <uint64_t>deal.frames + deal.share * owner - ring.frames
     cdef uint64_t begun
-    cdef uint64_t ok = 0
-    cdef uint32_t at
+    cdef uint32_t at, count
     if load64(&slot.state) != DEAL_POSTED or not swap(&slot.state, DEAL_POSTED, taken):
-        return False
+        return 0
     begun = now_ns()
-    _copy(deal, ring, owner, slot)
-    deal.engine.open(deal.engine, &deal.jobs)
-    for at in range(deal.jobs.count):
-        ok |= <uint64_t>(deal.jobs.jobs[at].ok != 0) << at
-    slot.ok = ok
+    count = slot.batch.count
+    _fetch(&slot.batch, shift)
+    _open(deal, slot)
+    for at in range(count):
+        slot.batch.packets[at].data = <uint8_t *>(<uint64_t>slot.batch.packets[at].data - shift)
     deal.last_help = now_ns()
     slot.spent = deal.last_help - begun
     deal.tables.worker.helped += 1
     store64(&slot.state, DEAL_DONE)
-    return True
+    return count
 
 
-cdef inline void _copy(Deal *deal, const DealRing *ring, uint32_t owner, const DealSlot *slot) noexcept nogil:
-    """The batch's jobs with pointers of ours."""
-    cdef uint64_t base = <uint64_t>deal.frames + deal.share * owner
-    cdef uint64_t frames_shift = base - ring.frames
-    cdef uint64_t sas_shift = <uint64_t>deal.tables.sas - ring.sas
+cdef inline void _fetch(Batch *batch, uint64_t shift) noexcept nogil:
+    """The frames lie elsewhere in our memory; what we need first of them is asked for, much at once."""
     cdef uint32_t at, line
-    cdef Job *job
-    deal.jobs.count = min(slot.into.jobs.count, <uint32_t>BATCH_MAX)
-    for at in range(deal.jobs.count):
-        job = &deal.jobs.jobs[at]
-        memcpy(job, &slot.into.jobs.jobs[at], sizeof(Job))
-        job.text = <uint8_t *>(<uint64_t>job.text + frames_shift)
-        if likely(<uint64_t>job.icv - ring.frames < deal.used, 1):
-            job.icv = <uint8_t *>(<uint64_t>job.icv + frames_shift)
-        else:
-            job.icv = <uint8_t *>&slot.into.ah.headers[job.packet & (BATCH_MAX - 1)].icv[0]  # AH's: put by, zeros here
-        job.esp = <uint8_t *>(<uint64_t>job.esp + frames_shift)
-        job.key = <const Key *>(<uint64_t>job.key + sas_shift)
-        job.ok = 0
-        # The text lies in the owner's cache: line after line it would be waited for, so many are asked for at once.
-        for line in range((min(job.text_length, <uint32_t>FETCH) + 63) >> 6):
-            prefetch_write(job.text + 64 * line)
-        prefetch_write(job.icv)
+    cdef Packet *packet
+    for at in range(batch.count):
+        packet = &batch.packets[at]
+        packet.data = <uint8_t *>(<uint64_t>packet.data + shift)
+        for line in range((min(packet.length, <uint32_t>FETCH) + 63) >> 6):
+            prefetch_write(packet.data + 64 * line)
 
 
 cdef bint deal_may_sleep(Deal *deal) noexcept nogil:
@@ -427,14 +416,14 @@ def team_size(uint32_t workers, uint32_t frame_count, uint32_t frame_size) -> in
 cdef class Team:
     """Worker `index` of `workers`, on the shared memory `fd` (`team_size` bytes, zeroed when made).
 
-    `pool` is this worker's share of the frames: its ports must be on it. `wake_fds` is one eventfd per worker.
-    With `always`, batches are dealt whatever the load. Raises OSError for memory that cannot be mapped, ValueError for
-    one of another size.
+    `pool` is this worker's share of the frames, each with `headroom`: its ports must be on it.
+    `wake_fds` is one eventfd per worker. With `always`, batches are dealt whatever the load. Raises OSError for
+    memory that cannot be mapped, ValueError for one of another size.
     """
 
     def __cinit__(
         self, int fd, uint32_t index, uint32_t workers, wake_fds, *, uint32_t frame_count, uint32_t frame_size,
-        bint always=False,
+        uint32_t headroom=256, bint always=False,
     ):
         cdef uint32_t worker
         for worker in range(<uint32_t>TEAM_MAX):
@@ -455,24 +444,25 @@ cdef class Team:
         self.c.own = &self.c.rings[index]
         self.c.frames = <uint8_t *>self.area + _rings_size(workers)
         self.c.share = _share(frame_count, frame_size)
-        self.c.used = <uint64_t>frame_count * frame_size
         self.c.workers = workers
         self.c.index = index
         self.c.always = self.c.active = always
         for worker in range(workers):
             self.c.wake_fds[worker] = dup(wake_fds[worker])
-        self.c.batches = <Batch *>aligned_alloc(64, DEAL_SLOTS * sizeof(Batch))
-        if self.c.batches == NULL:
-            raise MemoryError("batches under way")
-        memset(self.c.batches, 0, DEAL_SLOTS * sizeof(Batch))
-        self.pool = Pool(frame_count, frame_size, fd=fd, offset=_rings_size(workers) + index * self.c.share)
+        self.c.into = <Inbound *>aligned_alloc(64, (sizeof(Inbound) + 63) & ~<size_t>63)
+        if self.c.into == NULL:
+            raise MemoryError("scratch for batches of other workers")
+        memset(self.c.into, 0, sizeof(Inbound))
+        self.c.into.unsettled = True
+        self.c.arrived.role = ROLE_UNPROTECTED
+        self.pool = Pool(frame_count, frame_size, headroom, fd=fd, offset=_rings_size(workers) + index * self.c.share)
 
     def __dealloc__(self):
         cdef uint32_t worker
         for worker in range(self.c.workers):
             if self.c.wake_fds[worker] >= 0:
                 close_fd(self.c.wake_fds[worker])
-        free(self.c.batches)
+        free(self.c.into)
         if self.area != NULL:
             munmap(self.area, self.mapped)
 
@@ -500,7 +490,6 @@ cdef class Team:
                 state = load64(&slot.state)
             slot.state = DEAL_FREE
         self.c.own.frames = <uint64_t>self.pool.c.base
-        self.c.own.sas = <uint64_t>view.c.sas
         self.c.head = self.c.tail = self.c.unclaimed = self.c.own.posted
         for index in range(self.c.workers):
             self.c.seen[index] = load64(&self.c.rings[index].posted)

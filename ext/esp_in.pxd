@@ -4,19 +4,23 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from ext.ah cimport Ah
 from ext.crypto cimport Engine, JobList
+from ext.follow cimport Sources
 from ext.packet cimport Batch, Leaders
-from ext.sa cimport Tables
+from ext.sa cimport Replay, Tables
 
-cdef struct Inbound:            # scratch of the inbound walk, one per worker
+cdef struct Inbound:            # scratch of the inbound walk, one per worker; zeroed at first
     JobList jobs
     Leaders leaders             # of the outer packets, then of the inner ones
     Ah ah
+    Sources elsewhere           # what `unsettled` finds of packets that do not come from their peer (follow.pyx)
+    bint unsettled              # windows, counters and what is sent wait for `inbound_settle`, in another worker
+    Replay blank                # ... and this stands for every window until then: it lets all pass
 
 cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch, uint64_t now) noexcept nogil
 
-# The same in two halves, for `loop` where engine.open may run in another worker in between.
-cdef void inbound_begin(Batch *batch, Tables *tables, const Engine *engine, Inbound *scratch) noexcept nogil
-cdef void inbound_end(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil
+# The same in two parts, for batches that one worker receives and another may open.
+cdef void inbound_ahead(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch, uint32_t ports) noexcept nogil
+cdef void inbound_settle(Batch *batch, Tables *tables, const Sources *elsewhere, uint64_t now) noexcept nogil
 
 # The stages of `inbound`, in order, for the bench that times each (engine.open is the other).
 cdef void find_sas(Batch *batch, Tables *tables, const Engine *engine, const Leaders *leaders) noexcept nogil

@@ -22,9 +22,9 @@ from ext.counters cimport (
     DROP_NEXT_HEADER, DROP_NO_SA, DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
 from ext.crypto cimport Job, put_job, suite_is_aead, touch_key
-from ext.follow cimport comes_from_peer, note_source
+from ext.follow cimport Source, Sources, comes_from_peer, note_source, read_source
 from ext.packet cimport (
-    BATCH_MAX, NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet,
+    BATCH_MAX, NO_INDEX, NO_LEADER, NO_PORT, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet,
 )
 from ext.policy cimport (
     FEW, Addresses, Lpm, lpm_find, lpm_open, lpm_touch, plain_matches, policy_of, read_addresses, selector_matches,
@@ -32,13 +32,13 @@ from ext.policy cimport (
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
     ACTION_BYPASS, MEND_KNOWN, MEND_SUM, OWN_PORT, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP,
-    SHOWN_PORT, Policy, Replay, Sa, spi_find, spi_touch,
+    SHOWN_PORT, Adjacency, Policy, Replay, Sa, spi_find, spi_touch,
 )
 from ext.wire cimport (
-    PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, Flow, bswap32,
-    bswap64, clamp_mss, complete_checksum, decrement_ttl, fold, likely, load16, load32, load64, parse_next, put_raw16,
-    put_raw32, put_raw64, raw16, raw32, raw64, restamp_ipv4, store16, store32, store64, sum_bytes, swap_port, touch,
-    unlikely,
+    ETHERNET_HEADER, PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP,
+    PROTOCOL_UDP, Flow, bswap32, bswap64, clamp_mss, complete_checksum, decrement_ttl, fold, likely, load16, load32,
+    load64, parse_next, put_raw16, put_raw32, put_raw64, raw16, raw32, raw64, restamp_ipv4, store16, store32,
+    store64, sum_bytes, swap_port, touch, unlikely,
 )
 
 cdef extern from *:
@@ -70,21 +70,87 @@ cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch
     Afterwards a packet that PASSes has `data` at its inner IP header and an adjacency; one that is TO_KERNEL
     is as complete, and the kernel has to find its way.
     """
-    inbound_begin(batch, tables, engine, scratch)
-    engine.open(engine, &scratch.jobs)
-    inbound_end(batch, tables, scratch, now)
-
-
-cdef void inbound_begin(Batch *batch, Tables *tables, const Engine *engine, Inbound *scratch) noexcept nogil:
-    """As far as the engine's jobs; nothing that another batch could see is changed."""
     find_sas(batch, tables, engine, &scratch.leaders)
     admit(batch, tables, scratch)
-
-
-cdef void inbound_end(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil:
-    """What comes after engine.open; batches of one flow in the order in which they came."""
+    engine.open(engine, &scratch.jobs)
     finish(batch, tables, scratch, now)
     select_and_route(batch, tables, scratch)
+
+
+# ---- In two parts: `inbound` for a batch whose turn has not come ------------------------------------------------
+
+
+cdef void inbound_ahead(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch, uint32_t ports) noexcept nogil:
+    """`inbound`, but that it changes nothing outside the batch; `scratch.unsettled` is set.
+
+    Packets that a port with an index below `ports` will take get their link header here, and `leaves_by`: who settles
+    the batch need not touch them again. Any worker may do this, for batches in any order.
+    """
+    cdef uint32_t at
+    cdef Packet *packet
+    cdef const Adjacency *adjacency
+    for at in range(batch.count):
+        batch.packets[at].authentic = 0
+        batch.packets[at].leaves_by = NO_PORT
+    scratch.elsewhere.count = 0
+    inbound(batch, tables, engine, scratch, 0)
+    for at in range(scratch.jobs.count):
+        packet = &batch.packets[scratch.jobs.jobs[at].packet]
+        packet.authentic = scratch.jobs.jobs[at].ok != 0
+        if unlikely(packet.verdict != PASS or packet.adjacency == NO_INDEX, 0):
+            continue
+        adjacency = &tables.adjacencies[packet.adjacency]
+        if unlikely(not adjacency.valid or adjacency.port >= ports, 0):
+            continue
+        packet.leaves_by = <uint8_t>adjacency.port
+        if adjacency.link_length:
+            packet.data -= ETHERNET_HEADER
+            packet.length += ETHERNET_HEADER
+            memcpy(packet.data, adjacency.link_header, ETHERNET_HEADER)
+
+
+cdef void inbound_settle(Batch *batch, Tables *tables, const Sources *elsewhere, uint64_t now) noexcept nogil:
+    """The rest of `inbound`, for batches in the order in which they came: replay windows, counters and moved peers."""
+    cdef uint32_t at
+    cdef uint32_t sa = NO_INDEX
+    cdef uint32_t moved = 0
+    cdef uint8_t verdict
+    cdef uint64_t packets = 0
+    cdef uint64_t bytes_ = 0
+    cdef Replay *replay = NULL
+    cdef Packet *packet
+    for at in range(batch.count):
+        packet = &batch.packets[at]
+        if unlikely(not packet.authentic, 0):
+            continue
+        if packet.sa != sa:
+            if replay != NULL:
+                replay_unlock(replay)
+                tables.sa_counters[sa].packets += packets
+                tables.sa_counters[sa].bytes += bytes_
+                packets = bytes_ = 0
+            sa = packet.sa
+            replay = &tables.sas[sa].replay
+            replay_lock(replay, tables.worker_index + 1)
+            tables.sa_counters[sa].last_used = now
+            while moved < elsewhere.count and elsewhere.each[moved].packet < at:
+                moved += 1
+            if moved < elsewhere.count and elsewhere.each[moved].packet == at and packet.sequence > replay.top:
+                note_source(&elsewhere.each[moved], &tables.sas[sa], tables)
+        verdict = replay_accept(replay, packet.sequence)
+        if unlikely(verdict != PASS, 0):
+            packet.verdict = verdict
+            packet.leaves_by = NO_PORT
+        elif likely(packet.verdict == PASS or packet.verdict == TO_KERNEL, 1):
+            packets += 1
+            bytes_ += packet.inner_bytes
+    if replay != NULL:
+        replay_unlock(replay)
+        tables.sa_counters[sa].packets += packets
+        tables.sa_counters[sa].bytes += bytes_
+
+
+# ---- The steps ------------------------------------------------------------------------------------------------
 
 
 cdef inline uint8_t _find_esp(Packet *packet) noexcept nogil:
@@ -489,6 +555,18 @@ cdef uint8_t _check_payload(Packet *packet, const Sa *sa) noexcept nogil:
     return PASS
 
 
+cdef void _from_elsewhere(const Packet *packet, uint32_t index, Tables *tables, Inbound *scratch) noexcept nogil:
+    """Note the source of a packet that has passed, or let `inbound_settle` do so."""
+    cdef Source source
+    cdef Source *place = &scratch.elsewhere.each[scratch.elsewhere.count] if scratch.unsettled else &source
+    read_source(packet, place)
+    place.packet = <uint8_t>index
+    if scratch.unsettled:
+        scratch.elsewhere.count += 1
+    else:
+        note_source(place, &tables.sas[packet.sa], tables)
+
+
 cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil:
     """Move the replay windows, strip and parse what is new; leaders are now those of inner flows, within one SA.
 
@@ -522,13 +600,14 @@ cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) n
             if replay != NULL:
                 replay_unlock(replay)
             sa = packet.sa
-            replay = &tables.sas[sa].replay
+            replay = &scratch.blank if scratch.unsettled else &tables.sas[sa].replay
             replay_lock(replay, tables.worker_index + 1)
-            tables.sa_counters[sa].last_used = now
+            if not scratch.unsettled:
+                tables.sa_counters[sa].last_used = now
             # What is right of the top is accepted below, for certain: nobody else moves the window meanwhile.
-            if (tables.sas[sa].hot.flags & SA_ENCAP and packet.sequence > replay.top
+            if (tables.sas[sa].hot.flags & SA_ENCAP and (packet.sequence > replay.top or scratch.unsettled)
                     and unlikely(not comes_from_peer(packet, &tables.sas[sa].hot), 0)):
-                note_source(packet, &tables.sas[sa], tables)
+                _from_elsewhere(packet, index, tables, scratch)
             iv_block = 16 if tables.sas[sa].hot.iv_length == 16 else 0
             clamp = tables.sas[sa].hot.flags & SA_MSS_CLAMP
             transport = tables.sas[sa].hot.header_length == 0
@@ -599,11 +678,11 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
             continue
         if scratch.leaders.leader[index] != leader:
             leader = scratch.leaders.leader[index]
-            if packets:
+            if packets and not scratch.unsettled:
                 tables.sa_counters[sa].packets += packets
                 tables.sa_counters[sa].bytes += bytes_
-                packets = 0
-                bytes_ = 0
+            packets = 0
+            bytes_ = 0
             # ... and has its ports from it: the parser read none but the leader's.
             packet.source_port = batch.packets[leader].source_port
             packet.destination_port = batch.packets[leader].destination_port
@@ -627,7 +706,7 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
             decrement_ttl(packet)
         packets += 1
         bytes_ += packet.length
-    if packets:
+    if packets and not scratch.unsettled:
         tables.sa_counters[sa].packets += packets
         tables.sa_counters[sa].bytes += bytes_
 

@@ -1,5 +1,6 @@
 """A peer behind a NAT that got another mapping: authenticated packets come from elsewhere (RFC 7296 section 2.23).
 
+    read_source     worker: where a packet comes from, while its outer header is there
     note_source     worker: the new source into the SA's own record, under its replay lock; the same one is noted once
     take_sources    control: what was noted since it last looked
 
@@ -14,24 +15,28 @@ from ext.sa cimport SA_LIVE, Sa, SaSource, TablesView, load32, load64, store32, 
 from ext.wire cimport load16, load32 as read32, load64 as read64
 
 
-cdef void note_source(const Packet *packet, Sa *sa, Tables *tables) noexcept nogil:
+cdef void read_source(const Packet *packet, Source *source) noexcept nogil:
+    """Where a packet in UDP comes from: `data` at its outer IP header, `transport` at ESP."""
+    source.port = load16(packet.data + packet.transport - 8)
+    source.high = 0
+    if packet.family == 4:
+        source.low = read32(packet.data + 12)
+    else:
+        source.high = read64(packet.data + 8)
+        source.low = read64(packet.data + 16)
+
+
+cdef void note_source(const Source *seen, Sa *sa, Tables *tables) noexcept nogil:
     """Keep where an authenticated packet came from; the caller holds the SA's replay lock."""
     cdef SaSource *source = &sa.source
     cdef uint32_t version = source.version
-    cdef uint16_t port = load16(packet.data + packet.transport - 8)
-    cdef uint64_t high = 0
-    cdef uint64_t low
-    if packet.family == 4:
-        low = read32(packet.data + 12)
-    else:
-        high = read64(packet.data + 8)
-        low = read64(packet.data + 16)
-    if version and not version & 1 and source.port == port and source.low == low and source.high == high:
+    if (version and not version & 1
+            and source.port == seen.port and source.low == seen.low and source.high == seen.high):
         return
     store32(&source.version, version | 1)
-    source.high = high
-    source.low = low
-    source.port = port
+    source.high = seen.high
+    source.low = seen.low
+    source.port = seen.port
     store32(&source.version, (version | 1) + 1)
     store64(&tables.worker.moved, tables.worker.moved + 1)
 

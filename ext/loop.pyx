@@ -26,16 +26,17 @@ from ext.counters cimport (
     TO_KERNEL, WorkerCounters,
 )
 from ext.deal cimport (
-    DEAL_SLOTS, Deal, Team, deal_claim, deal_done, deal_drop, deal_flying, deal_help, deal_may_sleep, deal_measure,
-    deal_pass, deal_post, deal_room, deal_slot, deal_woken,
+    Deal, DealSlot, Team, deal_claim, deal_done, deal_drop, deal_flying, deal_help, deal_may_sleep, deal_measure,
+    deal_lost, deal_pass, deal_port, deal_post, deal_room, deal_slot, deal_woken,
 )
-from ext.esp_in cimport Inbound, inbound, inbound_begin, inbound_end
+from ext.esp_in cimport inbound, inbound_settle
 from ext.esp_out cimport outbound, outbound_known
 from ext.fragment cimport PIECES_MAX, fragment_packet
 from ext.icmp cimport icmp_answer
 from ext.idle cimport idle_begin, idle_enough, idle_over, idle_woken
 from ext.packet cimport (
-    BATCH_MAX, LINK_ETHERNET, NO_INDEX, PACKET_CUT_AFTER, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders, frame_give,
+    BATCH_MAX, LINK_ETHERNET, NO_INDEX, NO_PORT, PACKET_CUT_AFTER, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders,
+    frame_give,
 )
 from ext.policy cimport policy_of
 from ext.quoted cimport may_quote, quoted_selected, sa_of_quoted
@@ -128,14 +129,10 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
 
 
 cdef uint32_t _deal(Worker *worker, Port *port) noexcept nogil:
-    """Receive a batch, prepare it for the engine, and let whoever has time open it."""
+    """Receive a batch, and let whoever has time open it."""
     cdef Deal *deal = worker.deal
-    cdef Batch *batch = &deal.batches[deal.head & (DEAL_SLOTS - 1)]
-    cdef Inbound *into = deal_slot(deal, deal.head)
-    cdef uint32_t count = port.receive(port, batch)
+    cdef uint32_t count = port.receive(port, &deal_slot(deal, deal.head).batch)
     if count:
-        parse_batch(batch, port, &into.leaders)
-        inbound_begin(batch, worker.tables, worker.engine, into)
         deal_post(deal, port)
     return count
 
@@ -150,19 +147,39 @@ cdef uint32_t _settle(Worker *worker, uint32_t received) noexcept nogil:
 
 
 cdef void _commit(Worker *worker) noexcept nogil:
-    """The second half of `inbound`, and what follows it, for the oldest batches as far as they are open."""
+    """The second part of `inbound`, and what follows it, for the oldest batches as far as they are open."""
     cdef Deal *deal = worker.deal
-    cdef Batch *batch
-    cdef Inbound *into
+    cdef DealSlot *slot
     cdef uint64_t now
     while deal_done(deal):
-        now = now_ns()
-        batch = &deal.batches[deal.tail & (DEAL_SLOTS - 1)]
-        into = deal_slot(deal, deal.tail)
-        inbound_end(batch, worker.tables, into, now)
-        _turn_back(worker, batch, &into.leaders)
-        _leave(worker, batch, deal.ports[deal.tail & (DEAL_SLOTS - 1)], now)
+        if likely(not deal_lost(deal), 1):
+            now = now_ns()
+            slot = deal_slot(deal, deal.tail)
+            inbound_settle(&slot.batch, worker.tables, &slot.elsewhere, now)
+            if unlikely(_send_ready(worker, &slot.batch) < slot.batch.count, 0):
+                _turn_back(worker, &slot.batch, &slot.leaders)
+                _leave(worker, &slot.batch, deal_port(deal), now)
         deal_drop(deal)
+
+
+cdef uint32_t _send_ready(Worker *worker, Batch *batch) noexcept nogil:
+    """Packets that need nothing but their port; returns how many."""
+    cdef uint32_t index
+    cdef uint32_t passed = 0
+    cdef Packet *packet
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        if likely(packet.leaves_by < worker.port_count, 1):
+            _queue(worker, packet.leaves_by, packet)
+            packet.verdict = ICMP_SENT      # dispatch: nothing left to do
+            passed += 1
+        elif packet.leaves_by != NO_PORT:
+            packet.verdict = DROP_NO_ROUTE  # a port that only the helper has
+    worker.tables.worker.verdicts[<int>PASS] += passed
+    for index in range(worker.port_count):
+        if worker.queued[index]:
+            _transmit(worker, worker.ports[index], index, DROP_TX_FULL)
+    return passed
 
 
 cdef inline void _leave(Worker *worker, Batch *batch, Port *port, uint64_t now) noexcept nogil:
@@ -629,6 +646,7 @@ cdef class Loop:
             if team.pool is not ports[0].pool:
                 raise ValueError("the ports are not on the team's frames")
             team.adopt(view, engine)
+            team.c.port_count = self.worker.port_count
             self.worker.deal = &team.c
 
     def __dealloc__(self):

@@ -30,6 +30,7 @@ cdef enum:
     BATCH_MAX = 64              # packets in a batch
     NO_INDEX = 0xFFFFFFFF       # "none" for every table index
     NO_LEADER = 255
+    NO_PORT = 255               # Packet.leaves_by
 
 cdef enum PacketFlag:
     PACKET_PARTIAL_CHECKSUM = 1 # receive knows that the TCP/UDP checksum holds only the pseudo-header sum
@@ -58,7 +59,9 @@ cdef struct Packet:             # 64 bytes, one cache line
     uint8_t   flags             # PacketFlag
     uint8_t   tos               # DSCP and ECN byte of the header at `data`
     uint8_t   port              # index of the port it came in by
-    uint64_t  spare
+    uint8_t   authentic         # dealt (deal.pyx): 1 when the ICV has passed, so the replay window may know its number
+    uint8_t   leaves_by         # dealt: index of the port it is ready for, link header and all; NO_PORT: it is not
+    uint8_t   spare[6]
 
 cdef struct Batch:
     uint32_t count

@@ -10,6 +10,7 @@ Every call checks what must always hold: no frame is lost, and every packet that
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from dataplane.records import hard_limit
 from dataplane.tables import Limits, Tables
 from ext.counters import SA_VERDICT_COUNT, VERDICT_NAMES
 from ext.crypto import EngineHandle
+from ext.deal import Team, team_size
 from ext.loop import Loop
 from ext.memory import MemoryPort
 from ext.packet import Pool
@@ -76,7 +78,8 @@ class Result:
 
 class Gateway:
     """One worker with a protected and an unprotected port. `link` is that of both ports, `headroom` in bytes before
-    each packet, `capacity` the packets that a port takes in one direction.
+    each packet, `capacity` the packets that a port takes in one direction. `dealt`: inbound batches go the way on which
+    other workers open them (ext/deal.pyx); here is none, so the worker opens them itself.
     """
 
     def __init__(
@@ -90,15 +93,19 @@ class Gateway:
         headroom: int = 256,
         capacity: int = 4096,
         limits: Limits = LIMITS,
+        dealt: bool = False,
     ) -> None:
         self.link = link
         self.mtu = mtu
         self.tables = Tables(engine=engine, limits=limits)
-        self.pool = Pool(FRAMES, 2048, headroom)
+        self.team = one_worker_team(headroom) if dealt else None
+        self.pool = self.team.pool if self.team is not None else Pool(FRAMES, 2048, headroom)
         self.lan = MemoryPort(self.pool, "lan", 0, link, mtu, lan_addresses, capacity)
         self.wan = MemoryPort(self.pool, "wan", 1, link, mtu, (), capacity)
         self.kernel = MemoryPort(self.pool, "kernel", 0, IP, mtu, (), capacity) if kernel else None
-        self.loop = Loop(TablesView(self.tables.fd, 0), engine, [self.lan, self.wan], self.kernel)
+        self.loop = Loop(
+            TablesView(self.tables.fd, 0), engine, [self.lan, self.wan], self.kernel, team=self.team
+        )
         self.indices: dict[str, int] = {}
         self.specs: dict[str, SaSpec] = {}
         inside = AdjacencySpec(port="lan", destination_mac=HOST_MAC if link == ETHERNET else b"", mtu=mtu)
@@ -185,7 +192,8 @@ class Gateway:
         taken = 0
         while entry.waiting:
             taken += self.loop.step()
-        assert taken == len(packets)
+        # A step that deals counts what is under way, too.
+        assert taken == len(packets) or self.team is not None
         result = self._result(entry, far, before)
         assert self.pool.free_count == FRAMES, f"{FRAMES - self.pool.free_count} frames lost: {result}"
         # Answers to decrypted packets go back through the tunnel and get a verdict of their own there.
@@ -236,6 +244,18 @@ class Gateway:
         return [frame[:cut] for frame in frames], [frame[cut:] for frame in frames]
 
 
+def one_worker_team(headroom: int) -> Team:
+    """A team without others that deals whatever the load."""
+    fd = os.memfd_create("frames")
+    wake = os.eventfd(0, os.EFD_NONBLOCK)
+    os.ftruncate(fd, team_size(1, FRAMES, 2048))
+    try:
+        return Team(fd, 0, 1, [wake], frame_count=FRAMES, frame_size=2048, headroom=headroom, always=True)
+    finally:
+        os.close(fd)
+        os.close(wake)
+
+
 MakeGateway = Callable[..., Gateway]
 
 
@@ -246,13 +266,21 @@ def engine_name(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(name="engine_name", params=[*ENGINES, f"{next(iter(ENGINES))}/dealt"])
+def engine_and_way(request: pytest.FixtureRequest) -> str:
+    """Each engine, and one of them on the way that dealt batches go. A module that imports this has it."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def make_gateway(engine_name: str) -> Iterator[MakeGateway]:
     """Makes gateways on that engine; they go when the test ends."""
     made: list[Gateway] = []
+    engine, _, way = engine_name.partition("/")
 
     def make(**options: object) -> Gateway:
-        made.append(Gateway(ENGINES[engine_name], **options))  # type: ignore[arg-type]
+        made.append(Gateway(ENGINES[engine], dealt=way == "dealt", **options))  # type: ignore[arg-type]
         return made[-1]
 
     yield make

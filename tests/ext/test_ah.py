@@ -11,7 +11,12 @@ from dataplane.model import Cipher, Df, EspProposal, Integrity, Protocol, SaSpec
 from tests import esp
 from tests.ah import Peer, ah_offset, header, open_packet, sign
 from tests.exchange.suites import AH_GMACS, HMACS, SUITES, inbound_sa, outbound_sa, suite_id
-from tests.gateway import ETHERNET, Gateway, MakeGateway
+from tests.gateway import (
+    ETHERNET,
+    Gateway,
+    MakeGateway,
+    engine_and_way,  # noqa: F401  (fixture)
+)
 from tests.packets import (
     AH,
     CLIENT4,

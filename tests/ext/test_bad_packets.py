@@ -18,7 +18,17 @@ from dataplane.model import Action, EspProposal, PolicySpec, RouteSpec, Selector
 from ext.counters import DROP_NAMES
 from tests.esp import Peer
 from tests.exchange.suites import NULL_SHA256, SUITES, inbound_sa, mirror, outbound_sa, suite_id
-from tests.gateway import ANY4, ETHERNET, IP, LAN_MAC, WAN_MAC, Gateway, MakeGateway, Result
+from tests.gateway import (
+    ANY4,
+    ETHERNET,
+    IP,
+    LAN_MAC,
+    WAN_MAC,
+    Gateway,
+    MakeGateway,
+    Result,
+    engine_and_way,  # noqa: F401  (fixture)
+)
 from tests.packets import (
     CLIENT4,
     CLIENT6,

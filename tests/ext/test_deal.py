@@ -155,9 +155,15 @@ def test_a_helper_that_dies_or_stops(how: signal.Signals) -> None:
         """All packets once, the helper being hit somewhere in between."""
         before = sum(pair.verdicts().values())
         lost_before = lost()
+        helped_before = pair.count(1, "helped")
         wan.inject(wires)
         if hit:
-            time.sleep(chosen.random() * 0.004)
+            # While it is at work: on a busy machine that may be late, or never while these packets last.
+            wait(
+                lambda: pair.count(1, "helped") != helped_before or not wan.waiting,
+                "it helps, or all is received",
+            )
+            time.sleep(chosen.random() * 0.001)
             os.kill(helper, how)
             if how == signal.SIGKILL:
                 os.waitpid(helper, 0)

@@ -12,7 +12,11 @@ from dataplane.follow import Sources
 from dataplane.model import Encap, Source
 from tests.esp import Peer
 from tests.exchange.suites import SUITES, inbound_sa, suite_id
-from tests.gateway import Gateway, MakeGateway
+from tests.gateway import (
+    Gateway,
+    MakeGateway,
+    engine_and_way,  # noqa: F401  (fixture)
+)
 from tests.packets import CLIENT4, SERVER4, UDP, ip, udp_packet
 
 INNER = udp_packet(4, b"x", source=SERVER4, destination=CLIENT4)

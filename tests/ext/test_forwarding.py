@@ -13,7 +13,18 @@ import pytest
 from dataplane.model import Action, Df, PolicySpec, SelectorSpec
 from tests.esp import Peer, open_packet
 from tests.exchange.suites import NULL_SHA256, SUITES, inbound_sa, outbound_sa, suite_id
-from tests.gateway import ANY4, ANY6, ETHERNET, HOST_MAC, IP, LAN_MAC, PEER_MAC, WAN_MAC, MakeGateway
+from tests.gateway import (
+    ANY4,
+    ANY6,
+    ETHERNET,
+    HOST_MAC,
+    IP,
+    LAN_MAC,
+    PEER_MAC,
+    WAN_MAC,
+    MakeGateway,
+    engine_and_way,  # noqa: F401  (fixture)
+)
 from tests.packets import (
     CLIENT4,
     CLIENT6,
