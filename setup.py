@@ -43,6 +43,7 @@ MODULES = {  # module of ext: libraries it links
     "deal": [],
     "idle": [],
     "icmp": [],
+    "dummy": [],
     "fragment": [],
     "quoted": [],
     "loop": [],

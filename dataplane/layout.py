@@ -48,7 +48,9 @@ SEQUENCE = np.dtype(
         ("path_mtu", "<u2"),
         ("pad_to", "<u2"),
         ("oversize", "u1"),
-        ("spare", "V19"),
+        ("spare_oversize", "u1"),
+        ("dummies", "<u2"),
+        ("spare", "V16"),
     ]
 )
 
@@ -258,6 +260,7 @@ HEADER = np.dtype(
         ("spi_moves", "<u8"),
         ("spd", LPM_TABLE),
         ("routes", LPM_TABLE),
+        ("dummy_sas", "<u8"),
     ]
 )
 

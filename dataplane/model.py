@@ -87,6 +87,8 @@ class Fragment(enum.Enum):
     AFTER = "after"  # the outer packet is cut: the peer has it
 
 
+#: SaSpec.tfc_dummies at most, per second.
+DUMMIES_MOST = 1000
 #: SaSpec.tfc_padding: up to the path's MTU, whatever that is.
 TFC_MTU = 65535
 
@@ -291,6 +293,7 @@ class SaSpec:
     mss_clamp: bool = False
     fragment: Fragment = Fragment.BEFORE
     tfc_padding: int = 0  # outbound: inner packets are padded to so many bytes (RFC 4303 section 2.7)
+    tfc_dummies: int = 0  # outbound: so many dummy packets per second, on the average (RFC 4303 section 2.6)
     negotiated: bool = False  # keys by IKE, gone with this process; else numbers are reserved on disk
     iv_mask: bytes | None = field(default=None, repr=False)  # None: zero (AEAD), random (CBC)
     # Inbound, transport mode in UDP: (local, remote) as the peer's TCP and UDP checksums have them, before NAT.

@@ -23,6 +23,7 @@ from dataplane.layout import (
     SA_MSS_CLAMP,
 )
 from dataplane.model import (
+    DUMMIES_MOST,
     TFC_MTU,
     Address,
     AdjacencySpec,
@@ -88,6 +89,10 @@ def check_sa(spec: SaSpec) -> None:
         raise ValueError(f"ttl is {spec.ttl}; it is 1 to 255")
     if spec.dscp is not None and not 0 <= spec.dscp <= 63:
         raise ValueError(f"dscp is {spec.dscp}; it is 0 to 63, or none to copy the inner one")
+    if not 0 <= spec.tfc_dummies <= DUMMIES_MOST:
+        raise ValueError(f"tfc_dummies is {spec.tfc_dummies}; it is 0 (none) to {DUMMIES_MOST} per second")
+    if spec.tfc_dummies and (spec.mode is not Mode.TUNNEL or spec.protocol is not Protocol.ESP):
+        raise ValueError("tfc_dummies are for ESP in tunnel mode")
     if not 0 <= spec.tfc_padding <= TFC_MTU:
         raise ValueError(f"tfc_padding is {spec.tfc_padding}; it is 0 (off) to {TFC_MTU} (the MTU) bytes")
     if spec.encap is not None:
@@ -321,7 +326,10 @@ def sequence_row(spec: SaSpec, start: int, limit: int, mtu: int) -> tuple[int | 
         # block must not be guessed.
         mask = b"" if spec.proposal.salt_length else os.urandom(16)
     oversize = {Fragment.BEFORE: CUT_BEFORE, Fragment.AFTER: CUT_AFTER}[spec.fragment]
-    return start, limit, mask, hard_limit(spec.proposal), min(mtu, 65535), spec.tfc_padding, oversize, b""
+    return (
+        *(start, limit, mask, hard_limit(spec.proposal)),
+        *(min(mtu, 65535), spec.tfc_padding, oversize, 0, spec.tfc_dummies, b""),
+    )
 
 
 def suite(proposal: EspProposal) -> int:

@@ -158,6 +158,7 @@ class Tables:
             self._set_replay(index, spec.replay_window, start - 1)
         else:
             self._sequences[index] = sequence_row(spec, start, limit, mtu)
+            self.header[0]["dummy_sas"] += spec.tfc_dummies > 0
         self._hots[index] = hot_row(spec, mtu)
         self.header[0]["sas_used"] = self._sa_slots.used
         return index
@@ -217,6 +218,9 @@ class Tables:
 
     def drop_sa(self, index: int) -> None:
         """Wipe and free the slot once no worker can hold it; the caller has unlinked it already."""
+        if self._sequences[index]["dummies"]:
+            self._sequences[index]["dummies"] = 0
+            self.header[0]["dummy_sas"] -= 1
         self.later.add(lambda: self._free_sa(index))
 
     def _free_sa(self, index: int) -> None:

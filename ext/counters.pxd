@@ -64,6 +64,7 @@ cpdef enum Verdict:
     DROP_ICMP_LIMIT             # an ICMP error was due and the rate limit was reached
     DROPS_END                   # one past the last drop
     # Not drops: counted by name too.
+    DUMMY_SENT = 59             # a dummy packet was made (RFC 4303 2.6); it passes as any other
     TO_KERNEL = 60              # handed to the kernel: no adjacency yet, or traffic for this host
     BYPASSED = 61               # an SPD entry says bypass: handed to the kernel in clear
     ICMP_SENT = 62              # turned into the ICMP error that answers it

@@ -25,15 +25,15 @@ from ext.counters cimport (
     DROP_TOO_BIG, DROP_TTL, DROP_WRONG_ADDRESS, PASS, SaCounters,
 )
 from ext.crypto cimport Job, Key, put_job, suite_is_aead, touch_key
-from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_CUT_AFTER, PACKET_FRAGMENT, Packet
+from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_CUT_AFTER, PACKET_DUMMY, PACKET_FRAGMENT, Packet
 from ext.policy cimport FEW, lookup_policies
 from ext.sa cimport (
     OWN_PORT, SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, SHOWN_PORT, Sa, SaHot, SaSequence,
 )
 from ext.wire cimport (
-    PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, bswap16, bswap32, bswap64,
-    clamp_mss, fold, likely, load16, one_hop_less, put_raw16, put_raw32, put_raw64, raw16, raw32, raw64, restamp_ipv4,
-    store16, store32, sum_bytes, swap_port, touch, unlikely,
+    PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, bswap16,
+    bswap32, bswap64, clamp_mss, fold, likely, load16, one_hop_less, put_raw16, put_raw32, put_raw64, raw16, raw32,
+    raw64, restamp_ipv4, store16, store32, sum_bytes, swap_port, touch, unlikely,
 )
 
 cdef extern from *:
@@ -253,7 +253,7 @@ cdef struct Stamp:              # what all packets of one SA have in common, tak
     uint32_t lead               # bytes from the outer IP header to the inner packet
     bint ah                     # AH, not ESP
     uint32_t pad_to             # inner packets are made so long at least (RFC 4303 2.7)
-    bint plain                  # IPv4 outside, AEAD, neither ESN nor UDP nor padding: the way most packets go
+    bint plain                  # IPv4 outside, AEAD, no ESN, UDP, padding or dummies: the way most packets go
 
 
 cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
@@ -277,7 +277,7 @@ cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
         stamp.lead = hot.header_length + stamp.overhead
     stamp.plain = (hot.header_length == 20 and suite_is_aead(hot.suite) and hot.iv_length == 8
                    and hot.icv_length == 16 and not hot.flags & (SA_ESN | SA_ENCAP)
-                   and sa.sequence.pad_to == 0)
+                   and sa.sequence.pad_to == 0 and sa.sequence.dummies == 0)
     # RFC 6040 4.1 normal mode: ECN is always copied. Bytes 0 and 1 of `first` are constant but for it, 2 to 7 vary.
     stamp.copied = 0x0300
     stamp.first = raw64(hot.header) & <uint64_t>0xFFFF
@@ -447,6 +447,7 @@ cdef void _build_any(Batch *batch, Outbound *scratch, uint64_t sequence, const S
     cdef uint8_t *esp
     cdef uint8_t *outer
     cdef uint64_t varying
+    cdef uint32_t next_header
     if hot.flags & SA_ENCAP and hot.header_length == 40:
         scratch.udp6 += end - first
     for at in range(first, end):
@@ -455,8 +456,10 @@ cdef void _build_any(Batch *batch, Outbound *scratch, uint64_t sequence, const S
             _pad(packet, stamp.pad_to)
         job = _begin_job(scratch, at, sa)
         job.text = packet.data
-        job.text_length = _write_trailer(packet.data, packet.length,
-                                         PROTOCOL_IPIP if packet.family == 4 else PROTOCOL_IPV6, stamp.align_mask)
+        next_header = PROTOCOL_IPIP if packet.family == 4 else PROTOCOL_IPV6
+        if unlikely(packet.flags & PACKET_DUMMY, 0):
+            next_header = PROTOCOL_NONE
+        job.text_length = _write_trailer(packet.data, packet.length, next_header, stamp.align_mask)
         job.icv = packet.data + job.text_length
         total = job.text_length + stamp.overhead
         varying = _copied_outward(packet, stamp)

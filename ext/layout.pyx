@@ -46,6 +46,8 @@ cdef tuple sa_sequence_layout():
         "path_mtu": at(&x, &x.path_mtu, sizeof(x.path_mtu), "u2"),
         "pad_to": at(&x, &x.pad_to, sizeof(x.pad_to), "u2"),
         "oversize": at(&x, &x.oversize, sizeof(x.oversize), "u1"),
+        "spare_oversize": at(&x, &x.spare_oversize, sizeof(x.spare_oversize), "u1"),
+        "dummies": at(&x, &x.dummies, sizeof(x.dummies), "u2"),
         "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
     }
 
@@ -248,6 +250,7 @@ cdef tuple tables_header_layout():
         "spi_moves": at(&x, &x.spi_moves, sizeof(x.spi_moves), "u8"),
         "spd": at(&x, &x.spd, sizeof(x.spd), "LpmTable"),
         "routes": at(&x, &x.routes, sizeof(x.routes), "LpmTable"),
+        "dummy_sas": at(&x, &x.dummy_sas, sizeof(x.dummy_sas), "u8"),
     }
 
 

@@ -6,6 +6,7 @@ from ext.acquire cimport AcquireLimit
 from ext.counters cimport PORTS_MAX
 from ext.crypto cimport Engine, EngineHandle
 from ext.deal cimport Deal
+from ext.dummy cimport Dummies
 from ext.esp_in cimport Inbound
 from ext.esp_out cimport Outbound
 from ext.icmp cimport IcmpLimit
@@ -31,6 +32,7 @@ cdef struct Worker:
     Outbound out
     Inbound into
     IcmpLimit limit
+    Dummies dummies             # the first worker's
     AcquireLimit acquires
     Packet *queues[PORTS_MAX + 1][BATCH_MAX]
     uint32_t queued[PORTS_MAX + 1]

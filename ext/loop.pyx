@@ -22,13 +22,14 @@ from ext.acquire cimport report_acquires
 from ext.clock cimport now_ns
 from ext.counters cimport (
     BYPASSED, DROP_ICMP_LIMIT, DROP_INNER_SELECTORS, DROP_KERNEL, DROP_NO_POLICY, DROP_NO_ROUTE,
-    DROP_POLICY_DISCARD, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL, FRAGMENTED, ICMP_SENT, PASS, SA_VERDICTS,
-    TO_KERNEL, WorkerCounters,
+    DROP_POLICY_DISCARD, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL, DUMMY_SENT, FRAGMENTED, ICMP_SENT, PASS, SA_VERDICTS,
+    TO_KERNEL, SaCounters, WorkerCounters,
 )
 from ext.deal cimport (
     Deal, DealSlot, Team, deal_claim, deal_done, deal_drop, deal_flying, deal_help, deal_may_sleep, deal_measure,
     deal_lost, deal_pass, deal_port, deal_post, deal_room, deal_slot, deal_woken,
 )
+from ext.dummy cimport DUMMY_TICK_MS, dummies_make
 from ext.esp_in cimport inbound, inbound_settle
 from ext.esp_out cimport outbound, outbound_known
 from ext.fragment cimport PIECES_MAX, fragment_packet
@@ -450,6 +451,42 @@ cdef void _send_pieces(Worker *worker, uint64_t now) noexcept nogil:
     outer.count = 0
 
 
+cdef inline bint _makes_dummies(const Worker *worker) noexcept nogil:
+    """Some SAs send dummy packets, and it falls to this worker to make them."""
+    return worker.tables.header.dummy_sas != 0 and worker.tables.worker_index == 0
+
+
+cdef uint32_t _send_dummies(Worker *worker, uint64_t now) noexcept nogil:
+    """Send the dummy packets that are due; they count apart, and an SA that sends nothing else is idle."""
+    cdef uint32_t index
+    cdef uint32_t made = 0
+    cdef Packet *packet
+    cdef SaCounters *counters
+    cdef uint64_t last_used[BATCH_MAX]
+    cdef Batch *batch = &worker.pieces
+    if dummies_make(&worker.dummies, worker.tables, worker.ports[0].frames, batch, now) == 0:
+        return 0
+    for index in range(batch.count):
+        last_used[index] = worker.tables.sa_counters[batch.packets[index].sa].last_used
+    outbound_known(batch, worker.tables, worker.engine, &worker.out, now)
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        counters = &worker.tables.sa_counters[packet.sa]
+        if packet.verdict == PASS:
+            counters.packets -= 1
+            counters.bytes -= packet.inner_bytes
+            made += 1
+        counters.last_used = last_used[index]
+    worker.tables.worker.verdicts[<int>DUMMY_SENT] += made
+    _dispatch(worker, batch)
+    batch.count = 0
+    for index in range(worker.port_count):
+        worker.ports[index].flush(worker.ports[index])
+    if worker.kernel != NULL:
+        worker.kernel.flush(worker.kernel)
+    return made
+
+
 cdef inline void _count(Worker *worker, const Packet *packet) noexcept nogil:
     """One verdict, for the worker and, where it belongs to one, for the SA."""
     worker.tables.worker.verdicts[packet.verdict] += 1
@@ -528,6 +565,7 @@ cdef bint _sleep(Worker *worker) noexcept nogil:
     cdef bint may_sleep = True
     cdef Deal *deal = worker.deal
     cdef uint32_t count = worker.port_count + 1
+    cdef int wait = DUMMY_TICK_MS if _makes_dummies(worker) else SLEEP_MS
     for index in range(worker.port_count):
         fds[index].fd = worker.ports[index].fd
         fds[index].events = POLLIN
@@ -546,7 +584,7 @@ cdef bint _sleep(Worker *worker) noexcept nogil:
     if may_sleep:
         worker.tables.worker.sleeps += 1
         tables_leave(worker.tables)
-    ready = poll(fds, count, SLEEP_MS if may_sleep else 0)
+    ready = poll(fds, count, wait if may_sleep else 0)
     if may_sleep:
         tables_enter(worker.tables)
         idle_woken(&worker.idle, now_ns())
@@ -571,6 +609,8 @@ cdef void run(Worker *worker) noexcept nogil:
             continue
         worker.tables.worker.loops = rounds
         worker.tables.worker.heartbeat = rounds
+        if unlikely(_makes_dummies(worker), 0):
+            _send_dummies(worker, now_ns())
         if rounds & STOP_CHECK == 0 and _stopped(worker):
             break
         if idle >= IDLE_LOOPS:
@@ -658,7 +698,7 @@ cdef class Loop:
             run(self.worker)
 
     def step(self, uint32_t rounds=1) -> int:
-        """`rounds` rounds without sleep; returns the packets received. For tests, pcap and benches."""
+        """`rounds` rounds without sleep; returns the packets received. For tests, pcap and benches: no dummies."""
         cdef uint64_t received = 0
         cdef uint32_t _round
         with nogil:
@@ -668,3 +708,12 @@ cdef class Loop:
             _drain(self.worker)
             tables_leave(self.worker.tables)
         return received
+
+    def send_dummies(self, uint64_t now) -> int:
+        """Send the dummy packets that are due at `now` (nanoseconds of any one clock); their number. For tests."""
+        cdef uint32_t sent
+        with nogil:
+            tables_enter(self.worker.tables)
+            sent = _send_dummies(self.worker, now)
+            tables_leave(self.worker.tables)
+        return sent

@@ -74,7 +74,9 @@ cdef struct SaSequence:         # 64 bytes: outbound only; numbers are written b
     uint16_t path_mtu           # largest outer packet, host order; control changes it with SaHot.inner_mtu
     uint16_t pad_to             # inner packets are padded to so many bytes (RFC 4303 2.7), host order; 0: they are not
     uint8_t  oversize           # Oversize
-    uint8_t  spare[19]
+    uint8_t  spare_oversize
+    uint16_t dummies            # dummy packets per second on the average (RFC 4303 2.6), host order
+    uint8_t  spare[16]
 
 cdef struct SaHot:              # 64 bytes: read per packet; while live only `adjacency` and `inner_mtu` change
     uint8_t  header[40]         # outer IP header template (IPv4 in the first 20); length, ID, checksum zero. Its
@@ -228,6 +230,7 @@ cdef struct TablesHeader:
     uint64_t spi_moves          # bumped between the copy and the end of an SPI entry that moves
     LpmTable spd
     LpmTable routes
+    uint64_t dummy_sas          # how many outbound SAs send dummy packets
 
 cdef struct Tables:             # one process's view: plain pointers into the segment
     TablesHeader *header

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from control.config.proposals import read_proposals
-from control.config.sas import dscp_of, fragment_of, replay_window, tfc_padding
+from control.config.sas import dscp_of, fragment_of, replay_window, tfc_dummies, tfc_padding
 from control.config.selectors import parse_selector
 from control.config.table import Table
 from control.config.values import parse_duration, parse_size
@@ -34,7 +34,7 @@ CHILD_KEYS = (
         "close_action",
         "dpd_action",
     ),
-    *("df", "dscp", "fragment", "mss_clamp", "replay_window", "tfc_padding", "per_cpu_sas"),
+    *("df", "dscp", "fragment", "mss_clamp", "replay_window", "tfc_dummies", "tfc_padding", "per_cpu_sas"),
 )
 SELECTORS_MOST = 32  # of one side; their pairs become SPD entries
 _TS = 'a selector such as "10.1.0.0/24", "dynamic" or "10.1.0.9/32[tcp/443]", or a list of them'
@@ -60,6 +60,7 @@ def read_child(
     local, remote = _selectors(table, "local_ts"), _selectors(table, "remote_ts")
     proposals = _proposals(table, remote_access=remote_access)
     mode = Mode(table.choice("mode", [each.value for each in Mode], "tunnel") or "tunnel")
+    _check_ah(table)
     if mode is Mode.TRANSPORT:
         _check_transport(table, local, remote, lends=dials_in or remote_access)
     first = StartAction.START if dials_in else StartAction.TRAP
@@ -85,6 +86,7 @@ def read_child(
         mss_clamp=table.boolean("mss_clamp", False),
         fragment=fragment_of(table),
         tfc_padding=tfc_padding(table),
+        tfc_dummies=tfc_dummies(table),
         per_cpu_sas=table.boolean("per_cpu_sas", False),
     )
     if not embedded:
@@ -130,6 +132,12 @@ def _check_families(
         )
 
 
+def _check_ah(table: Table) -> None:
+    """What is ESP's alone."""
+    if table.has("ah_proposals") and table.has("tfc_dummies"):
+        table.error("tfc_dummies", "has no meaning with ah_proposals: AH hides nothing")
+
+
 def _check_transport(
     table: Table, local: Sequence[TrafficSelector], remote: Sequence[TrafficSelector], *, lends: bool
 ) -> None:
@@ -149,7 +157,7 @@ def _check_transport(
                     'themselves; want it left out, "dynamic", or "dynamic[tcp/443]"',
                 )
                 break
-    for key in ("dscp", "df", "fragment", "tfc_padding"):
+    for key in ("dscp", "df", "fragment", "tfc_padding", "tfc_dummies"):
         if table.has(key):
             table.error(key, 'has no meaning with mode = "transport", where packets keep their own IP header')
 

@@ -7,6 +7,7 @@ from control.config.proposal import AH_EXAMPLES, EXAMPLES, format_proposal, pars
 from control.config.table import Table
 from control.config.values import parse_address, parse_hex, parse_spi
 from dataplane.model import (
+    DUMMIES_MOST,
     TFC_MTU,
     Address,
     Df,
@@ -47,13 +48,15 @@ def read_sa(table: Table) -> SaSpec | None:
     sequence = table.integer("sequence", 1, largest, 1, "the first number to send or expect")
     window = replay_window(table)
     encap = _encap(table)
+    if protocol is Protocol.AH and table.has("tfc_dummies"):
+        table.error("tfc_dummies", 'has no meaning with protocol = "ah", which hides nothing')
     if protocol is Protocol.AH and encap is not None:
         table.error(
             "encap", "has no place with AH, which protects the very addresses that NAT changes; want ESP"
         )
     nat_original = _nat_original(table, mode, direction, encap)
     if mode is Mode.TRANSPORT:
-        for key in ("dscp", "ttl", "df", "fragment", "tfc_padding"):
+        for key in ("dscp", "ttl", "df", "fragment", "tfc_padding", "tfc_dummies"):
             if table.has(key):
                 table.error(
                     key, 'has no meaning with mode = "transport", where packets keep their own IP header'
@@ -62,7 +65,7 @@ def read_sa(table: Table) -> SaSpec | None:
     ttl = table.integer("ttl", 1, 255, 64, "hops")
     df = table.choice("df", tuple(df.value for df in Df), "copy") or "copy"
     mss_clamp = table.boolean("mss_clamp", False)
-    fragment, padding = fragment_of(table), tfc_padding(table)
+    fragment, padding, dummies = fragment_of(table), tfc_padding(table), tfc_dummies(table)
     table.finish()
     if len(table.report.problems) > before:
         return None
@@ -96,6 +99,7 @@ def read_sa(table: Table) -> SaSpec | None:
         mss_clamp=mss_clamp,
         fragment=fragment,
         tfc_padding=padding,
+        tfc_dummies=dummies,
     )
 
 
@@ -237,3 +241,8 @@ def tfc_padding(table: Table) -> int:
         table.raw("tfc_padding")
         return TFC_MTU
     return table.integer("tfc_padding", 0, 65534, 0, 'bytes, or "mtu"')
+
+
+def tfc_dummies(table: Table) -> int:
+    """Dummy packets per second (RFC 4303 section 2.6)."""
+    return table.integer("tfc_dummies", 0, DUMMIES_MOST, 0, "packets per second")

@@ -123,6 +123,7 @@ class ChildSettings:
     dscp: int | None = None
     mss_clamp: bool = False
     fragment: Fragment = Fragment.BEFORE
+    tfc_dummies: int = 0  # per second, as the next
     tfc_padding: int = 0  # as SaSpec has it; nothing is padded for a peer that says it cannot have that
     per_cpu_sas: bool = False  # further SAs, one per worker, where the peer can (RFC 9611)
 

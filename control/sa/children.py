@@ -135,6 +135,7 @@ def sa_specs(
                 mss_clamp=settings.mss_clamp,
                 fragment=settings.fragment,
                 tfc_padding=settings.tfc_padding if child.tfc else 0,
+                tfc_dummies=settings.tfc_dummies,
                 negotiated=True,
                 nat_original=child.nat_original if inbound and encapsulated else None,
                 nat_ports=nat_ports if encapsulated else None,

@@ -68,6 +68,7 @@ GOOD: dict[str, Any] = {
             "mss_clamp": True,
             "fragment": "after",
             "tfc_padding": "mtu",
+            "tfc_dummies": 5,
         },
     ],
     "policy": [
@@ -123,7 +124,7 @@ def test_every_key_arrives() -> None:
     )
     assert inbound.mss_clamp and len(inbound.selectors) == 2
     assert (out.fragment, out.tfc_padding) == (Fragment.BEFORE, 0)
-    assert (inbound.fragment, inbound.tfc_padding) == (Fragment.AFTER, TFC_MTU)
+    assert (inbound.fragment, inbound.tfc_padding, inbound.tfc_dummies) == (Fragment.AFTER, TFC_MTU, 5)
     first = inbound.selectors[1]
     assert (first.remote_first, first.remote_last) == (ip_address("10.3.0.1"), ip_address("10.3.0.9"))
     assert (first.protocol, first.local_ports, first.remote_ports) == (6, (5, 5), (8000, 8999))
@@ -166,6 +167,7 @@ def test_ah() -> None:
         replace(sa, local=ip_address("::1"), remote=ip_address("::2")).inner_mtu(1500),
     ] == [1452, 1428]
     for key, value, told in (
+        ("tfc_dummies", 5, 'has no meaning with protocol = "ah", which hides nothing'),
         ("proposal", "esn", "which names no integrity algorithm; want one like sha256 or sha512-esn"),
         ("proposal", "sha256-sha384", "which names two integrity algorithms; want at most one"),
         ("proposal", "sha256-x25519", "but 'x25519' belongs to IKE, and these keys are written by hand"),
@@ -655,7 +657,7 @@ def transport() -> dict[str, Any]:
     values = copy.deepcopy(GOOD)
     for sa in values["sa"]:
         sa["mode"] = "transport"
-        for key in ("df", "dscp", "ttl", "fragment", "tfc_padding"):
+        for key in ("df", "dscp", "ttl", "fragment", "tfc_padding", "tfc_dummies"):
             sa.pop(key, None)
     values["policy"] = [
         {

@@ -106,6 +106,7 @@ dscp = 46
 mss_clamp = true
 fragment = "after"
 tfc_padding = 1000
+tfc_dummies = 20
 
 [connections.office.children.voice]
 start_action = "trap"
@@ -233,6 +234,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert (web.fragment, web.tfc_padding, voice.fragment, voice.tfc_padding) == (
         *(Fragment.AFTER, 1000, Fragment.BEFORE, TFC_MTU),
     )
+    assert (web.tfc_dummies, voice.tfc_dummies) == (20, 0)
     assert voice.mode is Mode.TUNNEL and voice.local == (TrafficSelector(),)
     people = ike.connection("people")
     assert people.local.auth is Auth.PUBKEY and people.remote.auth is Auth.EAP
@@ -424,6 +426,10 @@ GOLDEN = [
     (
         SHORTEST + 'ah_proposals = "aes128gcm16"\n',
         "connections.branch.ah_proposals: got 'aes128gcm16', but aes128gcm16 has no meaning for AH; want it left out",
+    ),
+    (
+        SHORTEST + 'ah_proposals = "sha256"\ntfc_dummies = 5\n',
+        "connections.branch.tfc_dummies: has no meaning with ah_proposals: AH hides nothing",
     ),
     (
         SHORTEST + 'ah_proposals = "sha256"\nencap = true\n',
