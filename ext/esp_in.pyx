@@ -19,7 +19,8 @@ from ext.ah cimport AH_HEADER, Ah, ah_prepare, ah_strip, ah_unwrap, speaks_ah
 from ext.counters cimport (
     BYPASSED, DROP_AH_TRUNCATED, DROP_CLEARTEXT, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED,
     DROP_ESP_TRUNCATED, DROP_FRAGMENT, DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE,
-    DROP_NEXT_HEADER, DROP_NO_SA, DROP_NOT_ESP, DROP_PADDING, DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
+    DROP_NEXT_HEADER, DROP_NO_SA, DROP_NOT_ESP, DROP_PADDING, DROP_TOO_BIG, DROP_TTL, DROP_WRONG_ADDRESS, PASS,
+    TO_KERNEL,
 )
 from ext.crypto cimport Job, put_job, suite_is_aead, touch_key
 from ext.follow cimport Source, Sources, comes_from_peer, note_source, read_source
@@ -664,6 +665,7 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
     cdef uint32_t leader = NO_LEADER
     cdef uint8_t verdict = DROP_INNER_SELECTORS
     cdef bint forwards = False
+    cdef uint32_t mtu = 0
     cdef uint64_t packets = 0
     cdef uint64_t bytes_ = 0
     cdef Packet *packet
@@ -694,6 +696,8 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
                 adjacency = lpm_find(&routes, packet.family, addresses.destination_high, addresses.destination_low)
                 verdict = TO_KERNEL if adjacency == NO_INDEX or adjacency == ROUTE_KERNEL else PASS
                 forwards = verdict == PASS and tables.adjacencies[adjacency].link_length != 0
+                if forwards:
+                    mtu = tables.adjacencies[adjacency].mtu
         packet.verdict = verdict
         packet.adjacency = adjacency
         if unlikely(verdict == DROP_INNER_SELECTORS, 0):
@@ -702,6 +706,9 @@ cdef void select_and_route(Batch *batch, Tables *tables, Inbound *scratch) noexc
             # Forwarded by us, not by the kernel: one hop less (RFC 4301 5.1.2.1).
             if unlikely((packet.data[8] if packet.family == 4 else packet.data[7]) <= 1, 0):
                 packet.verdict = DROP_TTL
+                continue
+            if unlikely(packet.length > mtu, 0):
+                packet.verdict = DROP_TOO_BIG
                 continue
             decrement_ttl(packet)
         packets += 1

@@ -42,8 +42,8 @@ from ext.packet cimport (
 from ext.policy cimport policy_of
 from ext.quoted cimport may_quote, quoted_selected, sa_of_quoted
 from ext.sa cimport (
-    ACTION_BYPASS, ACTION_DISCARD, CUT_AFTER, CUT_BEFORE, CUT_NEVER, SA_DF_COPY, SA_DF_SET, Adjacency, Policy,
-    Sa, tables_enter, tables_leave, tables_pass,
+    ACTION_BYPASS, ACTION_DISCARD, CUT_AFTER, CUT_BEFORE, CUT_NEVER, SA_DF_COPY, SA_DF_SET, SA_INBOUND, Adjacency,
+    Policy, Sa, tables_enter, tables_leave, tables_pass,
 )
 from ext.wire cimport decrement_ttl, likely, parse_batch, store16, unlikely
 
@@ -282,7 +282,7 @@ cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexce
             continue
         if refused == DROP_TOO_BIG and _set_aside(worker, packet, port):
             continue
-        mtu = worker.tables.sas[packet.sa].hot.inner_mtu if refused == DROP_TOO_BIG else 0
+        mtu = _mtu_of(worker, packet) if refused == DROP_TOO_BIG else 0
         source = port
         if port.role == ROLE_PROTECTED:
             if port.link == LINK_ETHERNET:
@@ -316,6 +316,18 @@ cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexce
             packet.verdict = ICMP_SENT
 
 
+cdef inline bint _came_in(const Worker *worker, const Packet *packet) noexcept nogil:
+    """A packet that was refused came out of a tunnel, and was not for another one."""
+    return worker.tables.sas[packet.sa].hot.flags & SA_INBOUND != 0
+
+
+cdef inline uint32_t _mtu_of(const Worker *worker, const Packet *packet) noexcept nogil:
+    """What a packet that was too big has to fit: the link that it leaves by, or its outbound SA."""
+    if _came_in(worker, packet):
+        return worker.tables.adjacencies[packet.adjacency].mtu
+    return worker.tables.sas[packet.sa].hot.inner_mtu
+
+
 cdef uint8_t _way_to_cut(const Worker *worker, const Packet *packet) noexcept nogil:
     """Oversize: whether a packet over the MTU of its SA may be fragmented, and where."""
     cdef const Sa *sa = &worker.tables.sas[packet.sa]
@@ -323,6 +335,8 @@ cdef uint8_t _way_to_cut(const Worker *worker, const Packet *packet) noexcept no
     cdef bint df_set = sa.hot.flags & SA_DF_SET
     cdef bint after = True
     cdef const Adjacency *adjacency
+    if _came_in(worker, packet):
+        return CUT_NEVER if packet.family == 6 or packet.data[6] & DF else CUT_BEFORE   # as any router (RFC 1812 5.2.6)
     if sa.hot.adjacency != NO_INDEX:
         adjacency = &worker.tables.adjacencies[sa.hot.adjacency]
         after = adjacency.port < worker.port_count and not worker.ports[adjacency.port].whole_only
@@ -343,8 +357,8 @@ cdef bint _set_aside(Worker *worker, Packet *packet, const Port *port) noexcept 
     cdef uint8_t way = _way_to_cut(worker, packet)
     if way == CUT_NEVER or worker.aside.count == BATCH_MAX:
         return False
-    if port.role == ROLE_PROTECTED and port.link == LINK_ETHERNET:
-        decrement_ttl(packet)       # admit() refused it before it did so
+    if _came_in(worker, packet) or (port.role == ROLE_PROTECTED and port.link == LINK_ETHERNET):
+        decrement_ttl(packet)       # it was refused before that
     aside = &worker.aside.packets[worker.aside.count]
     worker.aside.count += 1
     aside[0] = packet[0]
@@ -404,6 +418,9 @@ cdef void _send_aside(Worker *worker, uint64_t now) noexcept nogil:
             pieces.packets[pieces.count].verdict = PASS
             pieces.count += 1
             continue
+        if _came_in(worker, whole):
+            _cut_inside(worker, whole)
+            continue
         made = fragment_packet(worker.ports[0].frames, whole, worker.tables.sas[whole.sa].hot.inner_mtu,
                                whole.length, &pieces.packets[pieces.count])
         if made == 0:
@@ -414,6 +431,23 @@ cdef void _send_aside(Worker *worker, uint64_t now) noexcept nogil:
         worker.tables.worker.verdicts[<int>FRAGMENTED] += made - 1
     worker.aside.count = 0
     _send_pieces(worker, now)
+
+
+cdef void _cut_inside(Worker *worker, Packet *whole) noexcept nogil:
+    """Send a packet that came out of a tunnel on in pieces that the link inside takes."""
+    cdef Batch *pieces = &worker.outer_pieces
+    cdef SaCounters *counters = &worker.tables.sa_counters[whole.sa]
+    cdef uint32_t length = whole.length
+    pieces.count = fragment_packet(worker.ports[0].frames, whole, _mtu_of(worker, whole), 0, pieces.packets)
+    if pieces.count == 0:
+        _count(worker, whole)       # DROP_TOO_BIG still
+        _release(worker, whole)
+        return
+    counters.packets += 1
+    counters.bytes += length
+    worker.tables.worker.verdicts[<int>FRAGMENTED] += pieces.count - 1
+    _dispatch(worker, pieces)
+    pieces.count = 0
 
 
 cdef void _send_pieces(Worker *worker, uint64_t now) noexcept nogil:
