@@ -70,35 +70,48 @@ def pair() -> Iterator[Dealers]:
 def test_order_and_verdicts(dealers: Dealers) -> None:
     """One worker receives all, both open: packets leave in the order in which they came, bad ones by their names."""
     peer = ah.Peer(dealers.theirs) if dealers.theirs.protocol is Protocol.AH else Peer(dealers.theirs)
-    wires = [peer.packet(inner(at)) for at in range(COUNT)]
     chosen = random.Random(1)
-    arriving: list[bytes] = []
-    for at, wire in enumerate(wires):
-        arriving.append(wire)
-        if at % 50 == 0:
-            arriving.append(wire)  # a copy, mostly in the same batch
-        if at % 70 == 0:
-            arriving.append(wires[chosen.randrange(max(0, at - 300), at + 1)])
-        if at % 90 == 0:
-            arriving.append(wire[:-1] + bytes([wire[-1] ^ 1]))
     loop, lan, wan, team = dealers.worker(0)
     helper, *_ = dealers.worker(1)
-    wan.inject(arriving)
-    threads = in_threads([loop, helper])
-    wait(lambda: sum(dealers.verdicts().values()) == len(arriving), "all have their verdict")
-    dealers.stop()
-    for thread in threads:
-        thread.join()
-    assert [number_of(packet) for packet in lan.collect()] == list(range(COUNT))
-    verdicts = dealers.verdicts()
-    bad = len(range(0, COUNT, 90))
-    assert verdicts["pass"] == COUNT
-    # The bad copy of a packet whose good one was let in already is a replay: the window is looked at first.
-    assert verdicts["integrity"] + verdicts["replay"] == len(arriving) - COUNT
-    assert verdicts["replay"] >= len(arriving) - COUNT - bad
+    threads = in_threads([helper, loop])
+
+    def carry(first: int) -> None:
+        """COUNT packets, copies and bad ones among them."""
+        wires = [peer.packet(inner(at)) for at in range(first, first + COUNT)]
+        arriving: list[bytes] = []
+        for at, wire in enumerate(wires):
+            arriving.append(wire)
+            if at % 50 == 0:
+                arriving.append(wire)  # a copy, mostly in the same batch
+            if at % 70 == 0:
+                arriving.append(wires[chosen.randrange(max(0, at - 300), at + 1)])
+            if at % 90 == 0:
+                arriving.append(wire[:-1] + bytes([wire[-1] ^ 1]))
+        before, dealt = dealers.verdicts(), dealers.count(0, "dealt")
+        wan.inject(arriving)
+        wait(lambda: sum((dealers.verdicts() - before).values()) == len(arriving), "all have their verdict")
+        wait(lambda: lan.transmitted[0] == first + COUNT, "all have been sent")
+        assert [number_of(packet) for packet in lan.collect()] == list(range(first, first + COUNT))
+        verdicts = dealers.verdicts() - before
+        bad = len(range(0, COUNT, 90))
+        assert verdicts["pass"] == COUNT
+        # The bad copy of a packet whose good one was let in already is a replay: the window is looked at first.
+        assert verdicts["integrity"] + verdicts["replay"] == len(arriving) - COUNT
+        assert verdicts["replay"] >= len(arriving) - COUNT - bad
+        assert dealers.tables.replay_top(dealers.inward) == first + COUNT
+        assert dealers.count(0, "dealt") - dealt > COUNT // 64 // 2
+
+    try:
+        # On a busy machine the helper may sleep while all of them pass.
+        for turn in range(50):
+            carry(turn * COUNT)
+            if dealers.count(1, "helped"):
+                break
+    finally:
+        dealers.stop()
+        for thread in threads:
+            thread.join()
     assert team.pool.free_count == FRAMES
-    assert dealers.tables.replay_top(dealers.inward) == COUNT
-    assert dealers.count(0, "dealt") > COUNT // 64 // 2
     assert dealers.count(1, "helped") > 0
     assert dealers.count(0, "helped") == 0
 

@@ -193,6 +193,7 @@ def test_reauthentication(who: str) -> None:
         more={"reauth_time": "3s", "rekey_time": "0s", "rand_time": "0s", "over_time": "9s"}
         if who == "theirs"
         else {},
+        options=IMPATIENT_CHARON,  # a message of its that meets the moment without SAs would cost four seconds
     )
     with wires.direct() as wire, pair(site, wire) as (ours, theirs):
         (ours if who == "ours" else theirs).initiate(child="net")
