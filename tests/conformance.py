@@ -20,8 +20,8 @@ LETTERS = {(False, False): "P", (True, False): "E", (False, True): "U", (True, T
 INTRODUCTION = """# Conformance
 
 What agrees with which other implementation, in both directions. This page is made of the tests' results by
-`./run test --full --conformance docs/conformance.md`; nothing in it is written by hand. This one is of {date}:
-{passed} ways passed, {failed} failed, {missing} were not run.
+`./run test --full --conformance docs/conformance.md`; nothing in it is written by hand. This one is of {date}, made by
+`./run test {arguments}`{ended}: {passed} ways passed, {failed} failed, {missing} were not run.
 
 - **Linux**: {linux} in an emulated machine (`tests/netns/test_linux_conformance.py`). Pings, TCP and 1,000 datagrams of
   0 to 8,900 bytes, half of them each way, go through every cell, twice as many through one cell of each kind; nothing

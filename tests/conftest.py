@@ -60,12 +60,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _reports.append(report)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the table."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the table, of a run that was interrupted, too; it says so."""
     path: Path | None = session.config.getoption("--conformance")
     if path is not None:
         rows = [*conformance.rows_of(_reports), *_planned]
-        path.write_text(conformance.render(rows, {**_versions(), "date": date.today().isoformat()}))
+        run = {
+            "date": date.today().isoformat(),
+            "arguments": " ".join(session.config.invocation_params.args),
+            "ended": ", interrupted before its end" if exitstatus == pytest.ExitCode.INTERRUPTED else "",
+        }
+        path.write_text(conformance.render(rows, {**_versions(), **run}))
 
 
 def _versions() -> dict[str, str]:

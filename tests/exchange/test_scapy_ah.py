@@ -26,8 +26,11 @@ from scapy.layers.inet6 import (
 from scapy.layers.ipsec import AH, AUTH_ALGOS, AuthAlgo, SecurityAssociation
 from scapy.packet import Packet
 
+from control.config.proposal import format_proposal
 from dataplane.model import Cipher, EspProposal, Integrity, Protocol, SaSpec
 from tests.ah import Peer, open_packet
+from tests.conformance import SCAPY
+from tests.conftest import Agreement
 from tests.exchange.suites import AH_GMACS, HMACS, inbound_sa, outbound_sa, scapy_names, suite_id
 from tests.exchange.test_scapy import CROSSING, MIXES, SIZES, inner_packets, parse
 from tests.gateway import MakeGateway
@@ -102,13 +105,23 @@ def outer_of(spec: SaSpec, **fields: object) -> Packet:
     return layer(src=str(spec.remote), dst=str(spec.local), **fields)
 
 
+def about_ah(agreement: Agreement, suite: EspProposal, **rest: str) -> None:
+    """What a test with scapy is about, unless it is AES-GMAC, which is not scapy's."""
+    if suite.integrity is not Integrity.AES_GMAC:
+        words = format_proposal(replace(suite, esn=False), Protocol.AH)
+        agreement(peer=SCAPY, protocol="ah", suite=words, esn=suite.esn, **rest)
+
+
 @pytest.mark.parametrize(
     ("suite", "first", "outer", "inner"),
     CASES,
     ids=[f"{suite_id(suite)}-{first:x}-{inner}in{outer}" for suite, first, outer, inner in CASES],
 )
-def test_agreement(make_gateway: MakeGateway, suite: EspProposal, first: int, outer: int, inner: int) -> None:
+def test_agreement(
+    make_gateway: MakeGateway, suite: EspProposal, first: int, outer: int, inner: int, agreement: Agreement
+) -> None:
     """Both ways, at every size; what scapy opens an implementation of our own opens, too."""
+    about_ah(agreement, suite, mix=f"{inner}in{outer}")
     gateway = make_gateway(mtu=1600)
     ours = outbound_sa(suite, family=outer, sequence=first, **AH_SA)
     theirs = inbound_sa(suite, family=outer, sequence=first, **AH_SA)

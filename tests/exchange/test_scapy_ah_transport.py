@@ -19,9 +19,10 @@ from scapy.packet import Packet, Raw
 from dataplane.model import EspProposal, Mode, Protocol, SaSpec
 from tests import packets as make
 from tests.ah import ah_offset, field_length, icv_of
+from tests.conftest import Agreement
 from tests.exchange.suites import inbound_sa, mirror, outbound_sa, suite_id
 from tests.exchange.test_scapy import CROSSING, parse
-from tests.exchange.test_scapy_ah import SUITES, scapy_sa
+from tests.exchange.test_scapy_ah import SUITES, about_ah, scapy_sa
 from tests.exchange.test_transport import ends, host_selector, payloads
 from tests.fuzz.world import turned
 from tests.gateway import MakeGateway
@@ -46,8 +47,11 @@ def whole_icv(spec: SaSpec, wire: bytes, number: int) -> None:
 @pytest.mark.parametrize(
     ("suite", "first"), CASES, ids=[f"{suite_id(suite)}-{first:x}" for suite, first in CASES]
 )
-def test_agreement(make_gateway: MakeGateway, suite: EspProposal, first: int, family: int) -> None:
+def test_agreement(
+    make_gateway: MakeGateway, suite: EspProposal, first: int, family: int, agreement: Agreement
+) -> None:
     """UDP, TCP, protocols without ports and nothing at all, both ways; TOS, TTL and DF are the packet's own."""
+    about_ah(agreement, suite, mode="transport", mix=f"IPv{family}")
     gateway = make_gateway(mtu=1600)
     ours, theirs = pair(suite, family, sequence=first)
     gateway.add(ours, theirs)

@@ -8,7 +8,14 @@ from typing import Any
 from tests.conformance import LIBIPSEC, LINUX, PROPERTY, SCAPY, planned, render, rows_of
 from tests.peers.linux.cases import Case
 
-VERSIONS = {"linux": "kernel 1", "scapy": "2", "strongswan": "3", "date": "2030-01-02"}
+VERSIONS = {
+    "linux": "kernel 1",
+    "scapy": "2",
+    "strongswan": "3",
+    "date": "2030-01-02",
+    "arguments": "--full",
+    "ended": ", interrupted before its end",
+}
 
 
 @dataclass(kw_only=True)
@@ -46,6 +53,7 @@ def test_table() -> None:
         VERSIONS,
     )
     assert "scapy 2" in page and "strongSwan 3" in page and "kernel 1" in page
+    assert "of 2030-01-02, made by\n`./run test --full`, interrupted before its end: 5 ways passed, 2 failed" in page
     _, tunnel, transport = page.split("\n## ")
     assert tunnel.startswith("ESP, tunnel mode\n")
     assert tunnel.splitlines()[2:] == [
