@@ -53,7 +53,10 @@ def test_table() -> None:
         VERSIONS,
     )
     assert "scapy 2" in page and "strongSwan 3" in page and "kernel 1" in page
-    assert "of 2030-01-02, made by\n`./run test --full`, interrupted before its end: 5 ways passed, 2 failed" in page
+    assert (
+        "of 2030-01-02, made by\n`./run test --full`, interrupted before its end: 5 ways passed, 2 failed"
+        in page
+    )
     _, tunnel, transport = page.split("\n## ")
     assert tunnel.startswith("ESP, tunnel mode\n")
     assert tunnel.splitlines()[2:] == [
