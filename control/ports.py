@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Any
 
 from control.config import Config, PortConfig
+from control.config.schema import LINK_DRIVERS
 from control.net.mirror import Mirror, MirrorPort
 from dataplane.model import Address, Direction, PortSpec, Role, SaSpec
 
@@ -71,11 +72,17 @@ def helper_specs(config: Config, specs: Sequence[PortSpec]) -> list[PortSpec]:
     made = []
     if all(spec.driver != "raw" for spec in outside):
         made.append(PortSpec(name="reassembled", driver="raw", **common))
-    encapsulated = config.ike.connections or any(sa.encap is not None for sa in config.sas)
-    if encapsulated and all(spec.driver != "udp" for spec in outside):
+    if reassembles_udp(config):
         for port in sorted({spec.encap_port for spec in read}):
             made.append(PortSpec(name=f"reassembled-{port}", driver="udp", encap_port=port, **common))
     return made
+
+
+def reassembles_udp(config: Config) -> bool:
+    """Whether `helper_specs` has sockets for ESP in UDP: something may come so, and no configured port has them."""
+    drivers = {port.driver for port in config.ports if port.role is Role.UNPROTECTED}
+    encapsulated = bool(config.ike.connections) or any(sa.encap is not None for sa in config.sas)
+    return encapsulated and not drivers.isdisjoint(LINK_DRIVERS) and "udp" not in drivers
 
 
 def _port_spec(

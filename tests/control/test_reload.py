@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from dataclasses import replace
 
@@ -114,3 +115,19 @@ def test_what_needs_a_restart_is_named() -> None:
     values["port"][0]["mode"] = "generic"
     values["gateway"]["log_level"] = "debug"
     assert compare(OLD, ALIVE, parse(values)).restart == ("gateway.workers", "port")
+
+
+def test_the_first_sa_in_udp_waits_in_part() -> None:
+    """The sockets for its fragments are opened at start; where they are already, or a port has them, nothing waits."""
+    bare = copy.deepcopy(GOOD)
+    del bare["sa"][1]["encap"]
+    config = parse(bare)
+    (what,) = compare(config, ALIVE, OLD).restart
+    assert what.startswith("sa.encap (the first; ")
+    assert compare(OLD, ALIVE, config).restart == () and compare(OLD, ALIVE, OLD).restart == ()
+    sockets = {"name": "udp", "role": "unprotected", "driver": "udp"}
+    for document in (with_udp := copy.deepcopy(GOOD), bare):
+        document["port"].append(sockets)
+    assert compare(parse(bare), ALIVE, parse(with_udp)).restart == ()
+    # Ports that differ wait as a whole.
+    assert compare(config, ALIVE, parse(with_udp)).restart == ("port",)
