@@ -18,6 +18,7 @@ from control.config.proposal import parse_ah_proposal, parse_proposal
 from dataplane.api import DataPlane
 from dataplane.layout import CACHE_LINE
 from dataplane.model import (
+    REPLAY_WINDOW,
     Action,
     AdjacencySpec,
     Direction,
@@ -58,7 +59,7 @@ def tunnels(
     engine: str = "auto",
     workers: int = 1,
     protocol: Protocol = Protocol.ESP,
-    window: int = 1024,
+    window: int = REPLAY_WINDOW,
 ) -> Iterator[Tunnels]:
     """Tables with `count` tunnels, for `workers` workers; every SA has keys of its own.
 

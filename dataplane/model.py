@@ -91,6 +91,8 @@ class Fragment(enum.Enum):
 DUMMIES_MOST = 1000
 #: SaSpec.tfc_padding: up to the path's MTU, whatever that is.
 TFC_MTU = 65535
+#: Numbers of a replay window, where none is asked for: the widest, which takes no more room than the others do.
+REPLAY_WINDOW = 4096
 
 
 class Action(enum.IntEnum):
@@ -283,7 +285,7 @@ class SaSpec:
     integrity_key: bytes = field(default=b"", repr=False)
     protocol: Protocol = Protocol.ESP
     encap: Encap | None = None
-    replay_window: int = 1024  # numbers; 0 turns replay protection off
+    replay_window: int = REPLAY_WINDOW  # numbers; 0 turns replay protection off
     sequence: int = 1  # outbound: next number to send; inbound: next number expected
     sequence_limit: int | None = None  # outbound: first number not reserved; None: the algorithm's end
     selectors: tuple[SelectorSpec, ...] = ()  # inbound: what decrypted packets may be (RFC 4301 section 5.2)

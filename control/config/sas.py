@@ -8,6 +8,7 @@ from control.config.table import Table
 from control.config.values import parse_address, parse_hex, parse_spi
 from dataplane.model import (
     DUMMIES_MOST,
+    REPLAY_WINDOW,
     TFC_MTU,
     Address,
     Df,
@@ -158,7 +159,7 @@ def _key(table: Table, key: str, protocol: Protocol, proposal: EspProposal | Non
 
 def replay_window(table: Table) -> int:
     """0, or as many numbers as the replay window of the dataplane can have."""
-    window = table.integer("replay_window", 0, 4096, 1024, "numbers")
+    window = table.integer("replay_window", 0, REPLAY_WINDOW, REPLAY_WINDOW, "numbers")
     if 0 < window < 64:
         table.error("replay_window", f"got {window}, want 0 (off) or a number from 64 to 4096")
     return window

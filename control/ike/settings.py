@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from control.ike.identity import Identity
 from control.ike.numbers import Protocol
 from control.ike.proposal import Proposal
-from dataplane.model import Address, Df, Fragment, Mode
+from dataplane.model import REPLAY_WINDOW, Address, Df, Fragment, Mode
 
 Network = IPv4Network | IPv6Network
 
@@ -118,7 +118,7 @@ class ChildSettings:
     start_action: StartAction = StartAction.NONE
     close_action: StartAction = StartAction.NONE
     dpd_action: DpdAction = DpdAction.CLEAR
-    replay_window: int = 1024
+    replay_window: int = REPLAY_WINDOW
     df: Df = Df.COPY
     dscp: int | None = None
     mss_clamp: bool = False

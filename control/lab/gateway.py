@@ -32,8 +32,6 @@ DRIVERS = ("xdp", "packet", "tun")
 PROPOSAL = "aes128gcm16-esn"
 KEY_BYTES = 20  # AES-128 and salt
 AH_PROPOSAL = "sha256-esn"
-#: Numbers: on a busy machine one worker may lag half a second behind the other, and what it holds is old by then.
-REPLAY_WINDOW = 4096
 AH_KEY_BYTES = 32
 READY_SECONDS = 60.0  # a bound, not an expectation: a first start on a busy machine is slow
 SOURCE_ROOT = Path(control.__file__).resolve().parents[1]
@@ -183,7 +181,6 @@ def build_config(
             name=f"from-{sender}",
             direction=direction,
             spi=tunnel.spis[sender],
-            **({"replay_window": REPLAY_WINDOW} if direction == "in" else {}),
             local=str(address(host, "wan0")),
             remote=str(address(PEER[host], "wan0")),
             **suite,
@@ -225,7 +222,6 @@ def _connection(host: str, tunnel: IkeTunnel, ours: list[str], theirs: list[str]
         **ends,
         esp_proposals=tunnel.esp,
         rekey_time=tunnel.rekey_time,
-        replay_window=REPLAY_WINDOW,
         start_action=tunnel.start[host],
     )
 

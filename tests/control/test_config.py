@@ -113,7 +113,7 @@ def test_every_key_arrives() -> None:
     assert [port.role for port in config.ports] == [Role.PROTECTED, Role.UNPROTECTED]
     out, inbound = config.sas
     assert (out.spi, out.direction, out.encryption_key) == (0x1001, Direction.OUT, bytes.fromhex(KEY))
-    assert out.selectors == () and out.replay_window == 1024 and out.df is Df.COPY and out.dscp is None
+    assert out.selectors == () and out.replay_window == 4096 and out.df is Df.COPY and out.dscp is None
     assert inbound.proposal.esn and inbound.encap == Encap() and inbound.integrity_key == b"\x34" * 32
     assert (inbound.replay_window, inbound.sequence, inbound.df, inbound.dscp, inbound.ttl) == (
         64,

@@ -122,7 +122,7 @@ def test_stats_count_per_sa(plane: DataPlane) -> None:
         stats = plane.stats()
         out, into = stats.sas
         assert (out.name, out.packets, out.bytes, out.sequence) == ("out", 5, 5 * 128 + 10, 6)
-        assert (into.packets, into.bytes, into.sequence, into.replay_window) == (5, 5 * 128 + 10, 5, 1024)
+        assert (into.packets, into.bytes, into.sequence, into.replay_window) == (5, 5 * 128 + 10, 5, 4096)
         assert into.drops["replay"] == 1
         assert stats.drops["replay"] == 1
         assert stats.verdicts["pass"] == 10

@@ -139,6 +139,22 @@ def test_every_number_of_a_window(tables: Tables, window: int) -> None:
         against_model(tables, GCM_ESN, window, start, moves)
 
 
+def test_a_late_workers_packets_by_default(tables: Tables) -> None:
+    """What 4,095 later packets have overtaken, while a worker waited for its core, is new: no replay, no next cycle."""
+    spec = make_inbound(proposal=GCM_ESN)
+    index = tables.add_sa(spec, start=1, limit=0)
+    try:
+        for number, want in ((1, "pass"), (5000, "pass"), (905, "pass"), (4000, "pass"), (905, "replay")):
+            verdict, got = check_and_accept(tables.view, index, number, True)
+            assert (VERDICT_NAMES[verdict], got) == (want, number)
+        assert (
+            check_and_accept(tables.view, index, 904, True)[1] == SPACE + 904
+        )  # appendix A2.1: the next 2**32
+    finally:
+        tables.drop_sa(index)
+        assert tables.later.run() == 0
+
+
 def test_no_stale_bits(tables: Tables) -> None:
     """RFC 6479: after any jump, none of the numbers that the window now holds counts as seen."""
     for jump in (1, 63, 64, 65, 4096, 8128, 8191, 8192, 8193, 16384, 1 << 20):
