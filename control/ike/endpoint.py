@@ -32,7 +32,7 @@ from control.ike.numbers import Exchange, NotifyType
 from control.ike.pools import Pools
 from control.ike.settings import ChildSettings, Connection, EndpointSettings, PoolSettings
 from control.ike.snapshot import IkeSnapshot
-from control.ike.v2 import codec, timers
+from control.ike.v2 import codec, receive, send, timers
 from control.ike.v2.choice import Connections
 from control.ike.v2.contacts import INITIATOR, MAX_INIT, RESPONSE, Contacts, InitKey, in_clear
 from control.ike.v2.cookies import Sender
@@ -144,8 +144,8 @@ class Endpoint:
             self.counters["malformed"] += 1
             return
         try:
-            sa.receive(header, data, path, now)
-            sa.run(now)
+            receive.take_in(sa, header, data, path, now)
+            send.next_request(sa, now)
         except Exception as error:
             sa.bug(error, now)
         self.schedule(sa)
@@ -226,7 +226,7 @@ class Endpoint:
             response = Outgoing(Exchange.IKE_SA_INIT)
             task.process(sa, request, now)
             task.build(sa, response, now)
-            datagrams = sa.seal(response, 0, response=True)
+            datagrams = send.seal(sa, response, 0, response=True)
         except PeerError as error:
             self._refuse_init(data, error, connection, path, now)
             return
@@ -286,7 +286,7 @@ class Endpoint:
     def _do(self, sa: IkeSa, now: float, act: Callable[[], object]) -> None:
         try:
             act()
-            sa.run(now)
+            send.next_request(sa, now)
         except Exception as error:
             sa.bug(error, now)
         self.schedule(sa)

@@ -1,11 +1,11 @@
-"""One IKE SA: 1 a message comes 2 number 3 opened 4 task 5 response; and our requests, children and end.
+"""One IKE SA: what is agreed on, what waits to be done, its children, its life and its end.
 
-What is agreed on is kept here; what one exchange needs is in its task, and what only the handshake needs in
-`handshake`, which is dropped when both sides are authenticated. An IKE SA has no clock and no socket: its endpoint
-(`host`) calls `receive`, `timers.handle` and `run`, and takes datagrams and events.
+What one exchange needs is in its task, and what only the handshake needs in `handshake`, which is dropped when both
+sides are authenticated. An IKE SA has no clock and no socket: its endpoint (`host`) has its messages taken in
+(v2/receive.py), does what is due (v2/timers.py), sends its next request (v2/send.py), and takes datagrams and events.
 
-Not here: which connection a peer belongs to (v2/choice.py), bytes of messages (v2/codec.py), what is due when
-(v2/timers.py), and what exchanges mean (v2/tasks).
+Not here: which connection a peer belongs to (v2/choice.py), bytes of messages (v2/codec.py), and what exchanges mean
+(v2/tasks).
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import traceback
 from collections import deque
 from typing import TYPE_CHECKING
 
-from control.crypto.errors import CryptoError
-from control.ike.errors import PeerError
 from control.ike.events import (
     ChildClosed,
     ChildEstablished,
@@ -23,7 +21,6 @@ from control.ike.events import (
     ChildOutboundReady,
     ChildSa,
     Closed,
-    Datagram,
     Event,
     Failure,
     IkeClosed,
@@ -34,16 +31,14 @@ from control.ike.events import (
     PeerPath,
 )
 from control.ike.identity import Identity
-from control.ike.numbers import Exchange, NotifyType, Protocol, name_of
+from control.ike.numbers import Exchange, Protocol
 from control.ike.proposal import Suite
 from control.ike.settings import Auth, Connection
 from control.ike.v2 import codec, export, lifetimes
 from control.ike.v2.parts import Child, Feature, Timer
-from control.ike.v2.states import ALLOWED, State, Step, advance
-from control.ike.v2.task import FAIL, MORE, Ignored, Incoming, Outgoing, Task
-from control.ike.v2.window import Arrival, Window
-from control.ike.wire.header import Header
-from control.ike.wire.message import parse_message, parse_payload_chain
+from control.ike.v2.states import State, Step, advance
+from control.ike.v2.task import Task
+from control.ike.v2.window import Window
 from dataplane.model import Address
 
 if TYPE_CHECKING:
@@ -110,14 +105,12 @@ class IkeSa:
         self.id = host.new_id() if id is None else id
         self.connection = connection  # of a responder: a first guess until IKE_AUTH
         self.initiator = initiator  # the original initiator of this IKE SA
-        self.first_initiator = (
-            initiator  # of the first of a chain of rekeyed ones: who moves by RFC 4555 section 3
-        )
+        # Of the first of a chain of rekeyed ones: who moves by RFC 4555 section 3.
+        self.first_initiator = initiator
         self.state = State.INITIATING
         self.path = path
-        self.way: PeerPath | None = (
-            None  # of the children, as long as `path` is not proven (RFC 4555 section 3.7)
-        )
+        # Of the children, as long as `path` is not proven (RFC 4555 section 3.7).
+        self.way: PeerPath | None = None
         self.my_spi = host.new_ike_spi()
         self.peer_spi = bytes(8)
         self.suite: Suite | None = None
@@ -138,12 +131,10 @@ class IkeSa:
         self.active: Task | None = None  # ours, whose request is under way
         self.queued: deque[tuple[float, Task]] = deque()  # ours that wait: not before this time
         self.responding: Task | None = None  # of the peer, when it takes several exchanges
-        self.followups: dict[
-            bytes, KeyedTask
-        ] = {}  # the peer's acts that IKE_FOLLOWUP_KE goes on with, by link
-        self.predecessor: IkeSa | None = (
-            None  # whose rekeying made this one, while it is not known to be the one
-        )
+        # The peer's acts that IKE_FOLLOWUP_KE goes on with, by link.
+        self.followups: dict[bytes, KeyedTask] = {}
+        # Whose rekeying made this one, while it is not known to be the one.
+        self.predecessor: IkeSa | None = None
         self.successor: IkeSa | None = None  # the one that has our children now
         self.handshake: Handshake | None = None
         self.reassembly: dict[bool, codec.Reassembly] = {}  # by: is it a response
@@ -155,9 +146,8 @@ class IkeSa:
         self.last_sent = 0.0
         self.last_error: Failure | None = None
         self.created = 0.0
-        self.init_key: tuple[bytes, str, int, int] | None = (
-            None  # the endpoint's, while a peer's is half open
-        )
+        # The endpoint's, while a peer's is half open.
+        self.init_key: tuple[bytes, str, int, int] | None = None
         self.path_error = ""  # what ICMP said last about datagrams that did not arrive
 
     # What others ask about it
@@ -207,181 +197,6 @@ class IkeSa:
         """True while a task of ours of this class is under way or waits."""
         return isinstance(self.active, kind) or any(isinstance(task, kind) for _, task in self.queued)
 
-    # A message comes
-
-    def receive(self, header: Header, data: bytes, path: PeerPath, now: float) -> None:
-        """Take in a datagram with our SPI. What is not the peer's changes nothing."""
-        if header.response:
-            self._receive_response(header, data, path, now)
-        else:
-            self._receive_request(header, data, path, now)
-
-    def _receive_request(self, header: Header, data: bytes, path: PeerPath, now: float) -> None:
-        if self.keys is None:
-            return  # we have begun, and are still to be answered: nothing that comes in clear is asked of us
-        arrival = self.window.arrival(header.message_id)
-        if arrival is Arrival.REPEATED:
-            # RFC 7296 section 2.1: a repeated request gets the identical response. Of a fragmented one the first
-            # fragment asks for it (RFC 7383 section 2.6.1).
-            if self.window.response and hash(data) == self.window.answered:
-                self.transmit(self.window.response, path, now)
-            return
-        if arrival is not Arrival.NEW:
-            self.note("debug", f"request {header.message_id} ignored, expected is {self.window.expected}")
-            return
-        message = self._open(header, data, path, now)
-        if message is None:
-            return
-        self._heard(path, now)
-        self._answer(message, now)
-
-    def _answer(self, message: Incoming, now: float) -> None:
-        """Let a task process the request, and send its response."""
-        exchange = message.header.exchange
-        response = Outgoing(exchange)
-        failure: Failure | None = None
-        task = self.responding
-        try:
-            if exchange not in ALLOWED[self.state]:
-                raise PeerError(
-                    NotifyType.INVALID_SYNTAX,
-                    f"{name_of(Exchange, exchange)} while the IKE SA is {self.state.value}",
-                )
-            if task is None or exchange != task.exchange:
-                from control.ike.v2.tasks.respond import responder_task
-
-                task = responder_task(self, message)
-            result = task.process(self, message, now)
-            built = task.build(self, response, now)
-            result = FAIL if FAIL in (result, built) else built
-        except Ignored as reason:
-            self.note("debug", f"{name_of(Exchange, exchange)} ignored: {reason}")
-            return
-        except PeerError as error:
-            failure = codec.failure_of(error)
-            self.last_error = failure
-            response = Outgoing(exchange)
-            response.notify(error.notify, error.data)
-            result = FAIL
-        if self.state is State.CLOSED:
-            return
-        if result is MORE:
-            self.responding = task
-        elif task is self.responding:
-            self.responding = None
-        datagrams = self._respond(
-            response, message.header.message_id, message.opened.request_hash, message.path, now
-        )
-        if failure is not None and not (result is FAIL and self.state.half_open):  # IkeFailed says it below
-            self.note("warning", f"{name_of(Exchange, exchange)} refused: {failure}")
-        if task is not None:
-            task.built(self, response, datagrams, now)
-        if result is FAIL and self.state.half_open:
-            failure = failure or self.last_error or Failure(code="failed", text="the handshake failed")
-            self.close(Closed.FAILED, now, failure=failure, linger=True)
-
-    def _receive_response(self, header: Header, data: bytes, path: PeerPath, now: float) -> None:
-        pending, task = self.window.pending, self.active
-        if pending is None or task is None or pending.message_id != header.message_id:
-            return
-        message = self._open(header, data, path, now)
-        if message is None:
-            return
-        if header.exchange != Exchange.IKE_SA_INIT:
-            self._heard(path, now)
-        try:
-            if header.exchange != task.exchange:
-                raise PeerError(
-                    NotifyType.INVALID_SYNTAX,
-                    f"the response is {name_of(Exchange, header.exchange)}, the request was {task.exchange.name}",
-                )
-            result = task.process(self, message, now)
-        except Ignored as reason:
-            self.note("debug", f"response ignored: {reason}")
-            return
-        except PeerError as error:
-            self._done(now)
-            self.last_error = codec.failure_of(error)
-            task.failed(self, self.last_error, now)
-            return
-        if self.state is not State.CLOSED:
-            self._done(now, goes_on=result is MORE)
-
-    def _done(self, now: float, *, goes_on: bool = False) -> None:
-        if self.window.pending is not None:
-            self.window.responded()
-        if not goes_on:
-            self.active = None
-
-    def _open(self, header: Header, data: bytes, path: PeerPath, now: float) -> Incoming | None:
-        """The message in clear; None while fragments are missing, or when it is not the peer's at all."""
-        name = name_of(Exchange, header.exchange)
-        if self.keys is None and header.exchange != Exchange.IKE_SA_INIT:
-            return None
-        try:
-            parsed = parse_message(data)
-            if self.keys is None:
-                opened = codec.Opened(0, b"", hash(data))
-                return Incoming(header, parsed.payloads, path=path, data=data, opened=opened)
-            found = codec.unseal(self.keys, parsed, self.reassembly)
-            if found is None:
-                return None
-            opened = found
-        except (CryptoError, PeerError) as error:
-            # RFC 7296 section 2.21: what is not protected by our keys changes nothing and gets no answer.
-            self.note("debug", f"{name} of {path.remote} dropped: {error}")
-            return None
-        try:
-            payloads = parse_payload_chain(opened.first, opened.plain)
-        except PeerError as error:
-            self._malformed(header, opened, error, path, now)
-            return None
-        return Incoming(header, payloads, path=path, data=data, opened=opened)
-
-    def _malformed(
-        self,
-        header: Header,
-        opened: codec.Opened,
-        error: PeerError,
-        path: PeerPath,
-        now: float,
-    ) -> None:
-        """What the peer sealed and cannot be parsed: the request gets an error, ours has failed."""
-        failure = codec.failure_of(error)
-        self.note("warning", f"{name_of(Exchange, header.exchange)} of {path.remote} refused: {failure}")
-        self.last_error = failure
-        if header.response:
-            task = self.active
-            self._done(now)
-            if task is not None:
-                task.failed(self, failure, now)
-            return
-        response = Outgoing(header.exchange)
-        response.notify(error.notify, error.data)
-        self._respond(response, header.message_id, opened.request_hash, path, now)
-        if self.state.half_open:
-            self.close(Closed.FAILED, now, failure=failure, linger=True)
-
-    def _respond(
-        self, response: Outgoing, message_id: int, request_hash: int, path: PeerPath, now: float
-    ) -> list[bytes]:
-        datagrams = self.seal(response, message_id, response=True)
-        self.window.answer(request_hash, datagrams)
-        self.transmit(datagrams, path, now)
-        return datagrams
-
-    def _heard(self, path: PeerPath, now: float) -> None:
-        """An authenticated message has come: the peer lives, and where it is."""
-        self.alive(now)
-        # RFC 7296 section 2.23: the peer's new port or address is followed when it, and not we, is behind a NAT.
-        # With MOBIKE its initiator tells (RFC 4555 section 3.8). The initiator's float to 4500 is always followed.
-        if path == self.path:
-            return
-        if self.state.half_open and not self.initiator:
-            self.path = path
-        elif self.nat_remote and not self.nat_local and not self.features & Feature.MOBIKE:
-            self.move(path, now)
-
     def alive(self, now: float) -> None:
         """The peer has shown that it lives."""
         self.last_heard = now
@@ -410,77 +225,9 @@ class IkeSa:
         else:
             self.queued.append((now + delay, task))
 
-    def run(self, now: float) -> None:
-        """Send our next request if none is under way. The endpoint calls this after everything else."""
-        while self.window.pending is None and self.state is not State.CLOSED:
-            if self.active is None:
-                self.active = self._due_task(now)
-            task = self.active
-            if task is None:
-                return
-            message = Outgoing(task.exchange)
-            try:
-                result = task.build(self, message, now)
-            except PeerError as error:
-                self.active = None
-                task.failed(self, codec.failure_of(error), now)
-                continue
-            if result is not MORE:
-                if self.active is task:
-                    self.active = None
-                continue
-            message.exchange = task.exchange
-            datagrams = self.seal(message, self.window.next_request, response=False)
-            task.built(self, message, datagrams, now)
-            path = task.way(self, 0)
-            self.window.send(datagrams, path, self.connection.retransmission, now)
-            self.transmit(datagrams, path, now)
-
-    def _due_task(self, now: float) -> Task | None:
-        for index, (due, task) in enumerate(self.queued):
-            if due <= now and self.may(task):
-                del self.queued[index]
-                return task
-        return None
-
     def may(self, task: Task) -> bool:
         """Of two successors made at once the one that is used is the one that stays: until it is known, neither is."""
         return self.predecessor is None or task.ends
-
-    def header(self, exchange: int, message_id: int, *, response: bool) -> Header:
-        """The header of a message of ours."""
-        return Header(
-            initiator_spi=self.spi_initiator,
-            responder_spi=self.spi_responder,
-            exchange=exchange,
-            initiator=self.initiator,
-            response=response,
-            message_id=message_id,
-        )
-
-    def seal(self, message: Outgoing, message_id: int, *, response: bool) -> list[bytes]:
-        """The datagrams of a message of ours, cut where the peer can put them together."""
-        header = self.header(message.exchange, message_id, response=response)
-        keys = None if message.exchange == Exchange.IKE_SA_INIT else self.keys
-        limit = None
-        if self.features & Feature.FRAGMENTATION:
-            marker = self.path.local_port != self.host.settings.nat_ports[0]
-            limit = codec.datagram_limit(self.path, self.connection.fragment_size, marker=marker)
-        return codec.seal(message, header, keys, limit=limit)
-
-    def send_last(self, notify: NotifyType, now: float) -> None:
-        """Tell the peer why we give the IKE SA up, once: nobody will be here for an answer (RFC 7296 2.21.2)."""
-        message = Outgoing(Exchange.INFORMATIONAL)
-        message.notify(notify)
-        self.transmit(self.seal(message, self.window.next_request, response=False), self.path, now)
-
-    def transmit(self, datagrams: list[bytes], path: PeerPath, now: float) -> None:
-        """Send datagrams of ours; a keepalive is due so much later."""
-        for data in datagrams:
-            self.host.send(Datagram(path=path, data=data))
-        self.last_sent = now
-        if Timer.KEEPALIVE in self.timers:
-            self.timers[Timer.KEEPALIVE] = now + self.connection.keepalive
 
     # Its life
 

@@ -98,7 +98,7 @@ class Incoming:
 
 
 class Outgoing:
-    """A message in the making. The IkeSa numbers, protects, cuts and sends it."""
+    """A message in the making. v2/send.py numbers, protects, cuts and sends it."""
 
     __slots__ = ("exchange", "first", "payloads", "plain")
 

@@ -7,6 +7,7 @@ handle       what is due then: send again, rekey, authenticate anew, ask whether
 from __future__ import annotations
 
 from control.ike.events import Closed, Datagram, Failure
+from control.ike.v2 import send
 from control.ike.v2.parts import Timer
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
@@ -56,7 +57,7 @@ def _retransmit(sa: IkeSa, now: float) -> None:
         f"{sa.active.exchange.name if sa.active else 'request'} {pending.message_id} sent again to "
         f"{pending.path.remote}:{pending.path.remote_port}, {pending.repeats} of {how.tries}",
     )
-    sa.transmit(pending.datagrams, pending.path, now)
+    send.transmit(sa, pending.datagrams, pending.path, now)
 
 
 def _timer(sa: IkeSa, timer: Timer, now: float) -> None:

@@ -20,7 +20,7 @@ from control.ike.events import Closed, Failure, IkeEstablished
 from control.ike.identity import Identity
 from control.ike.numbers import AuthMethod, EapCode, Exchange, NotifyType, PayloadType
 from control.ike.settings import Auth, Choice, Connection, Unique
-from control.ike.v2 import codec, configure, negotiate, ppk, proof, resources, unique
+from control.ike.v2 import codec, configure, negotiate, ppk, proof, resources, send, unique
 from control.ike.v2.eap_rounds import EapInitiator
 from control.ike.v2.keys import Mixed
 from control.ike.v2.parts import Child, Feature
@@ -261,7 +261,7 @@ class IkeAuth(Task):
             sa.host.free_child_spi(self.child.spi)
             self.child = None
         if self.believed and sa.state is not State.CLOSED:
-            sa.send_last(NotifyType.AUTHENTICATION_FAILED, now)
+            send.last_message(sa, NotifyType.AUTHENTICATION_FAILED, now)
         sa.close(Closed.FAILED, now, failure=failure)
 
 

@@ -15,6 +15,7 @@ from control.crypto.exchange import Offer, answer, offer
 from control.ike.errors import PeerError
 from control.ike.events import Closed, Failure
 from control.ike.numbers import Exchange, Group, NotifyType, PayloadType, name_of
+from control.ike.v2 import send
 from control.ike.v2.keys import SaKeys
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
@@ -53,7 +54,7 @@ class Intermediate(Task):
         if handshake is None or sa.keys is None:
             return
         number = handshake.intermediates + 1
-        header = sa.header(message.exchange, number, response=not self.initiator)
+        header = send.header_of(sa, message.exchange, number, response=not self.initiator)
         _authenticate(sa, header, message.first, message.plain, ours=True)
         if not self.initiator:
             self._next_keys(sa)
