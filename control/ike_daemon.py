@@ -21,6 +21,7 @@ from control.admin.feed import EventFeed
 from control.admin.steering import ChildTraffic
 from control.config.ike import IkeConfig
 from control.ike.endpoint import Endpoint
+from control.ike.ends import peer_address
 from control.ike.events import (
     ChildClosed,
     ChildEstablished,
@@ -49,7 +50,7 @@ from control.reload import IkeChanges
 from control.sa.children import Children, Ways
 from control.sa.flusher import Flusher
 from control.sa.spd import Spd
-from control.sa.traps import left_behind, remote_address, trap_of, traps
+from control.sa.traps import left_behind, trap_of, traps
 from dataplane.api import DataPlane
 from dataplane.model import Address
 
@@ -384,7 +385,7 @@ class IkeDaemon:
 
     def peers(self) -> list[Address]:
         """Configured addresses of peers."""
-        found = (remote_address(connection) for connection in self._connections.values())
+        found = (peer_address(connection.remote_addresses) for connection in self._connections.values())
         return [address for address in found if address is not None]
 
     def addresses_changed(self, addresses: Sequence[Address]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from control.ike.endpoint import Endpoint
+from control.ike.ends import peer_address
 from control.ike.events import (
     ChildClosed,
     ChildEstablished,
@@ -31,7 +32,6 @@ from control.sa.children import Children, Installed
 from control.sa.lifetimes import Spent, spent
 from control.sa.spd import Spd
 from control.sa.starts import Starts
-from control.sa.traps import remote_address
 from dataplane.api import SaTraffic
 from dataplane.model import Acquire, Source
 
@@ -107,7 +107,7 @@ class Watch:
         for wanted in self._starts.waiting():
             name, child = wanted
             connection = self.connections.get(name)
-            peer = remote_address(connection) if connection is not None else None
+            peer = peer_address(connection.remote_addresses) if connection is not None else None
             if connection is None or peer is None:
                 self._starts.forget(name)  # it has gone, or nobody knows where to
             elif self._starts.may_begin(peer):

@@ -8,9 +8,8 @@ of RFC 8247; DPD every 30 seconds; a child that traffic starts, where the peer's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
 from control.config.authentication import check_sides, read_side
 from control.config.children import CHILD_KEYS, duration, read_child
@@ -19,6 +18,7 @@ from control.config.problems import kind, nearest, show
 from control.config.proposals import read_proposals
 from control.config.table import Table, is_name
 from control.config.values import parse_address, parse_outer
+from control.ike.ends import peer_address
 from control.ike.numbers import Protocol
 from control.ike.settings import (
     ChildSettings,
@@ -114,11 +114,6 @@ def _read(table: Table, name: str, credentials: Credentials, defaults: Defaults)
     _check_ppk(table, connection, [key.id for key in credentials.postquantum_keys])
     table.finish()
     return connection if len(table.report.problems) == before else None
-
-
-def peer_address(addresses: Iterable[Address | Network]) -> Address | None:
-    """The address that we initiate to: the first that is one."""
-    return next((each for each in addresses if isinstance(each, IPv4Address | IPv6Address)), None)
 
 
 def _outer(table: Table, key: str) -> tuple[Address | Network, ...]:

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from control.admin.server import SOCKET_NAME, StatusError, ask
 from control.config import Config
-from control.config.connections import peer_address
 from control.doctor.findings import Finding, bad, ok, warn
+from control.ike.ends import peer_address
 from control.ike.settings import Auth, Connection
 from control.net.udp import source_address
 from control.pki.errors import CredentialError

@@ -1,8 +1,8 @@
 """All IKE SAs of a gateway: bytes, addresses and the time go in; datagrams, timers and events come out (RFC 7296).
 
-    receive_datagram   1 whose is it, by SPI  2 a new peer's: limits, cookie, IKE_SA_INIT  3 its IKE SA's  4 nobody's
-    handle_timers      what `next_timer` announced
-    initiate ...       what a user, a packet or a timer wants
+    receive_datagram   1 whose is it, by SPI  2 its IKE SA's (v2/receive.py)  3 nobody's (v2/strangers.py)
+    handle_timers      what `next_timer` announced (v2/timers.py)
+    initiate ...       what a user or a packet wants (v2/initiation.py for IKE SAs that we begin, v2/tasks/renew.py)
     events, datagrams_to_send   what came of it; take them after every call of the above
 
 No socket, no clock, no file. A bug in one IKE SA ends that one, with an event; the others go on. A datagram that is no
@@ -16,6 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from control.ike.ends import SourceAddress
 from control.ike.errors import PeerError
 from control.ike.events import (
     ChildClosed,
@@ -23,31 +24,25 @@ from control.ike.events import (
     Datagram,
     Event,
     Failure,
-    IkeFailed,
-    Noted,
     PeerPath,
 )
 from control.ike.identity import Identity
-from control.ike.numbers import Exchange, NotifyType
+from control.ike.numbers import Exchange
 from control.ike.pools import Pools
-from control.ike.settings import ChildSettings, Connection, EndpointSettings, PoolSettings
+from control.ike.settings import ChildSettings, Connection, EndpointSettings
 from control.ike.snapshot import IkeSnapshot
-from control.ike.v2 import codec, receive, send, timers
+from control.ike.v2 import receive, send, timers
 from control.ike.v2.choice import Connections
-from control.ike.v2.contacts import INITIATOR, MAX_INIT, RESPONSE, Contacts, InitKey, in_clear
+from control.ike.v2.contacts import INITIATOR, RESPONSE, Contacts
 from control.ike.v2.cookies import Sender
-from control.ike.v2.handshake import Handshake
-from control.ike.v2.parts import Timer
+from control.ike.v2.initiation import Initiation, Packet
 from control.ike.v2.registry import Registry
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.status import snapshot_of
-from control.ike.v2.task import Incoming, Outgoing
+from control.ike.v2.strangers import Strangers
 from control.ike.v2.tasks import follow, renew
-from control.ike.v2.tasks.delete import DeleteIke
-from control.ike.v2.tasks.init import IkeInit
 from control.ike.wire.header import HEADER_LENGTH, NO_SPI, parse_header
-from control.ike.wire.message import parse_message
 from control.ike.wire.selector import WireSelector
 from control.pki.store import Credentials
 from dataplane.model import Address, SelectorSpec
@@ -66,7 +61,7 @@ class Endpoint:
         pools: Pools | None = None,
         *,
         random: Callable[[int], bytes] = os.urandom,
-        source_address: Callable[[Address], Address | None] = lambda remote: None,
+        source_address: SourceAddress = lambda remote: None,
         spi_in_use: Callable[[int], bool] = lambda spi: False,
     ) -> None:
         """`source_address` gives our address towards a peer, for connections that name none; `spi_in_use` knows inbound
@@ -78,8 +73,8 @@ class Endpoint:
         self.random = random
         self.registry = Registry(random, spi_in_use)
         self._contacts = Contacts(random)
-        self._connections = Connections(connections)
-        self._source_address = source_address
+        self._strangers = Strangers(self, self.registry, self._contacts)
+        self._initiation = Initiation(self, self.registry, connections, source_address)
         self._timers: list[tuple[float, int, IkeSa]] = []
         self._timer_number = 0
         self._events: list[Event] = []
@@ -119,7 +114,7 @@ class Endpoint:
             self.counters["short"] += 1
             return
         if data[17] >> 4 != 2:
-            self._other_version(data, path, now)
+            self._strangers.version(data, path, now)
             return
         from_initiator = bool(data[19] & INITIATOR)
         sa = self.registry.by_spi(data[8:16] if from_initiator else data[:8])
@@ -127,9 +122,9 @@ class Endpoint:
             self._receive(sa, data, path, now)
         elif from_initiator and data[18] == Exchange.IKE_SA_INIT and data[8:16] == NO_SPI:
             if not data[19] & RESPONSE:
-                self._receive_init(data, path, now)
+                self._strangers.begin(data, path, now)
         else:
-            self._receive_unknown(data, path, now)
+            self._strangers.unknown(data, path, now)
 
     def _receive(self, sa: IkeSa, data: bytes, path: PeerPath, now: float) -> None:
         from_initiator = bool(data[19] & INITIATOR)
@@ -143,35 +138,7 @@ class Endpoint:
         except PeerError:
             self.counters["malformed"] += 1
             return
-        try:
-            receive.take_in(sa, header, data, path, now)
-            send.next_request(sa, now)
-        except Exception as error:
-            sa.bug(error, now)
-        self.schedule(sa)
-
-    def _other_version(self, data: bytes, path: PeerPath, now: float) -> None:
-        """RFC 7296 section 2.5: a higher major version is told ours, in clear; a lower one (IKEv1) is dropped."""
-        self.counters["version"] += 1
-        if data[17] >> 4 > 2 and not data[19] & RESPONSE and self._contacts.quota.take(now):
-            self._answer_in_clear(data, NotifyType.INVALID_MAJOR_VERSION, b"\x02", path)
-
-    def _receive_unknown(self, data: bytes, path: PeerPath, now: float) -> None:
-        """No IKE SA of ours: one that is gone may have to repeat its last answer."""
-        spi = data[8:16] if data[19] & INITIATOR else data[:8]
-        answer = self.registry.last_answer(spi, data, now)
-        if answer is not None:
-            self._datagrams.extend(Datagram(path=path, data=each) for each in answer)
-            return
-        self.counters["unknown_spi"] += 1
-        # RFC 7296 section 2.21.4: told in clear, seldom; who gets it must take it for a hint only.
-        if not data[19] & RESPONSE and data[18] != Exchange.IKE_SA_INIT and self._contacts.quota.take(now):
-            self._answer_in_clear(data, NotifyType.INVALID_IKE_SPI, b"", path)
-
-    def _answer_in_clear(self, data: bytes, kind: NotifyType, content: bytes, path: PeerPath) -> None:
-        self._datagrams.append(Datagram(path=path, data=in_clear(data, kind, content)))
-
-    # A new peer
+        self.act(sa, now, lambda: receive.take_in(sa, header, data, path, now))
 
     def shed(self, data: bytes, sender: Sender, now: float) -> bytes | None:
         """The whole answer to an IKE_SA_INIT that has no good cookie while one is demanded; None for all else.
@@ -180,79 +147,6 @@ class Endpoint:
         objects nor events.
         """
         return self._contacts.shed(data, sender, self.settings, now)
-
-    def _receive_init(self, data: bytes, path: PeerPath, now: float) -> None:
-        contacts = self._contacts
-        key = (data[:8], path.remote_text, path.remote_port, hash(data))
-        known = contacts.get(key)
-        if known is not None:
-            # RFC 7296 section 2.1: the identical response, as long as it is the last one.
-            if known.window.expected == 1:
-                self._datagrams.extend(Datagram(path=path, data=each) for each in known.window.response)
-            return
-        if len(data) > MAX_INIT:
-            self.counters["long"] += 1
-            return
-        if contacts.under_load(self.settings, now) or contacts.crowded(key[1], self.settings):
-            answer = contacts.cookie(data, key[1:3], now)
-            if answer is not None:
-                self._datagrams.append(Datagram(path=path, data=answer))
-                return
-        if not contacts.full(key[1], self.settings):
-            self._respond_to_init(data, key, path, now)
-
-    def _respond_to_init(self, data: bytes, key: InitKey, path: PeerPath, now: float) -> None:
-        """Run the responder's half of IKE_SA_INIT; only if it succeeds there is an IKE SA."""
-        connection = ""
-        try:
-            parsed = parse_message(data)
-            if parsed.header.message_id != 0:
-                self.counters["malformed"] += 1
-                return
-            candidates = self.candidates(path)
-            if not candidates:
-                raise PeerError(
-                    NotifyType.NO_PROPOSAL_CHOSEN,
-                    f"no connection is configured for {path.local} (us) and {path.remote} (the peer)",
-                    advice="check local_addrs and remote_addrs of the connections",
-                )
-            connection = candidates[0].name
-            sa = IkeSa(self, candidates[0], path, initiator=False)
-            sa.created = now
-            task = IkeInit(initiator=False, candidates=candidates)
-            request = Incoming(
-                parsed.header, parsed.payloads, path=path, data=data, opened=codec.Opened(0, b"", hash(data))
-            )
-            response = Outgoing(Exchange.IKE_SA_INIT)
-            task.process(sa, request, now)
-            task.build(sa, response, now)
-            datagrams = send.seal(sa, response, 0, response=True)
-        except PeerError as error:
-            self._refuse_init(data, error, connection, path, now)
-            return
-        except Exception as error:
-            self._events.append(_bug(error, connection))
-            return
-        task.built(sa, response, datagrams, now)
-        sa.window.answer(hash(data), datagrams)
-        sa.timers[Timer.HALF_OPEN] = now + self.settings.half_open_timeout
-        self._contacts.add(key, sa)
-        self.register(sa)
-        self._datagrams.extend(Datagram(path=path, data=each) for each in datagrams)
-        self.schedule(sa)
-
-    def _refuse_init(
-        self, data: bytes, error: PeerError, connection: str, path: PeerPath, now: float
-    ) -> None:
-        """Answer in clear, and keep nothing. Another group is no failure."""
-        self.counters["refused_init"] += 1
-        told = error.notify is NotifyType.INVALID_KE_PAYLOAD
-        if not told and not self._contacts.quota.take(now):
-            return
-        self._answer_in_clear(data, error.notify, error.data, path)
-        if not told:
-            failure = codec.failure_of(error)
-            self.emit(IkeFailed(ike=self.new_id(), connection=connection, path=path, failure=failure))
 
     # Timers
 
@@ -279,17 +173,9 @@ class Endpoint:
             if sa.scheduled != at or sa.state is State.CLOSED:
                 continue
             sa.scheduled = None
-            self._do(sa, now, lambda sa=sa: timers.handle(sa, now))  # type: ignore[misc]
+            self.act(sa, now, lambda sa=sa: timers.handle(sa, now))  # type: ignore[misc]
             if sa.scheduled is not None and sa.scheduled <= now:
                 return  # what it set to now again waits for the next call
-
-    def _do(self, sa: IkeSa, now: float, act: Callable[[], object]) -> None:
-        try:
-            act()
-            send.next_request(sa, now)
-        except Exception as error:
-            sa.bug(error, now)
-        self.schedule(sa)
 
     # What users and packets want
 
@@ -299,118 +185,13 @@ class Endpoint:
         child: ChildSettings | str | None,
         now: float,
         *,
-        packet: tuple[WireSelector, WireSelector] | None = None,
+        packet: Packet | None = None,
     ) -> int:
         """Set up a child (None: an IKE SA alone) of a connection; the id of the IKE SA that it is on.
 
         An IKE SA that is there, or under way, is used. ValueError for what is not configured or has no address.
         """
-        settings = self._connection(connection)
-        wanted = _child(settings, child)
-        sa = self._usable(settings)
-        if sa is None:
-            sa = self._start(settings, wanted, now, packet)
-        elif wanted is not None:
-            self._do(sa, now, lambda: renew.add_child(sa, wanted, now, packet))
-        return sa.id
-
-    def _connection(self, connection: Connection | str) -> Connection:
-        if isinstance(connection, Connection):
-            return connection
-        try:
-            return self._connections.by_name[connection]
-        except KeyError:
-            names = ", ".join(sorted(self._connections.by_name)) or "none"
-            raise ValueError(f"no connection '{connection}'; there are {names}") from None
-
-    def _usable(self, connection: Connection) -> IkeSa | None:
-        """An IKE SA of a connection that can have another child; the latest."""
-
-        def usable(sa: IkeSa) -> bool:
-            # One of this name may be from before it was configured anew.
-            if sa.connection.name != connection.name or sa.connection != connection:
-                return False
-            begun = sa.state is State.ESTABLISHED or (sa.state.half_open and sa.initiator)
-            return begun and not sa.has_task(DeleteIke)
-
-        return self.registry.latest(usable)
-
-    def _start(
-        self,
-        connection: Connection,
-        child: ChildSettings | None,
-        now: float,
-        packet: tuple[WireSelector, WireSelector] | None,
-    ) -> IkeSa:
-        handshake = Handshake()
-        handshake.child, handshake.packet = child, packet
-        return self._begin(connection, self._path_of(connection), handshake, now)
-
-    def reauthenticate(self, sa: IkeSa, now: float) -> None:
-        """Begin an IKE SA that takes the place of `sa` when it is there: over the same path, a NAT knows that."""
-        handshake = Handshake()
-        handshake.replaces = sa
-        handshake.child = next((child.spec.settings for child in sa.children.values()), None)
-        self._begin(sa.connection, sa.path, handshake, now)
-
-    def try_again(self, sa: IkeSa, failure: Failure, now: float) -> bool:
-        """The peer was silent from the beginning: begin anew in place of `sa`, if more attempts are allowed."""
-        connection, old = sa.connection, sa.handshake
-        if old is None or not sa.initiator or 0 < connection.keying_tries <= old.tries:
-            return False
-        limit = f" of {connection.keying_tries}" if connection.keying_tries else ""
-        sa.note("warning", f"attempt {old.tries}{limit}: {failure}")
-        handshake = Handshake()
-        handshake.child, handshake.packet, handshake.replaces = old.child, old.packet, old.replaces
-        handshake.tries = old.tries + 1
-        waiting = sa.abandon(now)
-        path = old.replaces.path if old.replaces is not None else self._path_of(connection)
-        new = self._begin(connection, path, handshake, now, id=sa.id)
-        for task in waiting:
-            new.queue(task, now)
-        return True
-
-    def _begin(
-        self,
-        connection: Connection,
-        path: PeerPath,
-        handshake: Handshake,
-        now: float,
-        *,
-        id: int | None = None,
-    ) -> IkeSa:
-        sa = IkeSa(self, connection, path, initiator=True, id=id)
-        sa.created = now
-        sa.handshake = handshake
-        self.register(sa)
-        sa.queue(IkeInit(initiator=True), now)
-        self._do(sa, now, lambda: None)
-        return sa
-
-    def _path_of(self, connection: Connection) -> PeerPath:
-        """Where to initiate to, and from where."""
-        name = connection.name
-        remote = next((each for each in connection.remote_addresses if _is_address(each)), None)
-        if remote is None:
-            raise ValueError(
-                f"connection '{name}' has no address of the peer to initiate to; set remote_addrs"
-            )
-        local = next(
-            (
-                each
-                for each in connection.local_addresses
-                if _is_address(each) and each.version == remote.version
-            ),
-            None,
-        ) or self._source_address(remote)  # type: ignore[arg-type]
-        if local is None:
-            raise ValueError(f"connection '{name}': no address of ours towards {remote}; set local_addrs")
-        return PeerPath(
-            local=local,  # type: ignore[arg-type]
-            local_port=connection.local_port,
-            remote=remote,  # type: ignore[arg-type]
-            remote_port=connection.remote_port,
-        )
+        return self._initiation.wanted(connection, child, packet, now).id
 
     def acquire(
         self,
@@ -441,22 +222,22 @@ class Endpoint:
     def terminate_ike(self, id: int, now: float) -> None:
         """Delete an IKE SA with its children; KeyError where there is none of this id."""
         sa = self.registry[id]
-        self._do(sa, now, lambda: renew.close_ike(sa, now))
+        self.act(sa, now, lambda: renew.close_ike(sa, now))
 
     def terminate_child(self, id: int, now: float) -> None:
         """Delete a child SA on both sides; KeyError where there is none of this id."""
         sa, child = self.registry.child(id)
-        self._do(sa, now, lambda: renew.close_child(sa, child, now))
+        self.act(sa, now, lambda: renew.close_child(sa, child, now))
 
     def rekey_ike(self, id: int, now: float) -> None:
         """Replace an IKE SA now; KeyError where there is none of this id."""
         sa = self.registry[id]
-        self._do(sa, now, lambda: renew.rekey_due(sa, now))
+        self.act(sa, now, lambda: renew.rekey_due(sa, now))
 
     def reauthenticate_ike(self, id: int, now: float) -> None:
         """Have both sides prove themselves anew; KeyError where there is none of this id."""
         sa = self.registry[id]
-        self._do(sa, now, lambda: renew.reauthentication_due(sa, now))
+        self.act(sa, now, lambda: renew.reauthentication_due(sa, now))
 
     def rekey_child(self, id: int, now: float) -> None:
         """Replace a child SA now; KeyError where there is none of this id."""
@@ -465,10 +246,10 @@ class Endpoint:
     def child_expired(self, id: int, hard: bool, now: float) -> None:
         """The dataplane has counted a child's soft or hard limit; KeyError where there is none of this id."""
         sa, child = self.registry.child(id)
-        self._do(sa, now, lambda: renew.child_expired(sa, child, hard=hard, now=now))
+        self.act(sa, now, lambda: renew.child_expired(sa, child, hard=hard, now=now))
 
     def traffic_seen(self, ike: int, now: float) -> None:
-        """A child of this IKE SA has received: the peer lives."""
+        """A child of this IKE SA has received: the peer lives. Nothing to do where the IKE SA has gone."""
         sa = self.registry.get(ike)
         if sa is not None and not sa.state.half_open:
             sa.alive(now)
@@ -479,13 +260,13 @@ class Endpoint:
         sa = self.registry.get(ike)
         if sa is not None:
             sa = sa.heir
-            self._do(sa, now, lambda: follow.source_seen(sa, address, port, now))
+            self.act(sa, now, lambda: follow.source_seen(sa, address, port, now))
 
     def address_changed(self, old: Address, new: Address, now: float) -> None:
         """An address of ours is gone and another one takes its place (RFC 4555)."""
         for sa in self.registry:
             if sa.path.local == old:
-                self._do(sa, now, lambda sa=sa: renew.address_changed(sa, new, now))  # type: ignore[misc]
+                self.act(sa, now, lambda sa=sa: renew.address_changed(sa, new, now))  # type: ignore[misc]
 
     def path_error(self, path: PeerPath, text: str, now: float) -> None:
         """ICMP, or our own kernel, reports that datagrams do not arrive: a hint for the message, nothing more."""
@@ -495,7 +276,7 @@ class Endpoint:
 
     def set_connections(self, connections: Iterable[Connection]) -> None:
         """New configuration; IKE SAs that are there keep what they were made by."""
-        self._connections = Connections(connections)
+        self._initiation.connections = Connections(connections)
 
     def adopt(self, connections: Iterable[Connection]) -> None:
         """IKE SAs of connections of these names go on by the new ones: times, and which children there may be."""
@@ -511,14 +292,6 @@ class Endpoint:
         """New limits."""
         self.settings = settings
 
-    def set_pools(self, pools: Iterable[PoolSettings]) -> None:
-        """New pools of addresses; what is lent stays lent as far as the addresses are still there."""
-        self.pools.set(pools)
-
-    def leases(self) -> dict[str, int]:
-        """How many addresses are lent, by pool."""
-        return {each.name: each.online for each in self.pools.status}
-
     def snapshot(self, connection: str | None = None) -> list[IkeSnapshot]:
         """All IKE SAs as they are, or those of one connection."""
         return [snapshot_of(sa) for sa in self.registry if connection in (None, sa.connection.name)]
@@ -528,11 +301,11 @@ class Endpoint:
     @property
     def connections(self) -> tuple[Connection, ...]:
         """Every configured connection, in the order of configuration."""
-        return self._connections.all
+        return self._initiation.connections.all
 
     def candidates(self, path: PeerPath) -> list[Connection]:
         """Connections whose addresses fit, the most specific first."""
-        return self._connections.by_addresses(path.local, path.remote)
+        return self._initiation.connections.by_addresses(path.local, path.remote)
 
     def emit(self, event: Event) -> None:
         """Tell the rest of control."""
@@ -575,24 +348,23 @@ class Endpoint:
         self._contacts.remove(sa)
         self.registry.remove(sa, linger=linger, now=now)
 
+    def act(self, sa: IkeSa, now: float, verb: Callable[[], object]) -> None:
+        """Do something with `sa`, and what follows from it. A bug in there ends this IKE SA alone."""
+        try:
+            verb()
+            send.next_request(sa, now)
+        except Exception as error:
+            sa.bug(error, now)
+        self.schedule(sa)
+
+    def reauthenticate(self, sa: IkeSa, now: float) -> None:
+        """Begin an IKE SA that takes the place of `sa` when it is there."""
+        self._initiation.again(sa, now)
+
+    def try_again(self, sa: IkeSa, failure: Failure, now: float) -> bool:
+        """The peer was silent from the beginning: begin anew in place of `sa`, if more attempts are allowed."""
+        return self._initiation.retry(sa, failure, now)
+
     def others(self, local: Identity, remote: Identity | str, sa: IkeSa | None) -> list[IkeSa]:
         """Other established IKE SAs of the same two identities; `remote` is `IkeSa.peer`."""
         return self.registry.others(local, remote, sa)
-
-
-def _is_address(each: object) -> bool:
-    return hasattr(each, "packed")
-
-
-def _child(connection: Connection, child: ChildSettings | str | None) -> ChildSettings | None:
-    if not isinstance(child, str):
-        return child
-    for each in connection.children:
-        if each.name == child:
-            return each
-    names = ", ".join(each.name for each in connection.children) or "none"
-    raise ValueError(f"connection '{connection.name}' has no child '{child}'; there are {names}")
-
-
-def _bug(error: Exception, connection: str) -> Event:
-    return Noted(ike=0, connection=connection, level="warning", text=f"internal error: {error!r}")

@@ -9,20 +9,18 @@ when a child is up has none either: a virtual address, or "dynamic" of a peer th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Collection, Iterable, Iterator
 
+from control.ike.ends import SourceAddress, own_address, peer_address
 from control.ike.events import ChildClosed, Closed
 from control.ike.settings import ChildSettings, Connection, DpdAction, StartAction, TrafficSelector
 from control.sa.selectors import pairs, resolve
 from control.sa.spd import Trap
 from dataplane.model import Address
 
-Source = Callable[[Address], Address | None]
-
 
 def traps(
-    connections: Iterable[Connection], source: Source, left: Collection[tuple[str, str]] = ()
+    connections: Iterable[Connection], source: SourceAddress, left: Collection[tuple[str, str]] = ()
 ) -> list[Trap]:
     """The traps of all connections; `source` tells from which address the kernel would reach a peer.
 
@@ -48,10 +46,10 @@ def left_behind(event: ChildClosed, child: ChildSettings) -> bool:
     return event.why in (Closed.PEER, Closed.EXPIRED) and child.close_action is StartAction.TRAP
 
 
-def trap_of(connection: Connection, child: ChildSettings, source: Source) -> Trap:
+def trap_of(connection: Connection, child: ChildSettings, source: SourceAddress) -> Trap:
     """The trap of one child, whatever its settings say; without selectors where none is known before it is up."""
-    remote = remote_address(connection)
-    local = None if connection.virtual_addresses else local_address(connection, source)
+    remote = peer_address(connection.remote_addresses)
+    local = None if connection.virtual_addresses else own_address(connection, source)
     return Trap(
         connection=connection.name,
         child=child.name,
@@ -64,24 +62,3 @@ def _resolved(selectors: Iterable[TrafficSelector], address: Address | None) -> 
         resolved = resolve(selector, address)
         if resolved is not None:
             yield resolved
-
-
-def remote_address(connection: Connection) -> Address | None:
-    """Where an initiation goes: the first plain address of the peer that is no wildcard."""
-    return next(_plain(connection.remote_addresses), None)
-
-
-def local_address(connection: Connection, source: Source) -> Address | None:
-    """Where an initiation comes from: configured, or as the kernel would send."""
-    remote = remote_address(connection)
-    for address in _plain(connection.local_addresses):
-        if remote is None or address.version == remote.version:
-            return address
-    return source(remote) if remote is not None else None
-
-
-def _plain(addresses: Iterable[object]) -> Iterator[Address]:
-    """Those that are one address."""
-    for each in addresses:
-        if isinstance(each, IPv4Address | IPv6Address) and not each.is_unspecified:
-            yield each

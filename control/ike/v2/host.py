@@ -61,6 +61,9 @@ class Host(Protocol):
     def schedule(self, sa: IkeSa) -> None:
         """A timer of `sa` may have become earlier."""
 
+    def act(self, sa: IkeSa, now: float, verb: Callable[[], object]) -> None:
+        """Do something with `sa`, and what follows from it. A bug in there ends this IKE SA alone."""
+
     def others(self, local: Identity, remote: Identity | str, sa: IkeSa | None) -> list[IkeSa]:
         """Other established IKE SAs of the same two identities; `remote` is `IkeSa.peer`."""
 

@@ -235,7 +235,7 @@ class Pair:
             credentials or psk(),
             pools,
             random=self.random.randbytes,
-            source_address=lambda remote: address,
+            source_address=lambda remote: getattr(self, name).addresses[0],  # which a test may have moved
         )
         return Side(name=name, endpoint=endpoint, addresses=(address,))
 

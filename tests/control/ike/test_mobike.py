@@ -20,9 +20,7 @@ def made(**rest: Any) -> Pair:
     rest.setdefault("remote_addresses", (ADDRESS_B,))
     a = connection_a(local_addresses=(), **rest)
     b = replace(connection_b(**rest), remote_addresses=())
-    pair = Pair(a=a, b=b)
-    pair.a.endpoint._source_address = lambda remote: pair.a.addresses[0]
-    return pair
+    return Pair(a=a, b=b)
 
 
 def move(pair: Pair, side: Side, new: Any = NEW) -> None:
