@@ -29,7 +29,7 @@ from control.ike_daemon import IkeDaemon, IkeSetupError
 from control.net.host import HostError, HostTraffic
 from control.net.mirror import Link, Way
 from control.net.netlink import NetlinkMirror
-from control.net.tun import TunDevice, TunError
+from control.net.tun import TunDevice, TunError, remove_left_behind
 from control.path_mtu import PathMtuKeeper
 from control.ports import PortSetupError, helper_specs, mirror_ports, port_specs
 from control.reload import Changes, compare
@@ -180,6 +180,8 @@ class Gateway:
         if self.ike is not None:
             stack.push_async_callback(self.ike.stop)
             await self.ike.start()
+            await self.ike.policies_settled()
+        remove_left_behind(self._tuns)
         streams = IkeCommands(self.ike).streams() if self.ike is not None else {}
         status = StatusServer(config.gateway.run_dir, {"status": lambda: build_status(self)}, streams)
         await status.start()

@@ -1,7 +1,8 @@
 """Routes of our own in the kernel: changed many at a time, in one system call, marked as ours.
 
 A rtnetlink request per change, all in one datagram, one acknowledgement each; the kernel has done it all when the
-call returns. Our mark is the routes' protocol: who mirrors the table knows them by it (`ip route show proto 229`).
+call returns. Our mark is the routes' protocol: who mirrors the table knows them by it (`ip route show proto 229`), and
+so does the next run, which finds the blackholes of one that was killed.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
 from dataplane.model import Address, Network
@@ -19,12 +22,15 @@ PROTOCOL = 229  # between RTPROT_STATIC's kin and those that daemons have regist
 WORST_METRIC = 0xFFFFFFFF
 BATCH = 64  # changes of one datagram: requests and acknowledgements fit the socket's buffers
 
-_NEW, _DELETE, _ERROR = 24, 25, 2  # RTM_NEWROUTE, RTM_DELROUTE, NLMSG_ERROR
-_REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
+_NEW, _DELETE, _GET = 24, 25, 26  # RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE
+_ERROR, _DONE = 2, 3  # NLMSG_*
+_REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _DUMP, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x300, 0x400
+_SOL_NETLINK, _STRICT = 270, 12  # NETLINK_GET_STRICT_CHK: a dump gives what it is asked for alone
 _UNIVERSE, _LINK, _UNICAST, _BLACKHOLE = 0, 253, 1, 6
 _DESTINATION, _INTERFACE, _METRIC, _SOURCE = 1, 4, 6, 7  # RTA_*
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, lengths, tos, table, protocol, scope, type, flags
+MAIN = 254  # the main table
 _FLAGS = {"add": _CREATE | _EXCLUSIVE, "replace": _CREATE | _REPLACE, "del": 0}
 
 
@@ -36,7 +42,7 @@ class RouteChange:
     network: Network
     interface: int | None = None
     source: Address | None = None  # address that packets of this host leave with
-    table: int = 254  # of routes, 1 to 255; 254 is the main table
+    table: int = MAIN  # of routes, 1 to 255
 
 
 class RouteSocket:
@@ -74,6 +80,48 @@ class RouteSocket:
                     waiting -= 1
                 at += (length + 3) & ~3
         return results
+
+    def left_behind(self) -> list[Network]:
+        """Networks of the main table with a blackhole of ours and no route of ours: the run that made them was killed.
+
+        A run that lives has a device's route in front of each of its blackholes.
+        """
+        blackholes: dict[Network, None] = {}
+        routes: set[Network] = set()
+        for network, kind in self._ours():
+            if kind == _BLACKHOLE:
+                blackholes[network] = None
+            else:
+                routes.add(network)
+        return [network for network in blackholes if network not in routes]
+
+    def _ours(self) -> Iterator[tuple[Network, int]]:
+        """Networks and types of our routes in the main table."""
+        with suppress(OSError):  # an old kernel gives all routes: they are looked through below in any case
+            self._socket.setsockopt(_SOL_NETLINK, _STRICT, 1)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            self._sequence += 1
+            length = _HEADER.size + _ROUTE.size
+            self._socket.send(
+                _HEADER.pack(length, _GET, _REQUEST | _DUMP, self._sequence, 0)
+                + _ROUTE.pack(family, 0, 0, 0, MAIN, PROTOCOL, 0, 0, 0)
+            )
+            yield from self._dumped(family)
+
+    def _dumped(self, family: int) -> Iterator[tuple[Network, int]]:
+        while True:
+            answers, at = self._socket.recv(1 << 17), 0
+            while at < len(answers):
+                length, kind, _, _, _ = _HEADER.unpack_from(answers, at)
+                if kind in (_DONE, _ERROR):
+                    return
+                message = answers[at : at + length]
+                at += (length + 3) & ~3
+                _, bits, _, _, table, protocol, _, route, _ = _ROUTE.unpack_from(message, _HEADER.size)
+                if kind != _NEW or table != MAIN or protocol != PROTOCOL:
+                    continue
+                any_address = "0.0.0.0" if family == socket.AF_INET else "::"
+                yield ip_network(f"{read_own(message).get('dst', any_address)}/{bits}"), route
 
 
 def is_ours(message: bytes) -> bool:

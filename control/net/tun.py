@@ -3,7 +3,7 @@
 The dataplane makes the device and keeps it while the gateway runs, so addresses and routes outlive a worker,
 and go with the gateway. Behind each route lies a blackhole with the worst metric: when the gateway is killed and
 the device with it, packets for the tunnel end there and do not follow the default route in clear. A clean stop
-removes it; the next start takes it over.
+removes it; the next start takes it over, or removes it where nothing of its own leads there (`remove_left_behind`).
 
 A remote range may hold the peers themselves (a client that sends everything through its server): their addresses are
 left out of it, so outer packets go the way they went before. What policies say of traffic with the peer itself is led
@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from ipaddress import summarize_address_range
 from pathlib import Path
@@ -53,6 +53,11 @@ class TunDevice:
     def index(self) -> int:
         """The interface's number; 0 before `open`."""
         return self._index
+
+    @property
+    def routes(self) -> Collection[Network]:
+        """The networks that lead into it."""
+        return self._routes.keys()
 
     async def open(self) -> None:
         """Give the device its addresses and MTU and bring it up. TunError says why that cannot be."""
@@ -148,6 +153,26 @@ class TunDevice:
                 log.error(
                     "%s: cannot %s the %s %s: %s", self.name, change.verb, what, network, error.strerror
                 )
+
+
+def remove_left_behind(devices: Iterable[TunDevice]) -> None:
+    """Remove blackholes of a run that was killed, which none of these devices has taken over.
+
+    To be called when everything that is to be held closed has its routes. Limit: of another gateway in the same
+    namespace that was killed, too, and has not been started again.
+    """
+    routing = RouteSocket()
+    try:
+        kept = {network for device in devices for network in device.routes}
+        left = [network for network in routing.left_behind() if network not in kept]
+        results = routing.change([RouteChange(verb="del", network=network) for network in left])
+    finally:
+        routing.close()
+    for network, error in zip(left, results, strict=True):
+        if error is not None and error.errno != errno.ESRCH:
+            log.error("cannot remove the blackhole for %s of an earlier run: %s", network, error.strerror)
+    if left:
+        log.info("blackholes of an earlier run are removed: %s", ", ".join(map(str, left[:8])))
 
 
 def _order(network: Network) -> tuple[int, int, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -113,3 +115,32 @@ def test_a_host_dials_in(lab: Lab, everything: bool) -> None:
         server.close()
     routes = lab.spaces["gwa"].run(["ip", "route", "show", "type", "blackhole"]).output()
     assert routes == ""
+
+
+def test_a_client_that_was_killed_opens_the_way_again_when_it_starts(lab: Lab) -> None:
+    """Blackholes hold the way closed after it was killed; the next run, which wants none of them, takes them away."""
+    tunnel = IkeTunnel.make(lab.directory)
+    server = gateway(lab, "gwb", tunnel, SERVER_TOML.format(directory=tunnel.directory))
+    text = CLIENT_TOML.format(directory=tunnel.directory, remote_ts=json.dumps(["0.0.0.0/0", "::/0"]))
+    client = gateway(lab, "gwa", tunnel, text)
+
+    def blackholes() -> str:
+        asked = [["ip", version, "route", "show", "type", "blackhole"] for version in ("-4", "-6")]
+        return "".join(lab.spaces["gwa"].run(each).output() for each in asked)
+
+    try:
+        server.wait_ready()
+        client.wait_ready()
+        client.follow("up", {"name": "office"})
+        wait_until(lambda: "0.0.0.0/1 " in blackholes(), timeout=10, what="routes")
+        assert client.program is not None
+        os.kill(client.program.pid, signal.SIGKILL)
+        client.program.wait(10)
+        assert "0.0.0.0/1 " in blackholes()
+        client.start()
+        client.wait_ready()
+        assert blackholes() == "", client.log(20)
+        assert "blackholes of an earlier run are removed: " in client.log(20)
+    finally:
+        client.close()
+        server.close()

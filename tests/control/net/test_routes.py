@@ -73,6 +73,24 @@ def test_many_routes_at_once(space: Space, version: int) -> None:
     routes.close()
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_a_killed_run_leaves_behind(space: Space, version: int) -> None:
+    """Blackholes without a route of ours before them; those of a run that lives, and other people's, are not meant."""
+    routes: RouteSocket = space.call(RouteSocket)
+    assert routes.left_behind() == []
+    wanted = [*networks(version, 100), ip_network("0.0.0.0/0" if version == 4 else "::/0")]
+    routes.change([RouteChange(verb="replace", network=each) for each in wanted])
+    alive, left = wanted[:40], wanted[40:]
+    routes.change([RouteChange(verb="add", network=each, interface=7) for each in alive])
+    routes.change([RouteChange(verb="replace", network=each, table=229) for each in alive[:5]])
+    other = "203.0.113.0/24" if version == 4 else "2001:db8:ffff::/48"
+    space.ip(f"route add blackhole {other} metric 4294967295")
+    assert set(routes.left_behind()) == set(left)
+    space.ip("link del dev7")
+    assert set(routes.left_behind()) == set(wanted)
+    routes.close()
+
+
 def test_refusals_belong_to_their_changes(space: Space) -> None:
     """What is there already, what is not there, a device that does not exist; the others are done."""
     routes: RouteSocket = space.call(RouteSocket)
