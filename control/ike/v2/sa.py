@@ -178,7 +178,12 @@ class IkeSa:
     @property
     def peer(self) -> Identity | str | None:
         """Who the peer has proven to be: its name in EAP, whose clients may all be alike in IKE, else its identity."""
-        if self.eap_identity is not None and self.connection.remote.auth is Auth.EAP:
+        # Of a client `eap_identity` is its own name, also where the server proves itself by EAP alone (RFC 5998).
+        if (
+            not self.first_initiator
+            and self.eap_identity is not None
+            and self.connection.remote.auth is Auth.EAP
+        ):
             return self.eap_identity
         return self.remote_id
 

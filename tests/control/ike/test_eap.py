@@ -368,6 +368,30 @@ def test_eap_only() -> None:
     assert both.a.established[0].remote_id == "vpn.example"
 
 
+def test_eap_only_servers_are_not_alike() -> None:
+    """A client's own name in EAP is not its servers': what replaces the IKE SA of one leaves that of another alone."""
+    names = ("vpn.example", "second.example")
+    ends = [
+        AuthSettings(auth=Auth.EAP, identity=Identity.parse(name), eap_methods=("tls",)) for name in names
+    ]
+    second = issue(ROOT, "second", [Identity.parse(names[1])], now=NOW)
+    both = Pair(
+        a=tuple(
+            client(("tls",), name=str(end.identity), remote=end, virtual_addresses=(), unique=Unique.REPLACE)
+            for end in ends
+        ),
+        b=tuple(server(("tls",), name=str(end.identity), local=end) for end in ends),
+        credentials_a=CERTIFICATE,
+        credentials_b=credentials(GATEWAY, second),
+    )
+    for name in names:
+        both.initiate("net", connection=name)
+        both.run()
+    both.run(60.0)
+    assert [each.remote_id for each in both.a.established] == list(names)
+    assert len(both.a.ikes) == len(both.b.ikes) == 2
+
+
 def test_eap_only_wants_a_safe_method() -> None:
     """RFC 5998 section 4: with a password method who plays the server could guess the password."""
     a, b = failures(pair(client(("mschapv2",), remote=NOTHING), server(("tls",), local=NOTHING), PASSWORD))
