@@ -21,6 +21,7 @@ cdef struct MbState:
     gcm_context_data context            # scratch of one GCM or GMAC call of the library
     GcmHash hashes[2]                   # of the packet being sealed and the one before
     uint32_t own_limit                  # GCM texts of up to so many bytes go to gcm_vaes.h; 0: none does
+    uint32_t own_mac_limit              # GMAC's likewise, where it has more than 16 bytes to hash
     uint32_t own_powers                 # where in Key.expanded it finds the hash key's powers
     IMB_MGR *manager                    # the library's choice for this CPU: ciphers, and most hashes
     IMB_MGR *sse                        # NULL, or a second one: SSE code with SHA-NI (see crypto_mb.pyx)

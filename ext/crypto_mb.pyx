@@ -1,10 +1,9 @@
 """The engine on libipsec-mb: x86 with AES-NI, code picked for the CPU at run time.
 
-A list is walked once. GCM and GMAC jobs are done on the spot, because at 64 bytes every nanosecond shows. GCM is done
-by code of our own (gcm_vaes.h) on the key data that the library expanded when the SA was made, for the lengths at
-which a trial when the engine is made finds it faster; else, as GMAC always, by one direct call of the library per
-packet. All other jobs are noted, and then done group by group; a group is one cipher with one key size and one
-integrity algorithm, of whatever SAs.
+A list is walked once. GCM and GMAC jobs are done on the spot, because at 64 bytes every nanosecond shows: by code of
+our own (gcm_vaes.h) on the key data that the library expanded when the SA was made, for the lengths at which a trial
+when the engine is made finds it faster; else by one direct call of the library per packet. All other jobs are noted,
+and then done group by group; a group is one cipher with one key size and one integrity algorithm, of whatever SAs.
 
 - ChaCha20-Poly1305, CCM, and of other ciphers the XCBC and CMAC go through the manager's ring: jobs may come back in
   any order or late, so each carries its position, and the ring is flushed before the list is returned.
@@ -53,6 +52,11 @@ cdef extern from "gcm_vaes.h":
     void gcm_vaes_seal_last(const GcmHash *hash) noexcept nogil
     bint gcm_vaes_open(const uint8_t *keys, uint32_t rounds, const uint8_t *powers, const uint8_t *nonce,
                        uint32_t aad_length, uint8_t *text, uint32_t length) noexcept nogil
+    void gcm_vaes_mac(uint8_t *tag, const uint8_t *keys, uint32_t rounds, const uint8_t *powers, const uint8_t *nonce,
+                      const uint8_t *text, uint32_t length) noexcept nogil
+    void gcm_vaes_mac_extended(uint8_t *tag, const uint8_t *keys, uint32_t rounds, const uint8_t *powers,
+                               const uint8_t *nonce, const uint8_t *aad, const uint8_t *text,
+                               uint32_t length) noexcept nogil
     uint32_t gcm_vaes_powers(const uint8_t *expanded, uint32_t rounds, uint32_t size) noexcept nogil
 
 cdef enum:
@@ -63,6 +67,9 @@ cdef enum:
     GROUP_CHACHA = 56           # or one of these, which none of those is
     GROUP_CCM = 57              # 128 and 256 bits
     GROUP_CCM_192 = 58
+    # What is neither GCM nor ESP's GMAC, by suite: AH's GMAC is the cipher NULL and an Integrity.
+    SUITE_OF_GMAC = SUITE_CIPHER | 7 << SUITE_INTEGRITY_SHIFT
+    AH_GMAC = CIPHER_NULL | INTEGRITY_AES_GMAC << SUITE_INTEGRITY_SHIFT
     GROUP_OPEN = 64             # added to `laid_out` for the direction
     NO_GROUP = 0xFFFFFFFF
     OWN_STRIDE = 2048           # bytes between the scratch packets of _choose_gcm
@@ -98,6 +105,9 @@ cdef void _seal(Engine *engine, JobList *list) noexcept nogil:
         elif job.suite & SUITE_CIPHER == CIPHER_AES_GMAC:
             _gmac(state, job, job.icv)
             job.ok = 1
+        elif job.suite & SUITE_OF_GMAC == AH_GMAC:
+            _gmac_of_packet(state, job, job.icv)
+            job.ok = 1
         else:
             groups |= _note(state, job, index)
     if begun:
@@ -121,7 +131,16 @@ cdef inline void _gmac(MbState *state, const Job *job, uint8_t *tag) noexcept no
     """RFC 4543 3.2: a GCM tag of nothing but AAD, which are SPI, number, IV and text. With ESN the number in it is
     longer than in the packet (RFC 4543 3.3), so that it comes in two pieces."""
     cdef uint32_t bits = job.suite >> SUITE_KEY_SHIFT & SUITE_KEY
+    cdef const uint8_t *keys = &job.key.expanded[0]
     cdef const gcm_key_data *expanded = <const gcm_key_data *>job.key.expanded
+    if likely(job.text_length - 1 < state.own_mac_limit, 1):
+        if likely(job.aad_length == 8, 1):
+            gcm_vaes_mac(tag, keys, _rounds_of(job), keys + state.own_powers, job.nonce, job.text - 16,
+                         job.text_length + 16)
+        else:
+            gcm_vaes_mac_extended(tag, keys, _rounds_of(job), keys + state.own_powers, job.nonce, job.aad, job.text,
+                                  job.text_length)
+        return
     if job.aad_length == 8:
         state.gcm_seal[bits](
             expanded, &state.context, job.text, job.text, 0, job.nonce, job.text - 16, job.text_length + 16, tag, 16)
@@ -130,6 +149,20 @@ cdef inline void _gmac(MbState *state, const Job *job, uint8_t *tag) noexcept no
     state.gmac_update[bits](expanded, &state.context, job.aad, job.aad_length)
     state.gmac_update[bits](expanded, &state.context, job.text - 8, job.text_length + 8)
     state.gmac_finalize[bits](expanded, &state.context, tag, 16)
+
+
+cdef inline void _gmac_of_packet(MbState *state, const Job *job, uint8_t *tag) noexcept nogil:
+    """AH's (RFC 4543 4): all from `esp` to the text's end is AAD, and with ESN the number's high half behind it."""
+    cdef const uint8_t *keys = &job.key.expanded[0]
+    cdef uint32_t length = <uint32_t>(job.text - job.esp) + job.text_length
+    if job.aad_length == 4:
+        memcpy(job.text + job.text_length, job.aad, 4)      # RFC 4302 2.5.1: appended, not sent
+        length += 4
+    if likely(length - 17 < state.own_mac_limit, 1):
+        gcm_vaes_mac(tag, keys, _rounds_of(job), keys + state.own_powers, job.nonce, job.esp, length)
+        return
+    state.gcm_seal[job.suite >> SUITE_KEY_SHIFT & SUITE_KEY](
+        <const gcm_key_data *>keys, &state.context, tag, job.esp, 0, job.nonce, job.esp, length, tag, 16)
 
 
 cdef inline uint64_t _note(MbState *state, Job *job, uint32_t index) noexcept nogil:
@@ -259,20 +292,9 @@ cdef void _seal_group(MbState *state, JobList *list, uint32_t group) noexcept no
 
 cdef uint32_t _hash(MbState *state, JobList *list, uint32_t count, uint32_t integrity) noexcept nogil:
     """The ICVs of state.jobs[:count]; returns how many were made."""
-    cdef uint32_t slot
-    cdef IMB_JOB *mb
-    cdef const Job *job
     if integrity < INTEGRITY_AES_XCBC:
         return IMB_SUBMIT_HASH_BURST_NOCHECK(state.hasher[integrity], state.jobs, count, _hash_of(integrity))
-    if integrity != INTEGRITY_AES_GMAC:
-        return _mac_by_ring(state, list, count, integrity)
-    for slot in range(count):
-        mb = &state.jobs[slot]
-        job = &list.jobs[state.position[slot]]
-        state.gcm_seal[job.suite >> SUITE_KEY_SHIFT & SUITE_KEY](
-            <const gcm_key_data *>job.key.expanded, &state.context, mb.auth_tag_output, mb.src, 0, job.nonce, mb.src,
-            mb.msg_len_to_hash_in_bytes, mb.auth_tag_output, 16)
-    return count
+    return _mac_by_ring(state, list, count, integrity)
 
 
 cdef uint32_t _mac_by_ring(MbState *state, JobList *list, uint32_t count, uint32_t integrity) noexcept nogil:
@@ -323,6 +345,7 @@ cdef void _open(Engine *engine, JobList *list) noexcept nogil:
     cdef uint64_t groups = 0
     cdef uint32_t index
     cdef uint8_t tag[16]
+    cdef uint8_t received[16]
     cdef Job *job
     cdef const Key *key
     state.others = 0
@@ -342,6 +365,10 @@ cdef void _open(Engine *engine, JobList *list) noexcept nogil:
         elif job.suite & SUITE_CIPHER == CIPHER_AES_GMAC:
             _gmac(state, job, tag)
             job.ok = same_icv16(tag, job.icv)
+        elif job.suite & SUITE_OF_GMAC == AH_GMAC:
+            memcpy(received, job.icv, 16)       # the high half of the number may go where the ICV arrived
+            _gmac_of_packet(state, job, tag)
+            job.ok = same_icv16(tag, received)
         else:
             groups |= _note(state, job, index)
     if groups:
@@ -736,15 +763,17 @@ cdef class MbEngine(EngineHandle):
             "engine": self.name,
             "library": f"libipsec-mb {_version()}",
             "architecture": _ARCHITECTURES.get(arch, str(arch)),
-            "aes_gcm": _gcm_name(self.state),
+            "aes_gcm": _gcm_name(self.state.own_limit),
+            "aes_gmac": _gcm_name(self.state.own_mac_limit),
             "sha256": _hasher_name(self.state, INTEGRITY_HMAC_SHA2_256),
             "sha1": _hasher_name(self.state, INTEGRITY_HMAC_SHA1),
             "cpu": [name for name, flag in _FLAGS.items() if flags & flag == flag],
         }
 
     def use_library_gcm(self, bint library) -> None:
-        """Leave all GCM to the library, or (False) what gcm_vaes.h can do to it however fast: for tests and benches."""
+        """Leave GCM and GMAC to the library, or (False) all that gcm_vaes.h can do to it: for tests and benches."""
         self.state.own_limit = TEXT_MAX if not library and self.state.own_powers else 0
+        self.state.own_mac_limit = self.state.own_limit
         _find_key_lines(&self.c)
 
     def use_sha_ni(self, bint wanted) -> bool:
@@ -775,11 +804,11 @@ _FLAGS = {
 }
 
 
-cdef str _gcm_name(const MbState *state):
-    """Which code does AES-GCM, for `features`."""
-    if state.own_limit == 0:
+cdef str _gcm_name(uint32_t limit):
+    """Which code does AES-GCM or GMAC, for `features`: ours up to `limit` bytes."""
+    if limit == 0:
         return "as architecture"
-    return "vaes" if state.own_limit == TEXT_MAX else f"vaes up to {state.own_limit} bytes, then as architecture"
+    return "vaes" if limit == TEXT_MAX else f"vaes up to {limit} bytes, then as architecture"
 
 
 cdef str _hasher_name(const MbState *state, uint32_t integrity):
@@ -851,9 +880,8 @@ cdef void _lay_scratch(IMB_JOB *mb, uint8_t *packet, uint32_t size, const uint8_
 
 
 cdef int _choose_gcm(MbState *state) except -1:
-    """Set own_limit: up to which length gcm_vaes.h is faster than the library (about 1 ms, and only with VAES)."""
+    """Set both own limits: up to which length gcm_vaes.h is faster than the library (about 1 ms, with VAES only)."""
     cdef uint64_t wanted = IMB_FEATURE_AVX2 | IMB_FEATURE_VAES | IMB_FEATURE_VPCLMULQDQ
-    cdef uint32_t size
     cdef uint8_t *packets = NULL
     cdef Key *key = NULL
     if state.manager.features & wanted != wanted:
@@ -866,44 +894,73 @@ cdef int _choose_gcm(MbState *state) except -1:
     state.manager.gcm128_pre(key.encryption, <gcm_key_data *>key.expanded)
     state.own_powers = gcm_vaes_powers(key.expanded, 10, KEY_EXPANDED)
     if state.own_powers:
-        for size in (80, 160, 320, 640, 1440):
-            if not _own_is_faster(state, key, packets, size):
-                break
-            state.own_limit = size
-        if state.own_limit == 1440:
-            state.own_limit = TEXT_MAX
+        state.own_limit = _limit_of_own(state, key, packets, _time_gcm)
+        state.own_mac_limit = _limit_of_own(state, key, packets, _time_gmac)
     free(key)
     free(packets)
     return 0
 
 
-cdef bint _own_is_faster(MbState *state, const Key *key, uint8_t *packets, uint32_t size) noexcept nogil:
-    """Time sealing of 64 packets both ways, the best of several."""
+# How long 64 packets of `size` bytes take, 2048 apart, in nanoseconds: by gcm_vaes.h or by the library.
+ctypedef uint64_t (*time_t)(MbState *state, const Key *key, uint8_t *packets, uint32_t size, bint own) noexcept nogil
+
+
+cdef uint32_t _limit_of_own(MbState *state, const Key *key, uint8_t *packets, time_t time_of) noexcept nogil:
+    """Up to how many bytes our code is faster, by the best of several attempts at five sizes; TEXT_MAX: at all."""
+    cdef uint32_t[5] sizes = [80, 160, 320, 640, 1440]
+    cdef uint32_t limit = 0
+    cdef uint32_t _attempt, choice, place
     cdef uint64_t best[2]
     cdef uint64_t took
-    cdef uint32_t _attempt, choice, index
+    for place in range(5):
+        best = [0xFFFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF]
+        for _attempt in range(7):
+            for choice in range(2):
+                took = time_of(state, key, packets, sizes[place], choice == 1)
+                if took < best[choice]:
+                    best[choice] = took
+        if best[1] >= best[0]:
+            return limit
+        limit = sizes[place]
+    return TEXT_MAX
+
+
+cdef uint64_t _time_gcm(MbState *state, const Key *key, uint8_t *packets, uint32_t size, bint own) noexcept nogil:
+    """Sealing."""
+    cdef uint64_t begun = now_ns()
+    cdef uint32_t index
     cdef uint8_t nonce[24]
     cdef uint8_t *text
     memset(nonce, 0, sizeof(nonce))
-    best = [0xFFFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF]
-    for _attempt in range(7):
-        for choice in range(2):
-            took = now_ns()
-            for index in range(64):
-                text = packets + OWN_STRIDE * index
-                if choice:
-                    gcm_vaes_seal(
-                        &state.hashes[index & 1], &state.hashes[~index & 1] if index else NULL, key.expanded, 10,
-                        key.expanded + state.own_powers, nonce, 8, text, size)
-                else:
-                    state.gcm_seal[0](<const gcm_key_data *>key.expanded, &state.context, text, text, size, nonce,
-                                      nonce + 12, 8, text + size, 16)
-            if choice:
-                gcm_vaes_seal_last(&state.hashes[1])
-            took = now_ns() - took
-            if took < best[choice]:
-                best[choice] = took
-    return best[1] < best[0]
+    for index in range(64):
+        text = packets + OWN_STRIDE * index
+        if own:
+            gcm_vaes_seal(
+                &state.hashes[index & 1], &state.hashes[~index & 1] if index else NULL, key.expanded, 10,
+                key.expanded + state.own_powers, nonce, 8, text, size)
+        else:
+            state.gcm_seal[0](<const gcm_key_data *>key.expanded, &state.context, text, text, size, nonce,
+                              nonce + 12, 8, text + size, 16)
+    if own:
+        gcm_vaes_seal_last(&state.hashes[1])
+    return now_ns() - begun
+
+
+cdef uint64_t _time_gmac(MbState *state, const Key *key, uint8_t *packets, uint32_t size, bint own) noexcept nogil:
+    """Hashing alone."""
+    cdef uint64_t begun = now_ns()
+    cdef uint32_t index
+    cdef uint8_t nonce[16]
+    cdef uint8_t *text
+    memset(nonce, 0, sizeof(nonce))
+    for index in range(64):
+        text = packets + OWN_STRIDE * index
+        if own:
+            gcm_vaes_mac(text + size, key.expanded, 10, key.expanded + state.own_powers, nonce, text, size)
+        else:
+            state.gcm_seal[0](<const gcm_key_data *>key.expanded, &state.context, text, text, 0, nonce, text, size,
+                              text + size, 16)
+    return now_ns() - begun
 
 
 cdef int _find_key_lines(Engine *engine) except -1:

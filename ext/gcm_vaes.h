@@ -4,14 +4,15 @@
  * packet most of its time goes into finding out which case it has. Here a text is cut into units of eight blocks and a
  * tail of at most eight, whose number picks a straight run of code. A packet's hash waits for the last round of its
  * own cipher, so sealing hashes one packet while it enciphers the next (gcm_vaes_seal), or one unit while it enciphers the
- * next (gcm_unit); opening has no such wait.
+ * next (gcm_unit); opening has no such wait. GMAC (gcm_vaes_mac) is a hash without a cipher, for AH and for ESP that
+ * enciphers nothing.
  *
  * Round keys are those of FIPS 197 in their order. The hash key's powers H^8 .. H^1 follow each other in memory, each
  * byte-reversed and multiplied by x, the form that saves a shift per product (Gueron, Kounavis: "Intel Carry-Less
  * Multiplication Instruction and its Usage for Computing the GCM Mode", 2010).
  *
  * Bounds: the ICV's 16 bytes follow the text. The last block is read and written over them and leaves them as they
- * were; nothing before the text and nothing behind the ICV is touched. Time depends on lengths alone: no table is
+ * were; nothing before the text and nothing behind the ICV is touched. GMAC reads what it covers and nothing else. Time depends on lengths alone: no table is
  * looked up by secret values, no branch taken on them.
  */
 #ifndef ESPLANADE_GCM_VAES_H
@@ -434,6 +435,106 @@ GCM_CALL int gcm_vaes_open(
         tag, gcm_crypt_last(hash.blocks, keys, rounds, start, 2 + 8 * units, text + 128 * units, hash.last));
     tag = _mm_xor_si128(tag, received);
     return _mm_testz_si128(tag, tag);
+}
+
+/* Moves the last n of 16 bytes to the front, reverses the block as gcm_reverse1 does and clears the rest: 16 bytes from n. */
+static const uint8_t gcm_last[32] = {
+    0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80,
+    15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0,
+};
+
+/* `head` and the `count` - 1 blocks at `text` enter the hash together; `count` is 1 to 8. */
+GCM_INLINE __m128i gcm_mac_begin(const uint32_t count, const uint8_t *powers, __m128i head, const uint8_t *text)
+{
+    GcmSum sum;
+    uint32_t at;
+    powers += 16 * (8 - count);
+    if (count == 1)
+        return gcm_times_h(powers - 112, head);
+    gcm_multiply_first(
+        &sum, _mm256_inserti128_si256(_mm256_castsi128_si256(head), gcm_reverse1(gcm_load(text)), 1),
+        gcm_load2(powers));
+#pragma GCC unroll 3
+    for (at = 1; at < count / 2; at++)
+        gcm_multiply(&sum, gcm_reverse(gcm_load2(text + 32 * at - 16)), gcm_load2(powers + 32 * at));
+    if (count & 1)
+        gcm_multiply(&sum, _mm256_zextsi128_si256(gcm_reverse1(gcm_load(text + 16 * (count - 2)))),
+                     _mm256_zextsi128_si256(gcm_load(powers + 16 * (count - 1))));
+    return gcm_reduce(&sum);
+}
+
+/* `head`, the `count` blocks at `text` (0 to 5), and the pair of the last block and the lengths. */
+GCM_INLINE __m128i gcm_mac_end(const uint32_t count, const uint8_t *powers, __m128i head, const uint8_t *text, __m256i pair)
+{
+    GcmSum sum;
+    uint32_t at;
+    gcm_multiply_first(&sum, pair, gcm_load2(powers + 96));
+    powers += 16 * (5 - count);
+    if (count & 1)
+        gcm_multiply(
+            &sum, _mm256_inserti128_si256(_mm256_castsi128_si256(head), gcm_reverse1(gcm_load(text)), 1),
+            gcm_load2(powers));
+    else
+        gcm_multiply(&sum, _mm256_zextsi128_si256(head), _mm256_zextsi128_si256(gcm_load(powers)));
+#pragma GCC unroll 2
+    for (at = count & 1; at < count; at += 2)
+        gcm_multiply(&sum, gcm_reverse(gcm_load2(text + 16 * at)), gcm_load2(powers + 16 * (at + 1)));
+    return gcm_reduce(&sum);
+}
+
+/* The tag of RFC 4543 3.2: of the block `first` and the `length` bytes at `text` (at least 1, and 16 bytes that may be
+ * read end with them), all of them AAD. `nonce` is 12 bytes, with anything behind them. */
+GCM_CALL __m128i gcm_vaes_mac_of(const uint8_t *keys, uint32_t rounds, const uint8_t *powers, const uint8_t *nonce,
+                                 __m128i first, const uint8_t *text, uint32_t length)
+{
+    const uint8_t *end = text + length;
+    const uint32_t whole = (length - 1) >> 4;       /* blocks at `text` before the last one */
+    const __m128i last = _mm_shuffle_epi8(gcm_load(end - 16), gcm_load(gcm_last + length - 16 * whole));
+    const __m128i lengths = _mm_set_epi64x(8 * (16 + (long long)length), 0);
+    const __m256i pair = _mm256_inserti128_si256(_mm256_castsi128_si256(last), lengths, 1);
+    __m128i mask = _mm_xor_si128(_mm_or_si128(gcm_start_of(nonce), _mm_set_epi32(0x01000000, 0, 0, 0)), gcm_load(keys));
+    __m128i hash = gcm_reverse1(first);
+    uint32_t round, units;
+    for (round = 1; round < rounds; round++)
+        mask = _mm_aesenc_si128(mask, gcm_load(keys + 16 * round));
+    mask = _mm_aesenclast_si128(mask, gcm_load(keys + 16 * rounds));
+#define GCM_END(n) case n: hash = gcm_mac_end(n, powers, hash, text, pair); break
+    switch (whole) {
+    GCM_END(0); GCM_END(1); GCM_END(2); GCM_END(3); GCM_END(4); GCM_END(5);
+    default:
+        /* Units of eight from the end: the last has six blocks and the pair, the first what is left. */
+        units = (whole - 6) >> 3;
+#define GCM_BEGIN(n) case n: hash = gcm_mac_begin(n + 1, powers, hash, text); text += 16 * n; break
+        switch ((whole - 6) & 7) {
+        GCM_EACH(GCM_BEGIN);
+        default:
+            hash = gcm_mac_begin(1, powers, hash, text);
+        }
+#undef GCM_BEGIN
+        for (; units > 0; units--, text += 128)
+            hash = gcm_hash_unit(powers, hash, text);
+        hash = gcm_mac_end(5, powers, _mm_xor_si128(hash, gcm_reverse1(gcm_load(text))), text + 16, pair);
+    }
+#undef GCM_END
+    return _mm_xor_si128(mask, gcm_reverse1(hash));
+}
+
+/* The same, of `length` bytes (more than 16) at `text`. */
+GCM_CALL void gcm_vaes_mac(uint8_t *tag, const uint8_t *keys, uint32_t rounds, const uint8_t *powers,
+                           const uint8_t *nonce, const uint8_t *text, uint32_t length)
+{
+    gcm_store(tag, gcm_vaes_mac_of(keys, rounds, powers, nonce, gcm_load(text), text + 16, length - 16));
+}
+
+/* The same, of the 12 bytes at `aad`, the 8 before `text`, and the `length` bytes (or none) there: what RFC 4543 3.3 covers
+ * where the number is longer than in the packet. The 16 bytes before `text` may be read. */
+GCM_CALL void gcm_vaes_mac_extended(uint8_t *tag, const uint8_t *keys, uint32_t rounds, const uint8_t *powers,
+                                    const uint8_t *nonce, const uint8_t *aad, const uint8_t *text, uint32_t length)
+{
+    uint8_t first[16];
+    memcpy(first, aad, 12);
+    memcpy(first + 12, text - 8, 4);
+    gcm_store(tag, gcm_vaes_mac_of(keys, rounds, powers, nonce, gcm_load(first), text - 4, length + 4));
 }
 
 /* Where in `expanded` (`size` bytes, round keys first) H^8 .. H^1 lie as they are wanted here; 0 where they do not. */

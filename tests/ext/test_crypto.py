@@ -146,6 +146,33 @@ def test_both_ways_of_gcm(name: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ENGINES if name == "ipsec-mb"])
+@pytest.mark.parametrize("bits", [128, 192, 256])
+@pytest.mark.parametrize("protocol", ["esp", "ah"])
+def test_both_ways_of_gmac(name: str, bits: int, protocol: str) -> None:
+    """The library's calls and our own code, with and without ESN, every length: the same ICVs, the same refusals."""
+    engine = open_engine(name)
+    chance = random.Random(bits)
+    suite = Suite(Cipher.AES_GMAC, bits // 8)
+    if protocol == "ah":
+        suite = Suite(Cipher.NULL, bits // 8, Integrity.AES_GMAC)
+    lengths = [*range(640), 1408, 1424, 1499, 8999, 9000] * 2
+    jobs = [replace(random_job(chance, suite=suite), text=chance.randbytes(length)) for length in lengths]
+    assert {len(job.aad) for job in jobs} == ({8, 12} if protocol == "esp" else {0, 4})
+    wanted = [expected(job)[1] for job in jobs]
+    for library in (True, False):
+        engine.use_library_gcm(library)
+        results = [each for at in range(0, len(jobs), 50) for each in engine.run("seal", jobs[at : at + 50])]
+        assert [result.icv for result in results] == wanted
+        assert all(result.text == job.text for result, job in zip(results, jobs, strict=True))
+        good = [sealed(job, result) for job, result in zip(jobs, results, strict=True)]
+        mixed = [flip(chance, job) if at % 3 == 0 else job for at, job in enumerate(good)]
+        opened = [each for at in range(0, len(jobs), 50) for each in engine.run("open", mixed[at : at + 50])]
+        assert [result.ok for result in opened] == [at % 3 != 0 for at in range(len(jobs))]
+    if {"avx2", "vaes", "vpclmulqdq"} <= set(engine.features()["cpu"]):
+        assert engine.features()["aes_gmac"] == "vaes"
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if name == "ipsec-mb"])
 @pytest.mark.parametrize("integrity", [Integrity.HMAC_SHA2_256, Integrity.HMAC_SHA1])
 def test_both_ways_of_hashing(name: str, integrity: Integrity) -> None:
     """SHA instructions and vectors, lists of mixed lengths and counts: whichever a trial would pick, the same ICVs."""
