@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from control.admin.feed import EventFeed
 from control.admin.steering import ChildTraffic
@@ -27,7 +27,6 @@ from control.ike.events import (
     ChildEstablished,
     ChildOutboundReady,
     ChildSa,
-    Closed,
     Event,
     IkeClosed,
     IkeFailed,
@@ -49,8 +48,9 @@ from control.pki.store import Credentials
 from control.reload import IkeChanges
 from control.sa.children import Children, Ways
 from control.sa.flusher import Flusher
+from control.sa.lent import LentAddresses, VirtualAddresses
 from control.sa.spd import Spd
-from control.sa.traps import left_behind, trap_of, traps
+from control.sa.traps import Traps
 from dataplane.api import DataPlane
 from dataplane.model import Address
 
@@ -63,18 +63,6 @@ FAREWELL = 1.0  # seconds that a stop waits for the answers to its deletes
 
 class IkeSetupError(Exception):
     """IKE cannot be set up as configured; the text says why."""
-
-
-class VirtualAddresses(Protocol):
-    """Who gives this host the addresses that a server lends us."""
-
-    addresses: set[Address]  # that are there now
-
-    async def add(self, addresses: Sequence[Address]) -> None:
-        """They are ours."""
-
-    async def remove(self, addresses: Sequence[Address]) -> None:
-        """They are not ours any more."""
 
 
 class IkeDaemon:
@@ -116,18 +104,15 @@ class IkeDaemon:
         self._connections = {connection.name: connection for connection in config.connections}
         self._credentials = credentials
         self._fetcher = CrlFetcher(credentials.crls, log=log.info)
-        self._addresses = addresses
-        self._lent: dict[int, tuple[Address, ...]] = {}  # to us, by IKE SA
-        self._left: set[tuple[str, str]] = set()  # children that left a trap, by connection and name
+        self._lent = LentAddresses(addresses)
+        self._traps = Traps(spd, source_address)
         self._loop = asyncio.get_running_loop()
         self._pumping = False  # a pump is due
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._addressing = asyncio.Lock()
-        self._flusher = Flusher(
-            spd, self._set_addresses
-        )  # routes that follow from policies want the addresses
+        self._watching: list[asyncio.Task[None]] = []  # those of them that may begin something
+        self._flusher = Flusher(spd, self._lent.settle)  # routes that follow from policies want the addresses
         self._gone = asyncio.Event()  # an IKE SA has gone
         self._watch = Watch(
             self.endpoint,
@@ -160,11 +145,13 @@ class IkeDaemon:
 
     async def start(self) -> None:
         """Set traps and begin what is configured to start."""
-        self.spd.set_traps(traps(self._config.connections, source_address))
+        self._traps.configure(self._config.connections)
         await self.spd.flush()
         self._run(self._flusher.run(), "policies")
-        self._run(self._watch.watch_traffic(), "child counters")
-        self._run(self._watch.watch_workers(), "workers' reports")
+        self._watching = [
+            self._run(self._watch.watch_traffic(), "child counters"),
+            self._run(self._watch.watch_workers(), "workers' reports"),
+        ]
         self._run(self._fetcher.run(), "revocation lists")
         for connection in self._config.connections:
             self._watch.start(connection)
@@ -172,9 +159,8 @@ class IkeDaemon:
 
     async def stop(self) -> None:
         """Say goodbye to every peer and wait a moment for their answers."""
-        for task in list(self._tasks):
-            if task.get_name() in ("workers' reports", "child counters"):
-                task.cancel()  # nothing begins any more
+        for task in self._watching:
+            task.cancel()  # nothing begins any more
         for each in self.snapshot():
             with self._guarded("close"):
                 self.endpoint.terminate_ike(each.id, self.now())
@@ -184,9 +170,7 @@ class IkeDaemon:
                 while self.snapshot():
                     self._gone.clear()
                     await self._gone.wait()
-        lent = self.lent_addresses()
-        self._lent.clear()
-        await self._addresses.remove(sorted(lent, key=str))
+        await self._lent.give_back()
 
     async def close(self) -> None:
         """Let everything go."""
@@ -199,10 +183,12 @@ class IkeDaemon:
         self.sockets.close()
         self.children.close()
 
-    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Have `work` done beside everything else; `close` ends it, and the log tells if it fails."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -271,7 +257,7 @@ class IkeDaemon:
         elif isinstance(event, ChildOutboundReady):
             self.children.outbound_ready(event.child)
         elif isinstance(event, ChildClosed):
-            self._leave_trap(
+            self._traps.closed(
                 event
             )  # first: its policies stay where they are then, and nothing passes in clear
             self.children.closed(event.child, replaced=event.replaced_by is not None)
@@ -279,45 +265,20 @@ class IkeDaemon:
             self.children.path_changed(event.ike, event.path, event.encapsulated)
         elif isinstance(event, IkeRekeyed):
             self.children.ike_rekeyed(event.ike, event.new)
-            if event.ike in self._lent:
-                self._lent[event.new] = self._lent.pop(event.ike)
+            self._lent.moved(event.ike, event.new)
         elif isinstance(event, IkeClosed | IkeFailed):
-            self._give_back(event.ike)
+            if self._lent.ended(event.ike):
+                self._run(self._lent.settle(), "virtual addresses")
+            self._gone.set()
         elif isinstance(event, VirtualAddressesAssigned):
-            self._lent[event.ike] = event.addresses
-            self._run(self._set_addresses(), "virtual addresses")
+            self._lent.assigned(event.ike, event.addresses)
+            self._run(self._lent.settle(), "virtual addresses")
         self._watch.happened(event)
         self.feed.publish([event])
 
-    def _leave_trap(self, event: ChildClosed) -> None:
-        """A child that traffic is to bring back has a policy from now on, if it had none by itself."""
-        connection = self._connections.get(event.connection)
-        children = connection.children if connection is not None else ()
-        child = next((each for each in children if each.name == event.name), None)
-        if connection is None or child is None:
-            return
-        if left_behind(event, child):
-            self._left.add((event.connection, event.name))
-            self.spd.add_trap(trap_of(connection, child, source_address))
-        elif event.why is Closed.LOCAL and (event.connection, event.name) in self._left:
-            self._left.discard((event.connection, event.name))
-            self.spd.remove_trap(event.connection, event.name)
-
-    def _give_back(self, ike: int) -> None:
-        if self._lent.pop(ike, ()):
-            self._run(self._set_addresses(), "virtual addresses")
-        self._gone.set()
-
     def lent_addresses(self) -> set[Address]:
         """What servers have lent us."""
-        return {address for lent in self._lent.values() for address in lent}
-
-    async def _set_addresses(self) -> None:
-        """Have exactly the addresses that are lent to us now."""
-        async with self._addressing:
-            while (wanted := self.lent_addresses()) != (have := set(self._addresses.addresses)):
-                await self._addresses.add(sorted(wanted - have, key=str))
-                await self._addresses.remove(sorted(have - wanted, key=str))
+        return self._lent.all()
 
     def _child_refused(self, child: ChildSa, text: str) -> None:
         """The dataplane cannot be given a child: its peer is told, too."""
@@ -328,7 +289,7 @@ class IkeDaemon:
             self.endpoint.terminate_child(child, self.now())
         self._pump_soon()
 
-    # ---- 4 timers
+    # ---- 4 the next timer
 
     def _arm(self) -> None:
         at = self.endpoint.next_timer()
@@ -373,8 +334,7 @@ class IkeDaemon:
             self._pools.set(config.pools)
         self._config, self._credentials, self.pools = config, credentials, config.pools
         self._connections = {connection.name: connection for connection in config.connections}
-        self._left = {each for each in self._left if each[0] not in touched and each not in ended}
-        self.spd.set_traps(traps(config.connections, source_address, self._left))
+        self._traps.configure(config.connections, forget=touched, ended=ended)
         await self.spd.flush()
         self._watch.connections = self._connections
         for connection in (*changes.added, *changes.changed):

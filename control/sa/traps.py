@@ -15,7 +15,7 @@ from control.ike.ends import SourceAddress, own_address, peer_address
 from control.ike.events import ChildClosed, Closed
 from control.ike.settings import ChildSettings, Connection, DpdAction, StartAction, TrafficSelector
 from control.sa.selectors import pairs, resolve
-from control.sa.spd import Trap
+from control.sa.spd import Spd, Trap
 from dataplane.model import Address
 
 
@@ -35,6 +35,46 @@ def traps(
             if trap.selectors:
                 found.append(trap)
     return found
+
+
+class Traps:
+    """The traps of one SPD: those of the configuration, and those that children leave behind when they go."""
+
+    def __init__(self, spd: Spd, source: SourceAddress) -> None:
+        self._spd = spd
+        self._source = source
+        self._connections: dict[str, Connection] = {}
+        self._left: set[tuple[str, str]] = set()  # children that left one behind, by connection and name
+
+    def configure(
+        self,
+        connections: Iterable[Connection],
+        *,
+        forget: Collection[str] = (),
+        ended: Collection[tuple[str, str]] = (),
+    ) -> None:
+        """Set the traps of these connections, now or anew.
+
+        What children left behind stays, but for those of the connections in `forget` and for the children `ended`.
+        """
+        self._connections = {connection.name: connection for connection in connections}
+        self._left = {each for each in self._left if each[0] not in forget and each not in ended}
+        self._spd.set_traps(traps(self._connections.values(), self._source, self._left))
+
+    def closed(self, event: ChildClosed) -> None:
+        """A child that traffic is to bring back has a policy from now on, if it had none by itself."""
+        connection = self._connections.get(event.connection)
+        children = connection.children if connection is not None else ()
+        child = next((each for each in children if each.name == event.name), None)
+        if connection is None or child is None:
+            return
+        name = (event.connection, event.name)
+        if left_behind(event, child):
+            self._left.add(name)
+            self._spd.add_trap(trap_of(connection, child, self._source))
+        elif event.why is Closed.LOCAL and name in self._left:
+            self._left.discard(name)
+            self._spd.remove_trap(*name)
 
 
 def left_behind(event: ChildClosed, child: ChildSettings) -> bool:
