@@ -901,11 +901,7 @@ cdef int _choose_gcm(MbState *state) except -1:
     return 0
 
 
-# How long 64 packets of `size` bytes take, 2048 apart, in nanoseconds: by gcm_vaes.h or by the library.
-ctypedef uint64_t (*time_t)(MbState *state, const Key *key, uint8_t *packets, uint32_t size, bint own) noexcept nogil
-
-
-cdef uint32_t _limit_of_own(MbState *state, const Key *key, uint8_t *packets, time_t time_of) noexcept nogil:
+cdef uint32_t _limit_of_own(MbState *state, const Key *key, uint8_t *packets, gcm_timer_t time_of) noexcept nogil:
     """Up to how many bytes our code is faster, by the best of several attempts at five sizes; TEXT_MAX: at all."""
     cdef uint32_t[5] sizes = [80, 160, 320, 640, 1440]
     cdef uint32_t limit = 0
