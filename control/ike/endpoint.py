@@ -32,7 +32,7 @@ from control.ike.pools import Pools
 from control.ike.settings import ChildSettings, Connection, EndpointSettings
 from control.ike.snapshot import IkeSnapshot
 from control.ike.v2 import receive, send, timers
-from control.ike.v2.choice import Connections
+from control.ike.v2.choice import Connections, still_meant
 from control.ike.v2.contacts import INITIATOR, RESPONSE, Contacts
 from control.ike.v2.cookies import Sender
 from control.ike.v2.initiation import Initiation, Packet
@@ -275,8 +275,17 @@ class Endpoint:
                 sa.path_error = text
 
     def set_connections(self, connections: Iterable[Connection]) -> None:
-        """New configuration; IKE SAs that are there keep what they were made by."""
+        """New configuration; IKE SAs keep what they were made by, those of peers once they are proven."""
         self._initiation.connections = Connections(connections)
+        for sa in self.registry:
+            if sa.handshake is not None and sa.suite is not None and not sa.initiator:
+                sa.handshake.connections = still_meant(
+                    sa.handshake.connections,
+                    self._initiation.connections,
+                    local=sa.path.local,
+                    remote=sa.path.remote,
+                    suite=sa.suite,
+                )
 
     def adopt(self, connections: Iterable[Connection]) -> None:
         """IKE SAs of connections of these names go on by the new ones: times, and which children there may be."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from control.ike.identity import Identity
+from control.ike.numbers import ADDITIONAL_KEY_EXCHANGES
+from control.ike.proposal import Proposal, Suite
 from control.ike.settings import Auth, Connection
 from dataplane.model import Address
 
@@ -58,6 +60,42 @@ class Connections:
                 ranked.append((-theirs, -ours, self._order[connection.name], connection))
         ranked.sort(key=lambda each: each[:3])
         return [each[3] for each in ranked]
+
+
+def accepts(connection: Connection, suite: Suite) -> bool:
+    """Whether the peer may still mean this connection, now that the suite is chosen.
+
+    A key exchange that the connection demands must be in it, too: not to offer it, and to be let in by another
+    connection's proposal, would be a way around it.
+    """
+    return any(
+        all(transform.id == 0 or transform in proposal.transforms for transform in suite.transforms)
+        and all(_has_additional(proposal, suite, kind) for kind in ADDITIONAL_KEY_EXCHANGES)
+        for proposal in connection.proposals
+    )
+
+
+def _has_additional(proposal: Proposal, suite: Suite, kind: int) -> bool:
+    wanted = proposal.of(kind)
+    chosen = next((each.id for each in suite.transforms if each.type == kind), 0)
+    return any(each.id == chosen for each in wanted) if wanted else chosen == 0
+
+
+def still_meant(
+    before: Iterable[Connection],
+    now: Connections,
+    *,
+    local: Address,
+    remote: Address,
+    suite: Suite,
+) -> tuple[Connection, ...]:
+    """Of the connections that a peer may have meant `before`, those that it may mean by another configuration.
+
+    Who has begun already gets in by nothing that is configured no more, and by what there is now.
+    """
+    names = {each.name for each in before}
+    fitting = now.by_addresses(local, remote)
+    return tuple(each for each in fitting if each.name in names and accepts(each, suite))
 
 
 def by_identities(

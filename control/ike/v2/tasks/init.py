@@ -23,7 +23,6 @@ from control.crypto.sk import Protection
 from control.ike.errors import PeerError, syntax_error
 from control.ike.events import Closed, Failure
 from control.ike.numbers import (
-    ADDITIONAL_KEY_EXCHANGES,
     Exchange,
     Group,
     HashAlgorithm,
@@ -33,7 +32,7 @@ from control.ike.numbers import (
 )
 from control.ike.proposal import NoProposalChosen, Proposal, Suite, select, suite_of
 from control.ike.settings import Choice, Connection
-from control.ike.v2 import nat
+from control.ike.v2 import choice, nat
 from control.ike.v2.handshake import Handshake
 from control.ike.v2.keys import SaKeys
 from control.ike.v2.parts import Feature
@@ -136,7 +135,7 @@ class IkeInit(Task):
         sa.peer_spi = message.header.initiator_spi
         sa.connection = connection
         sa.suite = suite
-        handshake.connections = tuple(each for each in self.candidates if _accepts(each, suite))
+        handshake.connections = tuple(each for each in self.candidates if choice.accepts(each, suite))
         handshake.nonce_r = sa.host.random(NONCE_LENGTH)
         handshake.request = message.data
         try:
@@ -309,25 +308,6 @@ def _choose(
             refusal = refusal or error
     assert refusal is not None
     raise refusal
-
-
-def _accepts(connection: Connection, suite: Suite) -> bool:
-    """Whether the peer may still mean this connection, now that the suite is chosen.
-
-    A key exchange that the connection demands must be in it, too: not to offer it, and to be let in by another
-    connection's proposal, would be a way around it.
-    """
-    return any(
-        all(transform.id == 0 or transform in proposal.transforms for transform in suite.transforms)
-        and all(_has_additional(proposal, suite, kind) for kind in ADDITIONAL_KEY_EXCHANGES)
-        for proposal in connection.proposals
-    )
-
-
-def _has_additional(proposal: Proposal, suite: Suite, kind: int) -> bool:
-    wanted = proposal.of(kind)
-    chosen = next((each.id for each in suite.transforms if each.type == kind), 0)
-    return any(each.id == chosen for each in wanted) if wanted else chosen == 0
 
 
 def _refused(kind: int, name: str, connection: Connection) -> PeerError:
