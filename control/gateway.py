@@ -34,7 +34,7 @@ from control.path_mtu import PathMtuKeeper
 from control.ports import PortSetupError, helper_specs, mirror_ports, port_specs
 from control.reload import Changes, compare
 from control.sa.spd import Spd
-from dataplane.api import DataPlane, DataPlaneError
+from dataplane.api import DataPlane, DataPlaneError, no_core_dumps
 from dataplane.model import Address, AdjacencySpec, Direction, PolicySpec, PortSpec, RouteSpec, SaSpec
 
 log = logging.getLogger("esplanade")
@@ -50,6 +50,7 @@ START_ERRORS = (StatusError, PortSetupError, DataPlaneError, TunError, HostError
 
 def run(config: Config, *, log_json: bool = False) -> int:
     """Run the gateway until SIGTERM or SIGINT; returns the exit status."""
+    no_core_dumps()  # secrets, private keys and IKE's own keys are in this process's memory
     logs.set_up(level=config.gateway.log_level, as_json=log_json or config.gateway.log_json)
     gc.set_threshold(*COLLECT)
     return asyncio.run(_run(config, log_json))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Self
 
 from dataplane.book import ETHERNET_DRIVERS, Book, DataPlaneError, named
+from dataplane.confine import no_core_dumps
 from dataplane.engine import open_engine
 from dataplane.layout import PORTS_MAX
 from dataplane.model import Address, Network, PortSpec
@@ -52,6 +53,7 @@ __all__ = [
     "SaStats",
     "SaTraffic",
     "WorkerStats",
+    "no_core_dumps",
 ]
 
 log = logging.getLogger(__name__)

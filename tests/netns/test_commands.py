@@ -82,6 +82,15 @@ def reload(gateway: Gateway) -> None:
     wait_for(lambda: gateway.status()["gateway"]["reloads"] > before)
 
 
+def test_no_process_leaves_a_core(gateways: tuple[Lab, Gateway, Gateway]) -> None:
+    """Control has the secrets, IKE's keys and a private key; workers have those of ESP."""
+    for gateway in gateways[1:]:
+        status = gateway.status()
+        for pid in (status["gateway"]["pid"], *(worker["pid"] for worker in status["workers"])):
+            limits = Path(f"/proc/{pid}/limits").read_text()
+            assert limits.split("Max core file size")[1].split()[:2] == ["0", "0"]
+
+
 def test_commands(gateways: tuple[Lab, Gateway, Gateway], tmp_path: Path) -> None:
     lab, a, b = gateways
     # Nothing is up, and nothing is called that.
