@@ -6,6 +6,9 @@ Files are named here and read by the credential store; relative paths begin at t
 
 from __future__ import annotations
 
+import codecs
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -202,8 +205,9 @@ def _secret(found: Credentials, table: Table) -> bytes | None:
     path = found.path(file)
     try:
         with path.open("rb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
             data = stream.read(_FILE_MOST + 1)
-        text = data.decode().strip("\r\n")
+        text = data.removeprefix(codecs.BOM_UTF8).decode().strip("\r\n")
     except OSError as error:
         table.error("file", f"{path} cannot be read: {error.strerror}")
         return None
@@ -215,6 +219,10 @@ def _secret(found: Credentials, table: Table) -> bytes | None:
             "file", f"{path} has more than one line of at most {_FILE_MOST} bytes; want the secret alone"
         )
         return None
+    if mode & 0o077:
+        table.warn(
+            "file", f"{path} has mode {mode:04o}, so others can read or change it; run: chmod 600 {path}"
+        )
     return _parsed(table, "file", text)
 
 

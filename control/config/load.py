@@ -6,6 +6,7 @@ on, so that one run of the program shows all of them.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -48,7 +49,9 @@ def load(path: str | os.PathLike[str]) -> Config:
     except OSError as error:
         raise ConfigError(source, [Problem(path="", message=f"cannot be read: {error.strerror}")]) from None
     try:
-        values = tomllib.loads(data.decode("utf-8"))
+        values = tomllib.loads(
+            data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        )  # as Windows' editors write it
     except UnicodeDecodeError as error:
         raise ConfigError(source, [Problem(path="", message=f"is not UTF-8 at byte {error.start}")]) from None
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:

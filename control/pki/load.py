@@ -100,6 +100,7 @@ class _Reader:
             chain += self._certificates("chain", path, more) if more is not None else []
         if files.key is not None or b"PRIVATE KEY-----" in data:
             key = self._key(files, files.key or files.certificate)
+        if key is not None:
             self._check_mode(files.key or files.certificate)
         if key is not None and _public(key) != _spki(certificate):
             self._problem(

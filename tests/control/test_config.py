@@ -531,6 +531,9 @@ def test_warnings(tmp_path: Path) -> None:
     assert any(f"chmod 600 {path}" in str(warning) for warning in load(path).warnings)
     path.chmod(0o600)
     assert load(path).warnings == ()
+    # As Windows' editors write it: marked as UTF-8, with carriage returns.
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load(path).sas == parse(tomllib.loads(text)).sas
     values = tomllib.loads(text)
     del values["policy"][0]["in"]
     del values["sa"][1]

@@ -506,6 +506,24 @@ def test_warnings() -> None:
     assert any("ike.export_keys" in line for line in warnings)
 
 
+def test_a_secret_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """Who may read it is said; how an editor ends its line, or marks its text, is no part of it."""
+    path, secret = tmp_path / "x.toml", tmp_path / "psk"
+    path.write_text(SHORTEST.replace(f'psk = "{SECRET}"\n', "") + '[secrets.them]\nfile = "psk"\n')
+    for content in (SECRET.encode(), b"\xef\xbb\xbf" + SECRET.encode() + b"\r\n"):
+        secret.write_bytes(content)
+        secret.chmod(0o600)
+        [key] = load(path).ike.credentials.preshared_keys
+        assert key.secret == SECRET.encode()
+    assert not [each for each in load(path).warnings if "psk" in str(each)]
+    secret.chmod(0o640)
+    [warning] = [str(each) for each in load(path).warnings if str(secret) in str(each)]
+    assert (
+        warning.startswith("secrets.them.file: ")
+        and "has mode 0640, so others can read or change it" in warning
+    )
+
+
 def test_a_file_with_secrets_is_private(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text(SHORTEST)

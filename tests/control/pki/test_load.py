@@ -82,6 +82,10 @@ def test_pem_der_and_pkcs12(tmp_path: Path) -> None:
     settings = own(tmp_path, certificate=write(tmp_path / "gw.p12", bundle), key=None, password="tell nobody")
     loaded = load_credentials(settings, clock=NOW.timestamp).certificates[0]
     assert loaded.key is not None and loaded.chain == (MIDDLE.certificate,)
+    settings.certificates[0].certificate.chmod(0o644)
+    warned: list[str] = []
+    load_credentials(settings, clock=NOW.timestamp, warn=lambda problem: warned.append(str(problem)))
+    assert len(warned) == 1 and "gw.p12 has mode 644, so that others can read it" in warned[0]
 
 
 def test_a_key_of_another_certificate(tmp_path: Path) -> None:
