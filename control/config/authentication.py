@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from control.config.credentials import Credentials, is_path, read_secret, warn_short
 from control.config.problems import kind, nearest, show
 from control.config.table import Table
+from control.config.unsupported import AUTHENTICATION, SIDE
 from control.ike.identity import Identity
 from control.ike.settings import Auth, AuthSettings, Network
 from control.pki.settings import PresharedKey
@@ -45,7 +46,7 @@ def read_side(connection: Table, key: str, credentials: Credentials) -> AuthSett
         )
     settings = replace(settings, identity=table.parsed("id", _identity))
     settings = _method(connection, table, settings)
-    table.finish()
+    table.finish(SIDE)
     return settings
 
 
@@ -85,6 +86,10 @@ def _method(connection: Table, table: Table, settings: AuthSettings) -> AuthSett
         return replace(settings, auth=Auth.EAP, eap_methods=methods)
     if word in ("psk", "none") and not rest:
         return replace(settings, auth=Auth(word))
+    why = AUTHENTICATION.get(text.lower(), AUTHENTICATION.get(word))
+    if why is not None:
+        table.error("auth", f"got {show(text)}, {why}; want {_AUTH}")
+        return settings
     table.error("auth", f"got {show(text)}, want {_AUTH}{nearest(text, ('psk', 'pubkey', 'eap-mschapv2'))}")
     return settings
 

@@ -11,6 +11,7 @@ from control.config.proposals import read_proposals
 from control.config.sas import dscp_of, fragment_of, replay_window, tfc_dummies, tfc_padding
 from control.config.selectors import parse_selector
 from control.config.table import Table
+from control.config.unsupported import CHILD, MODES
 from control.config.values import parse_duration, parse_size
 from control.ike.numbers import Protocol
 from control.ike.proposal import Proposal
@@ -59,7 +60,7 @@ def read_child(
     before = len(table.report.problems)
     local, remote = _selectors(table, "local_ts"), _selectors(table, "remote_ts")
     proposals = _proposals(table, remote_access=remote_access)
-    mode = Mode(table.choice("mode", [each.value for each in Mode], "tunnel") or "tunnel")
+    mode = Mode(table.choice("mode", [each.value for each in Mode], "tunnel", MODES) or "tunnel")
     _check_ah(table)
     if mode is Mode.TRANSPORT:
         _check_transport(table, local, remote, lends=dials_in or remote_access)
@@ -90,7 +91,7 @@ def read_child(
         per_cpu_sas=table.boolean("per_cpu_sas", False),
     )
     if not embedded:
-        table.finish()
+        table.finish(CHILD)
     _check_families(table, local, remote)
     return settings if len(table.report.problems) == before else None
 
@@ -134,8 +135,9 @@ def _check_families(
 
 def _check_ah(table: Table) -> None:
     """What is ESP's alone."""
-    if table.has("ah_proposals") and table.has("tfc_dummies"):
-        table.error("tfc_dummies", "has no meaning with ah_proposals: AH hides nothing")
+    for key in ("tfc_dummies", "tfc_padding"):
+        if table.has("ah_proposals") and table.has(key):
+            table.error(key, "has no meaning with ah_proposals: AH hides nothing")
 
 
 def _check_transport(

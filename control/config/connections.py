@@ -17,6 +17,7 @@ from control.config.credentials import Credentials
 from control.config.problems import kind, nearest, show
 from control.config.proposals import read_proposals
 from control.config.table import Table, is_name
+from control.config.unsupported import CHILD, CONNECTION, OVER_TCP
 from control.config.values import parse_address, parse_outer
 from control.ike.ends import peer_address
 from control.ike.numbers import Protocol
@@ -36,6 +37,7 @@ _ANY = ("%any", "%any4", "%any6", "any", "0.0.0.0", "::", "0.0.0.0/0", "::/0")
 _OUTER = 'an address, a network, "%any", or a list of them'
 _FRAGMENTATION = {"no": Choice.NO, "accept": Choice.YES, "yes": Choice.YES, "force": Choice.FORCE}
 _CHILDLESS = {"never": Choice.NO, "allow": Choice.YES, "force": Choice.FORCE}
+_SIDES = ("local", "remote")
 _PAIRS_MOST = 256  # pairs of selectors of one child
 
 
@@ -112,7 +114,8 @@ def _read(table: Table, name: str, credentials: Credentials, defaults: Defaults)
     _check_times(table, connection)
     _check_ah(table, connection)
     _check_ppk(table, connection, [key.id for key in credentials.postquantum_keys])
-    table.finish()
+    _check_rounds(table)
+    table.finish({**CHILD, **CONNECTION})
     return connection if len(table.report.problems) == before else None
 
 
@@ -225,6 +228,10 @@ def _mobike(table: Table, children: Sequence[ChildSettings]) -> bool:
 
 
 def _encap(table: Table, needed: bool) -> bool:
+    if table.values.get("encap") == "tcp":
+        table.raw("encap")
+        table.error("encap", f"got 'tcp', {OVER_TCP}")
+        return needed
     encap = table.boolean("encap", needed)
     if needed and not encap:
         table.error(
@@ -251,6 +258,18 @@ def _check_times(table: Table, connection: Connection) -> None:
     for key, time in (("rekey_time", connection.rekey_time), ("reauth_time", connection.reauth_time)):
         if time and connection.random_time >= time:
             table.error("rand_time", f"got {connection.random_time:g} s, want less than {key} ({time:g} s)")
+
+
+def _check_rounds(table: Table) -> None:
+    """`local2`, `remote-eap`: swanctl's further rounds of authentication."""
+    for key in table.values:
+        if key not in _SIDES and isinstance(table.values[key], dict) and key.startswith(_SIDES):
+            table.raw(key)
+            table.error(
+                key,
+                "is a further round of authentication (RFC 4739), which is not supported; "
+                "want one local and one remote",
+            )
 
 
 def _check_ppk(table: Table, connection: Connection, known: Sequence[str]) -> None:

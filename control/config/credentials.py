@@ -14,6 +14,7 @@ from pathlib import Path
 
 from control.config.problems import nearest, show
 from control.config.table import Report, Table
+from control.config.unsupported import AUTHORITY, CERTIFICATE, SECRETS
 from control.config.values import parse_secret
 from control.ike.identity import Identity
 from control.pki.settings import (
@@ -115,7 +116,7 @@ def _read_certificate(found: Credentials, name: str, table: Table) -> None:
     key = table.text("key")
     chain = table.parsed_list("chain", found.path, want="the path of a CA certificate, or a list of them")
     password = table.text("password", secret=True)
-    table.finish()
+    table.finish(CERTIFICATE)
     found.certificates[name] = CertificateFiles(
         name=name,
         certificate=found.path(certificate or ""),
@@ -129,7 +130,7 @@ def _read_authority(found: Credentials, name: str, table: Table) -> None:
     certificate = table.text("certificate", required="the path of a CA certificate (PEM or DER)")
     crls = table.parsed_list("crls", found.path, want="the path of a CRL, or a list of them")
     urls = table.parsed_list("crl_urls", _url, want="a URL, or a list of them")
-    table.finish()
+    table.finish(AUTHORITY)
     found.authorities[name] = AuthorityFiles(
         name=name,
         certificate=found.path(certificate or ""),
@@ -161,7 +162,7 @@ def _read_secret(found: Credentials, secrets: Table, name: str) -> None:
             warn_short(secrets, name, secret)
         return
     table = Table(found.report, secrets.key(name), value)
-    sort = table.choice("type", ("ike", "eap", "ppk"), "ike")
+    sort = table.choice("type", ("ike", "eap", "ppk"), "ike", SECRETS)
     secret = _secret(found, table)
     if sort == "ike":
         identities = table.parsed_list("id", Identity.parse, want="an identity, or a list of them")

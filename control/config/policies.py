@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from control.config.problems import kind, nearest, show
 from control.config.table import Table
+from control.config.unsupported import POLICY
 from control.config.values import (
     ANY_RANGES,
     ICMP_PROTOCOLS,
     PORT_PROTOCOLS,
     AddressRange,
+    no_ports,
     parse_icmp,
     parse_ports,
     parse_protocol,
@@ -51,7 +53,7 @@ def read_policies(tables: list[Table], sa_names: list[str]) -> list[Policy]:
         outbound = _sa_name(table, "out", sa_names)
         inbound = _inbound(table, sa_names)
         _check_action(table, action)
-        table.finish()
+        table.finish(POLICY)
         if name is None or len(table.report.problems) > before:
             continue
         specs = tuple(
@@ -145,7 +147,7 @@ def _ports(table: Table, key: str, protocol: int | None) -> tuple[int, int]:
         table.error(
             key,
             f"needs protocol = {', '.join(PORT_PROTOCOLS.values())}; got protocol "
-            f"{protocol if protocol else 'any'}, which has no ports",
+            f"{protocol if protocol else 'any'}, {no_ports(protocol)}",
         )
         return ANY_PORTS
     if isinstance(value, int) and not isinstance(value, bool):

@@ -7,6 +7,7 @@ from ipaddress import ip_network
 
 from control.config.problems import show
 from control.config.table import Table, is_name
+from control.config.unsupported import POOL
 from control.config.values import AddressRange, parse_address, parse_ranges
 from control.ike.settings import Network, PoolSettings
 
@@ -25,7 +26,7 @@ def read_pools(tables: Sequence[tuple[str, Table]]) -> tuple[PoolSettings, ...]:
         dns = table.parsed_list("dns", parse_address, want="an address, or a list of them") or []
         domains = table.parsed_list("domains", _domain, want="a domain, or a list of them") or []
         split = table.parsed_list("split_include", _network, want="a network, or a list of them") or []
-        table.finish()
+        table.finish(POOL)
         pools.append(
             PoolSettings(
                 name=name,

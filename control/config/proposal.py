@@ -31,6 +31,11 @@ def parse_proposal(text: str) -> EspProposal:
                 f"but {word!r} belongs to a key exchange, and these keys are written by hand; want it left out"
             )
         if transform.type in chosen:
+            if "null" in text.strip().lower().split("-"):
+                # RFC 8221 section 4: encryption must be authenticated.
+                raise ValueError(
+                    "whose null takes the place of integrity, which there must be; want -sha256 there"
+                )
             raise ValueError(_TWICE[transform.type])
         chosen[transform.type] = transform
     cipher = chosen.get(TransformType.ENCR)

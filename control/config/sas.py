@@ -5,7 +5,8 @@ from __future__ import annotations
 from control.config.problems import kind, show
 from control.config.proposal import AH_EXAMPLES, EXAMPLES, format_proposal, parse_ah_proposal, parse_proposal
 from control.config.table import Table
-from control.config.values import parse_address, parse_hex, parse_spi
+from control.config.unsupported import MODES, OVER_TCP, PROTOCOLS, SA
+from control.config.values import parse_address, parse_hex, parse_spi, parse_unicast
 from dataplane.model import (
     DUMMIES_MOST,
     REPLAY_WINDOW,
@@ -28,15 +29,15 @@ def read_sa(table: Table) -> SaSpec | None:
     before = len(table.report.problems)
     name = table.name()
     direction = table.choice("direction", ("in", "out"), None)
-    mode = Mode(table.choice("mode", tuple(mode.value for mode in Mode), "tunnel") or "tunnel")
+    mode = Mode(table.choice("mode", tuple(mode.value for mode in Mode), "tunnel", MODES) or "tunnel")
     spi = _spi(table)
-    local = table.parsed("local", parse_address, required="this gateway's outer address")
-    remote = table.parsed("remote", parse_address, required="the peer's outer address")
+    local = table.parsed("local", parse_unicast, required="this gateway's outer address")
+    remote = table.parsed("remote", parse_unicast, required="the peer's outer address")
     if local is not None and remote is not None and local.version != remote.version:
         table.error(
             "remote", f"got an IPv{remote.version} address and local is IPv{local.version}, want one family"
         )
-    protocol = Protocol[(table.choice("protocol", ("esp", "ah"), "esp") or "esp").upper()]
+    protocol = Protocol[(table.choice("protocol", ("esp", "ah"), "esp", PROTOCOLS) or "esp").upper()]
     if protocol is Protocol.AH:
         proposal = table.parsed(
             "proposal", parse_ah_proposal, required=f"integrity algorithms such as {AH_EXAMPLES}"
@@ -48,9 +49,16 @@ def read_sa(table: Table) -> SaSpec | None:
     largest = 2**64 - 2 if proposal is not None and proposal.esn else 2**32 - 1
     sequence = table.integer("sequence", 1, largest, 1, "the first number to send or expect")
     window = replay_window(table)
+    if proposal is not None and proposal.esn and window == 0:
+        # RFC 4303 appendix A2: the window is what tells the high half of a number.
+        table.error(
+            "replay_window",
+            f"got 0 (off), which extended sequence numbers cannot do without; want 64 to {REPLAY_WINDOW}",
+        )
     encap = _encap(table)
-    if protocol is Protocol.AH and table.has("tfc_dummies"):
-        table.error("tfc_dummies", 'has no meaning with protocol = "ah", which hides nothing')
+    for key in ("tfc_dummies", "tfc_padding"):
+        if protocol is Protocol.AH and table.has(key):
+            table.error(key, 'has no meaning with protocol = "ah", which hides nothing')
     if protocol is Protocol.AH and encap is not None:
         table.error(
             "encap", "has no place with AH, which protects the very addresses that NAT changes; want ESP"
@@ -67,7 +75,7 @@ def read_sa(table: Table) -> SaSpec | None:
     df = table.choice("df", tuple(df.value for df in Df), "copy") or "copy"
     mss_clamp = table.boolean("mss_clamp", False)
     fragment, padding, dummies = fragment_of(table), tfc_padding(table), tfc_dummies(table)
-    table.finish()
+    table.finish(SA)
     if len(table.report.problems) > before:
         return None
     if (
@@ -169,6 +177,9 @@ def _encap(table: Table) -> Encap | None:
     """`true` for port 4500 both ways, or the two ports."""
     value = table.raw("encap")
     if value is None or value is False:
+        return None
+    if value == "tcp":
+        table.error("encap", f"got 'tcp', {OVER_TCP}")
         return None
     if value is True:
         return Encap()

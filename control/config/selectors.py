@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from control.config.values import (
     ICMP_PROTOCOLS,
     PORT_PROTOCOLS,
+    no_ports,
     parse_icmp,
     parse_ports,
     parse_protocol,
@@ -68,6 +69,7 @@ def _protocol_and_ports(text: str) -> tuple[int, tuple[int, int]]:
         return protocol, parse_icmp(port)
     if protocol not in PORT_PROTOCOLS:
         raise ValueError(
-            f"whose protocol {word.strip() or 'any'} has no ports; want one of {', '.join(PORT_PROTOCOLS.values())}"
+            f"whose protocol is {word.strip() or 'any'}, {no_ports(protocol)}; "
+            f"want one of {', '.join(PORT_PROTOCOLS.values())}"
         )
     return protocol, parse_ports(str(SERVICES.get(port, port)))

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from control.config.problems import Problem, kind, nearest, show
+from control.config.unsupported import Unsupported
 
 T = TypeVar("T")
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 _BARE = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,63}")
 
@@ -126,8 +129,10 @@ class Table:
             return default
         return value
 
-    def choice(self, key: str, choices: Iterable[str], default: str | None) -> str | None:
-        """One of a few words; without a default the key is required."""
+    def choice(
+        self, key: str, choices: Iterable[str], default: str | None, refused: Mapping[str, str] = NOTHING
+    ) -> str | None:
+        """One of a few words; without a default the key is required. `refused`: others' words, and why."""
         words = list(choices)
         want = (
             " or ".join(f'"{word}"' for word in words)
@@ -139,7 +144,10 @@ class Table:
             return default
         if value.lower() in words:
             return value.lower()
-        self.error(key, f"got {show(value)}, want {want}{nearest(value, words)}")
+        if value.lower() in refused:
+            self.error(key, f"got {show(value)}, {refused[value.lower()]}; want {want}")
+        else:
+            self.error(key, f"got {show(value)}, want {want}{nearest(value, words)}")
         return default
 
     def parsed(self, key: str, parse: Callable[[str], T], *, required: str = "") -> T | None:
@@ -174,11 +182,15 @@ class Table:
                 self.error(where, f"got {show(entry)}, {error}")
         return found if len(found) == len(entries) else None
 
-    def finish(self) -> None:
-        """Report the keys that are not part of this table."""
-        for key in self.values:
-            if key not in self._known:
+    def finish(self, unsupported: Mapping[str, Unsupported] = NOTHING) -> None:
+        """Report the keys that are not part of this table; of those in `unsupported`, why."""
+        for key, value in self.values.items():
+            if key in self._known:
+                continue
+            if key not in unsupported:
                 self.error(_quoted(key), f"is not a known key{nearest(key, self._known)}")
+            elif not unsupported[key].takes(value):
+                self.error(key, f"got {show(value)}, and {unsupported[key].why}")
 
 
 def _quoted(key: str) -> str:

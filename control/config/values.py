@@ -38,6 +38,8 @@ PROTOCOLS = {
     "gre": 47,
     "esp": 50,
     "ah": 51,
+    "ipcomp": 108,
+    "mh": 135,
     "icmpv6": 58,
     "ipv6-icmp": 58,
     "eigrp": 88,
@@ -49,9 +51,11 @@ PROTOCOLS = {
     "udplite": 136,
 }
 ICMP_PROTOCOLS = (1, 58)
+MOBILITY = 135
 PORT_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 
 _ICMP_TYPE = re.compile(r"(\d{1,3})(?:\((\d{1,3})(?:-(\d{1,3}))?\))?")
+_NAMELIKE = re.compile(r"[g-z@=]", re.IGNORECASE)
 _SPI = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,10}")
 
 AddressRange = tuple[Address, Address]  # first and last, inclusive, of one family
@@ -66,6 +70,25 @@ def parse_address(text: str) -> Address:
     if isinstance(address, IPv6Address) and address.scope_id:
         raise ValueError("want an address without zone (%...)")
     return address
+
+
+def parse_unicast(text: str) -> Address:
+    """The address of one host: what an SA's end can be."""
+    address = parse_address(text)
+    if address.is_multicast:
+        raise ValueError(
+            "which is a group's, and SAs of groups (RFC 5374) are not supported; want one host's"
+        )
+    if address.is_unspecified or address == IPv4Address("255.255.255.255"):
+        raise ValueError("which is no host's address; want one")
+    return address
+
+
+def no_ports(protocol: int | None) -> str:
+    """What is to be said where ports are asked of a protocol that has none."""
+    if protocol == MOBILITY:
+        return "whose message types (RFC 4301 section 4.4.1.1) cannot be selected"
+    return "which has no ports"
 
 
 def parse_interface_address(text: str) -> IPv4Interface | IPv6Interface:
@@ -94,6 +117,10 @@ def _one_range(text: str) -> AddressRange:
     want = 'want an address, a prefix (10.1.0.0/16), a range (10.1.0.1-10.1.0.9) or "any"'
     if "%" in text:
         raise ValueError(f"which has a zone; {want}")
+    if _NAMELIKE.search(text):
+        raise ValueError(
+            f"which is a name, and selectors by name (RFC 4301 section 4.4.1.1) are not supported; {want}"
+        )
     if "-" in text:
         left, _, right = text.partition("-")
         try:
@@ -215,11 +242,16 @@ def parse_size(text: str) -> int:
 
 def parse_outer(text: str) -> Address | IPv4Network | IPv6Network:
     """One end of an IKE SA's path: an address, or a network that addresses may be of."""
+    want = 'want an address, a network such as 198.51.100.0/24, or "%any"'
     try:
-        return ip_network(text) if "/" in text else parse_address(text)
+        outer = ip_network(text) if "/" in text else parse_address(text)
     except ValueError as error:
-        hint = "" if "/" not in text else f" ({error})"
-        raise ValueError(f'want an address, a network such as 198.51.100.0/24, or "%any"{hint}') from None
+        raise ValueError(f"{want} ({error})" if "/" in text else want) from None
+    if outer.is_multicast:
+        raise ValueError(
+            f"which is a group's, and SAs of groups (RFC 5374) are not supported; {want} of hosts"
+        )
+    return outer
 
 
 def parse_secret(text: str) -> bytes:

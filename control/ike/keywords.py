@@ -164,10 +164,32 @@ _SHOWN_ONLY: dict[tuple[int, int], str] = {
     (TransformType.KE, Group.ML_KEM_512): "mlkem512",
 }
 
-_BROKEN = "is broken or obsolete (RFC 8221, RFC 8247)"
+# Of every word that strongSwan or a registry has for an algorithm, what is wrong with it and what is there instead.
+_BROKEN = "is broken or obsolete (RFC 8221, RFC 8247); use"
+_SIZES = ("", "128", "192", "256")
+_ICVS = (8, 12, 16, 64, 96, 128)
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
-        ("3des", "des", "blowfish", "cast128", "rc5", "idea", "md5", "md5_128", "prfmd5"), _BROKEN
+        (
+            *("3des", "des", "des_iv64", "des_iv32", "3idea", "idea", "rc5", "cast", "cast128"),
+            *(f"blowfish{bits}" for bits in _SIZES),
+        ),
+        f"{_BROKEN} aes128gcm16 or aes256gcm16",
+    ),
+    **dict.fromkeys(("md5", "md5_128", "des_mac", "kpdk_md5"), f"{_BROKEN} sha256"),
+    **dict.fromkeys(("prfmd5", "prftiger"), f"{_BROKEN} prfsha256"),
+    **{
+        f"{name}{bits}": f"is not offered; use aes{bits or 256}gcm16"
+        for name in ("serpent", "twofish", "aria", "sm4")
+        for bits in _SIZES
+    },
+    "chacha20poly1305compat": "is of an early draft; use chacha20poly1305",
+    **dict.fromkeys(("ripemd160", "rmd160", "whirlpool", "sm3"), "is not offered; use sha256"),
+    "camelliaxcbc": "is not offered; use aesxcbc",
+    "prfcamelliaxcbc": "is not offered; use prfaesxcbc",
+    "modpnull": "agrees on no secret; use x25519",
+    **dict.fromkeys(
+        ("ntru112", "ntru128", "ntru192", "ntru256", "newhope128"), "is not offered; use ke1_mlkem768"
     ),
     "sha1_160": "is not offered; use sha256",
     "sha256_96": "has a wrong truncation of early Linux kernels, which is not offered; use sha256",
@@ -177,7 +199,9 @@ REFUSED: dict[str, str] = {
         ("modp1024s160", "modp2048s224", "modp2048s256", "ecp192", "ecp224", "ecp224bp"),
         "is not offered (RFC 8247 section 2.4); use x25519, ecp256 or modp2048",
     ),
-    **{f"camellia{bits}": f"is not offered; use aes{bits}" for bits in _AES},
+    **{f"camellia{bits}": f"is not offered; use aes{bits or 128}" for bits in _SIZES},
+    **{f"camellia{bits}ctr": f"is not offered; use aes{bits}ctr" for bits in _AES},
+    **{f"camellia{bits}ccm{icv}": f"is not offered; use aes{bits}ccm{icv}" for bits in _AES for icv in _ICVS},
 }
 _KE_PREFIX = re.compile(r"ke([1-7])_(.+)")
 

@@ -25,7 +25,16 @@ from control.sa.apart import Ports, keep_apart
 from control.sa.selectors import pairs
 from control.sa.spd import Spd
 from dataplane.api import DataPlaneError, SaTraffic
-from dataplane.model import Address, AdjacencySpec, Direction, Encap, Mode, SaSpec, SelectorSpec
+from dataplane.model import (
+    REPLAY_WINDOW,
+    Address,
+    AdjacencySpec,
+    Direction,
+    Encap,
+    Mode,
+    SaSpec,
+    SelectorSpec,
+)
 from dataplane.model import Protocol as SaProtocol
 
 log = logging.getLogger("esplanade.sa")
@@ -128,7 +137,7 @@ def sa_specs(
                 integrity_key=child.integrity_key_in if inbound else child.integrity_key_out,
                 encap=encap(path) if encapsulated else None,
                 # RFC 4303 section 3.4.3: with ESN the window also tells the upper half, so there must be one.
-                replay_window=settings.replay_window or (64 if child.suite.esn else 0),
+                replay_window=settings.replay_window or (REPLAY_WINDOW if child.suite.esn else 0),
                 selectors=selectors if inbound else (),
                 df=settings.df,
                 dscp=settings.dscp,

@@ -282,7 +282,8 @@ GOLDEN = [
     (
         "sa.0.proposal",
         "aes128-md5",
-        "x.toml: sa[0].proposal (\"ab\"): got 'aes128-md5', but md5 is broken or obsolete (RFC 8221, RFC 8247)",
+        "x.toml: sa[0].proposal (\"ab\"): got 'aes128-md5', but md5 is broken or obsolete "
+        "(RFC 8221, RFC 8247); use sha256",
     ),
     (
         "sa.0.protocol",
@@ -704,7 +705,7 @@ def test_transport_mode() -> None:
             9,
             'has no meaning with mode = "transport", where packets keep their own IP header',
         ),
-        ("sa", 0, "mode", "beet", 'got \'beet\', want "tunnel" or "transport"'),
+        ("sa", 0, "mode", "tunel", 'got \'tunel\', want "tunnel" or "transport"; did you mean "tunnel"?'),
         (
             "sa",
             0,

@@ -77,7 +77,7 @@ def test_every_key_is_described(
     """Read empty tables and see which keys the reader asks for."""
     asked: dict[str, set[str]] = {}
 
-    def finish(table: Table) -> None:
+    def finish(table: Table, _unsupported: object = None) -> None:
         asked.setdefault(table.path.partition("[")[0], set()).update(table._known)
 
     monkeypatch.setattr(Table, "finish", finish)

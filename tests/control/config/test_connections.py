@@ -366,7 +366,8 @@ GOLDEN = [
     ),
     (
         SHORTEST + 'esp_proposals = ["aes128gcm16", "aes128-md5"]\n',
-        "connections.branch.esp_proposals[1]: got 'aes128-md5', but md5 is broken or obsolete (RFC 8221, RFC 8247)",
+        "connections.branch.esp_proposals[1]: got 'aes128-md5', but md5 is broken or obsolete "
+        "(RFC 8221, RFC 8247); use sha256",
     ),
     (
         SHORTEST + 'remote = { id = "CN=x, y" }\n',
