@@ -104,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
         for problem in config.warnings:
             print(f"{config.source}: warning: {problem}", file=sys.stderr)
         return _check_credentials(config)
-    from control.gateway import run
+    from control.process import run
 
     return run(config, log_json=arguments.log_json)
 

@@ -10,12 +10,10 @@ A reload changes SAs and policies while traffic flows; a bad file changes nothin
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
-import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -26,34 +24,21 @@ from control.admin.report import build_status
 from control.admin.server import RunDirectory, StatusError, StatusServer
 from control.config import Config, ConfigError, load
 from control.ike_daemon import IkeDaemon, IkeSetupError
+from control.links import PortLinks
 from control.net.host import HostError, HostTraffic
-from control.net.mirror import Link, Way
+from control.net.mirror import Link
 from control.net.netlink import NetlinkMirror
 from control.net.tun import TunDevice, TunError, remove_left_behind
-from control.path_mtu import PathMtuKeeper
+from control.paths import OutboundPaths
 from control.ports import PortSetupError, helper_specs, mirror_ports, port_specs
 from control.reload import Changes, compare
 from control.sa.spd import Spd
-from dataplane.api import DataPlane, DataPlaneError, no_core_dumps
+from dataplane.api import DataPlane, DataPlaneError
 from dataplane.model import Address, AdjacencySpec, Direction, PolicySpec, PortSpec, RouteSpec, SaSpec
 
 log = logging.getLogger("esplanade")
 
-DONE, FAILED = 0, 1
-# Python's collector counts allocations. Its own thresholds (700, 10, 10) are for scripts: each SA that comes makes
-# a few hundred objects that stay, and a fifth of the time of setting up tunnels went into looking at them anew.
-# What goes here goes by reference counts; cycles are rare (tracebacks), and these wait a little longer.
-COLLECT = (20_000, 20, 50)
-RETRY = 2.0  # seconds between attempts to start again after a restart that failed
 START_ERRORS = (StatusError, PortSetupError, DataPlaneError, TunError, HostError, IkeSetupError, OSError)
-
-
-def run(config: Config, *, log_json: bool = False) -> int:
-    """Run the gateway until SIGTERM or SIGINT; returns the exit status."""
-    no_core_dumps()  # secrets, private keys and IKE's own keys are in this process's memory
-    logs.set_up(level=config.gateway.log_level, as_json=log_json or config.gateway.log_json)
-    gc.set_threshold(*COLLECT)
-    return asyncio.run(_run(config, log_json))
 
 
 class Requests:
@@ -72,48 +57,6 @@ class Requests:
             each.cancel()
 
 
-async def _run(config: Config, log_json: bool) -> int:
-    requests = Requests()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, requests.stop.set)
-    loop.add_signal_handler(signal.SIGHUP, requests.reload.set)
-    ran_before = False
-    while True:
-        requests.restart.clear()
-        gateway = Gateway(config, requests, log_json=log_json)
-        try:
-            await gateway.start()
-            gc.collect()
-            gc.freeze()  # modules and tables stay until the end: no collection need look at them
-            notify("READY=1", f"STATUS={gateway.summary()}")
-            ran_before = True
-            await gateway.serve()
-        except START_ERRORS as error:
-            log.error("cannot start%s: %s", " again" if ran_before else "", error)
-            notify(f"STATUS=cannot start: {error}")
-            if not ran_before:
-                requests.stop.set()
-        finally:
-            if requests.stop.is_set():
-                notify("STOPPING=1")
-            await gateway.stop()
-        config = gateway.config
-        if not requests.restart.is_set() and not requests.stop.is_set():
-            await _pause(requests.stop, RETRY)
-        if requests.stop.is_set():
-            return DONE if ran_before else FAILED
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    """Wait a while, or until a stop is requested."""
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        pass
-
-
 class Gateway:
     """One gateway from its configuration to its end."""
 
@@ -121,17 +64,11 @@ class Gateway:
         self.config = config
         self.requests = requests
         self.started = time.time()
-        self.links: dict[str, Link | None] = {}  # of the ports that have an interface
-        self.paths: dict[str, tuple[AdjacencySpec | None, int | None]] = {}  # of outbound SAs
-        self._ways: dict[str, tuple[AdjacencySpec | None, int | None]] = {}  # the same by the kernel alone
-        self.path_mtus = PathMtuKeeper(self, config.gateway.path_mtu_age)
         self.reloads = 0
         self.ike: IkeDaemon | None = None  # where there are connections
         self._log_json = log_json
         self._stack = AsyncExitStack()
         self._alive: dict[str, SaSpec] = {}  # SAs that the dataplane has
-        self._specs: dict[str, PortSpec] = {}
-        self._macs: dict[str, bytes] = {}  # of ports whose MAC changed since the start
         self._tuns: list[TunDevice] = []
         self._host = HostTraffic()
 
@@ -150,7 +87,6 @@ class Gateway:
         stack.push_async_callback(self.mirror.close)
         await self.mirror.open(config.sas)
         specs = port_specs(config, self.mirror.mirror, self.mirror.path_mtu)
-        self._specs = {spec.name: spec for spec in specs}
         self.dataplane = DataPlane.create(
             ports=[*specs, *helper_specs(config, specs)],
             workers=config.gateway.workers,
@@ -161,6 +97,10 @@ class Gateway:
             spin=config.gateway.spin,
         )
         stack.push_async_callback(self._stop_dataplane)
+        self.paths = OutboundPaths(self, self.mirror, self.dataplane, config.gateway.path_mtu_age)
+        self.links = PortLinks(
+            specs, self.dataplane, restart=self.requests.restart.set, tell_again=self.mirror.tell_again
+        )
         self.dataplane.set_local_addresses(self.mirror.mirror.local_addresses())
         self.dataplane.add_sas(config.sas)
         self._alive = {sa.name: sa for sa in config.sas}
@@ -168,14 +108,14 @@ class Gateway:
         self.spd.set_configured(config.policies)
         if config.ike.connections:
             tun = next((port.interface for port in config.ports if port.driver == "tun"), "lo")
-            self.ike = IkeDaemon.create(config.ike, self.dataplane, self.spd, self, tun)
+            self.ike = IkeDaemon.create(config.ike, self.dataplane, self.spd, self.paths, tun)
             stack.push_async_callback(self.ike.close)
             self.ike.open_sockets()
         await self.spd.flush()
         await self.dataplane.start()
         await self._open_tuns(specs)
-        stack.push_async_callback(self.path_mtus.close)
-        self.path_mtus.open()
+        stack.push_async_callback(self.paths.close)
+        self.paths.open()
         await self.mirror.follow()
         stack.push_async_callback(self.mirror.close)  # before the dataplane goes: its devices' end is no news
         if self.ike is not None:
@@ -337,8 +277,7 @@ class Gateway:
         for name in changes.removed:
             if await step(f"remove sa {name}", lambda name=name: dataplane.remove_sa(name)):  # type: ignore[misc]
                 del self._alive[name]
-        self.paths = {name: path for name, path in self.paths.items() if self.sa(name) is not None}
-        self._ways = {name: self._ways[name] for name in self.paths}
+        self.paths.forget_gone()
         if self.ike is not None:
             await step("connections", lambda: self._change_ike(config, changes))
         await self.mirror.set_sas([*self._alive.values(), *self._ike_sas()])
@@ -349,41 +288,11 @@ class Gateway:
         assert self.ike is not None
         await self.ike.reload(config.ike, changes.ike)
 
-    # ---- what IKE needs and tells
-
-    def follow_sa(self, spec: SaSpec) -> Way:
-        """An outbound SA of IKE has come, or has moved: its way out, as far as it is known."""
-        way = self.mirror.follow_sa(spec)
-        self._ways[spec.name] = (way.adjacency, way.mtu)
-        way = replace(way, mtu=self.path_mtus.limit(spec, way.mtu))
-        self.paths[spec.name] = (way.adjacency, way.mtu)
-        return way
-
-    def forget_sa(self, name: str) -> None:
-        """It is gone."""
-        self.mirror.forget_sa(name)
-        self.paths.pop(name, None)
-        self._ways.pop(name, None)
-
-    # ---- what the keeper of path MTUs asks and tells
+    # ---- what follows from SAs and policies
 
     def outbound_sas(self) -> list[SaSpec]:
         """Every SA that sends."""
         return [*(sa for sa in self._alive.values() if sa.direction is Direction.OUT), *self._ike_sas()]
-
-    def next_number(self, name: str) -> int:
-        """The next sequence number of an outbound SA."""
-        return self.dataplane.next_number(name)
-
-    def link_mtu(self, name: str) -> int | None:
-        """The MTU of an outbound SA's path as far as the kernel knows; None without a route."""
-        return self._ways.get(name, (None, None))[1]
-
-    def path_mtu_changed(self, names: Iterable[str]) -> None:
-        """Tell the dataplane what is left of the MTU."""
-        for name in names:
-            if name in self._ways:
-                self._set_path(name, *self._ways[name])
 
     def _ike_sas(self) -> list[SaSpec]:
         """The outbound SAs of IKE."""
@@ -425,22 +334,7 @@ class Gateway:
 
     async def set_sa_adjacency(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
         """A new way out for an SA's packets."""
-        self._set_path(name, adjacency, mtu)
-
-    def _set_path(self, name: str, adjacency: AdjacencySpec | None, mtu: int | None) -> None:
-        spec = self.sa(name)
-        if spec is None:
-            return  # it went meanwhile
-        self._ways[name] = (adjacency, mtu)
-        mtu = self.path_mtus.limit(spec, mtu)
-        self.paths[name] = (adjacency, mtu)
-        try:
-            if mtu is None:
-                self.dataplane.set_sa_adjacency(name, adjacency)
-            else:
-                self.dataplane.set_sa_adjacency(name, adjacency, mtu)
-        except DataPlaneError as error:
-            log.error("sa %s: %s", name, error)
+        self.paths.changed(name, adjacency, mtu)
 
     async def set_locals(self, addresses: Sequence[Address]) -> None:
         """The host's addresses changed."""
@@ -453,48 +347,5 @@ class Gateway:
             self.ike.addresses_changed(addresses)
 
     async def port_changed(self, name: str, link: Link | None, addresses: Sequence[Address]) -> None:
-        """A port's interface changed: say what that means."""
-        spec = self._specs[name]
-        before = self.links.get(name)
-        known = name in self.links
-        self.links[name] = link
-        if link is None:
-            log.error("port %s: interface %s is gone; nothing passes until it is back", name, spec.interface)
-            return
-        if known and before is None:
-            # Its sockets and programs went with the old one: everything is opened anew.
-            log.warning("port %s: interface %s is back; starting again", name, link.name)
-            self.requests.restart.set()
-            return
-        was_up = before is None or before.up
-        if was_up != link.up:
-            log.log(
-                logging.INFO if link.up else logging.WARNING,
-                "port %s: interface %s is %s",
-                name,
-                link.name,
-                "up" if link.up else "down",
-            )
-        if before is not None and before.name != link.name:
-            log.warning("port %s: interface %s is called %s now", name, before.name, link.name)
-        if spec.mac and link.mac != self._macs.get(name, spec.mac):
-            await self._change_mac(name, link)
-        if link.mtu > spec.mtu:
-            log.warning(
-                "port %s: the MTU of %s is %d now; frames are made for %d. Restart the gateway to use it",
-                name,
-                link.name,
-                link.mtu,
-                spec.mtu,
-            )
-
-    async def _change_mac(self, name: str, link: Link) -> None:
-        """The interface sends from another address now; so must we."""
-        log.warning("port %s: the MAC address of %s is %s now", name, link.name, link.mac.hex(":") or "none")
-        try:
-            self.dataplane.set_port_mac(name, link.mac)
-        except DataPlaneError as error:
-            log.error("%s", error)
-            return
-        self._macs[name] = link.mac
-        self.mirror.tell_again()
+        """A port's interface changed."""
+        self.links.changed(name, link)

@@ -16,8 +16,8 @@ from dataplane.model import Address, SaSpec
 log = logging.getLogger(__name__)
 
 
-class Gateway(Protocol):
-    """What the keeper asks of the gateway and tells it."""
+class Paths(Protocol):
+    """What the keeper asks of the SAs' paths and tells them: control.paths.OutboundPaths."""
 
     def outbound_sas(self) -> Iterable[SaSpec]:
         """Every SA that sends."""
@@ -35,9 +35,9 @@ class Gateway(Protocol):
 class PathMtuKeeper:
     """Learned MTUs of one gateway, from `open` to `close`."""
 
-    def __init__(self, gateway: Gateway, age: float) -> None:
+    def __init__(self, paths: Paths, age: float) -> None:
         """`age`: seconds after which what was learned is forgotten."""
-        self._gateway = gateway
+        self._paths = paths
         self._mtus = PathMtus(age)
         self._sockets = IcmpSockets(self._heard)
         self._timer: asyncio.TimerHandle | None = None
@@ -66,23 +66,23 @@ class PathMtuKeeper:
                 remote=spec.remote,
                 spi=spec.spi,
                 encapsulated=spec.encap is not None,
-                sequence=self._gateway.next_number(spec.name),
+                sequence=self._paths.next_number(spec.name),
             )
             for spec in specs
             if spec.spi == error.spi
         ]
-        links = [mtu for spec in specs if (mtu := self._gateway.link_mtu(spec.name)) is not None]
+        links = [mtu for spec in specs if (mtu := self._paths.link_mtu(spec.name)) is not None]
         if not links:
             return
         now = asyncio.get_running_loop().time()
         mtu = self._mtus.heard(error, candidates, min(links), now)
         if mtu is not None:
             log.info("path %s - %s: MTU is %d", *path, mtu)
-            self._gateway.path_mtu_changed([spec.name for spec in specs])
+            self._paths.path_mtu_changed([spec.name for spec in specs])
         self._set_timer()
 
     def _of(self, path: tuple[Address, Address]) -> list[SaSpec]:
-        return [spec for spec in self._gateway.outbound_sas() if (spec.local, spec.remote) == path]
+        return [spec for spec in self._paths.outbound_sas() if (spec.local, spec.remote) == path]
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -93,5 +93,5 @@ class PathMtuKeeper:
     def _expire(self) -> None:
         for path in self._mtus.expire(asyncio.get_running_loop().time()):
             log.info("path %s - %s: its MTU is the link's again, until an error says otherwise", *path)
-            self._gateway.path_mtu_changed([spec.name for spec in self._of(path)])
+            self._paths.path_mtu_changed([spec.name for spec in self._of(path)])
         self._set_timer()

@@ -44,7 +44,7 @@ def build_status(gateway: Gateway) -> dict[str, Any]:
 
 
 def _port(gateway: Gateway, port: PortStats) -> dict[str, Any]:
-    link = gateway.links.get(port.name)
+    link = gateway.links.of(port.name)
     return {
         "name": port.name,
         "role": port.role,
@@ -104,12 +104,14 @@ def _sa(gateway: Gateway, sa: SaStats) -> dict[str, Any]:
         "drops": dict(sa.drops),
     }
     if sa.direction is Direction.OUT:
-        adjacency, mtu = gateway.paths.get(sa.name, (None, None))
-        if mtu is None:
+        way = gateway.paths.of(sa.name)
+        if way.mtu is None:
             document["path"] = "no route"
-        elif adjacency is None:
+        elif way.adjacency is None:
             document["path"] = "kernel"
         else:
-            document["path"] = " ".join(filter(None, [adjacency.port, adjacency.destination_mac.hex(":")]))
-        document |= {"path_mtu": mtu, "inner_mtu": sa.inner_mtu, "sequence_limit": sa.sequence_limit}
+            document["path"] = " ".join(
+                filter(None, [way.adjacency.port, way.adjacency.destination_mac.hex(":")])
+            )
+        document |= {"path_mtu": way.mtu, "inner_mtu": sa.inner_mtu, "sequence_limit": sa.sequence_limit}
     return document

@@ -1,7 +1,7 @@
 """The configuration as the rest of the control plane sees it: frozen, typed, complete.
 
 SAs and policies are already the dataplane's own specifications; ports still lack what only the running
-system knows (MAC, MTU, addresses), which `control.gateway` adds.
+system knows (MAC, MTU, addresses), which `control.ports` adds.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What the control plane knows of the network around it: the mirror of the kernel's tables."""
+"""The network around control: the mirror of the kernel's tables, sockets of IKE, TUN devices, the host's traffic."""
