@@ -9,16 +9,18 @@ from ipaddress import ip_address
 
 import pytest
 
+from control.crypto.exchange import offer
 from control.ike.errors import PeerError
-from control.ike.events import Failure, IkeFailed, Noted
+from control.ike.events import Failure, IkeFailed, Noted, PeerPath
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, Group, NotifyType
 from control.ike.proposal import NoProposalChosen, select
 from control.ike.settings import Auth, AuthSettings
+from control.ike.v2 import send
 from control.ike.v2.codec import Reassembly
 from control.ike.v2.parts import Timer
 from control.ike.v2.sa import IkeSa
-from control.ike.v2.task import Incoming
+from control.ike.v2.task import Incoming, Outgoing
 from control.ike.v2.tasks.create_child import MAX_CHILDREN, KeyedTask
 from control.ike.wire import (
     CertRequestPayload,
@@ -272,3 +274,32 @@ def test_other_groups_are_not_asked_for_without_end(what: str, monkeypatch: pyte
     pair.run(10.0)
     assert len(pair.carried) - before == 4
     assert len(pair.a.ikes) == 1
+
+
+@pytest.mark.parametrize("exchange", [Exchange.IKE_AUTH, Exchange.IKE_INTERMEDIATE])
+def test_a_responder_begins_no_part_of_the_handshake(exchange: Exchange) -> None:
+    """Keys of an IKE_SA_INIT are anybody's: who answered it may not have our side play the responder after it."""
+    proposals = ike("aes128gcm16-prfsha256-x25519-ke1_mlkem768")
+    pair = Pair(a=connection_a(proposals=proposals), b=connection_b(proposals=proposals))
+    pair.initiate()
+    while not pair.b.ikes:
+        assert pair.step(pair.now + 1.0)
+    pair.wire.drop = lambda number, datagram: datagram.path.local == ADDRESS_A
+    pair.run(0.1)
+    [theirs] = pair.b.endpoint.registry
+    request = Outgoing(exchange)
+    if exchange == Exchange.IKE_INTERMEDIATE:
+        request.add(KePayload(group=Group.ML_KEM_768, public=offer(Group.ML_KEM_768).public))
+    for data in send.seal(theirs, request, 0, response=False):
+        pair.a.endpoint.receive_datagram(data, replace_ends(theirs.path), pair.now)
+    pair.collect()
+    [failed] = pair.a.of(IkeFailed)
+    assert f"{exchange.name} requested by the responder" in failed.failure.text
+    assert not pair.a.ikes
+
+
+def replace_ends(path: PeerPath) -> PeerPath:
+    """The path as the other side has it."""
+    return PeerPath(
+        local=path.remote, local_port=path.remote_port, remote=path.local, remote_port=path.local_port
+    )

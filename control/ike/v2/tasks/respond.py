@@ -9,10 +9,21 @@ from control.ike.v2.task import Incoming, Task
 from control.ike.v2.tasks.auth_response import IkeAuthResponse
 from control.ike.v2.tasks.intermediate import Intermediate
 
+_INITIATORS = (
+    Exchange.IKE_AUTH,
+    Exchange.IKE_INTERMEDIATE,
+)  # exchanges of the handshake: the initiator's to begin
+
 
 def responder_task(sa: IkeSa, message: Incoming) -> Task:
     """The task for a request that is the first of its act; PeerError for what has none."""
     exchange = message.header.exchange
+    if sa.initiator and exchange in _INITIATORS:
+        raise PeerError(
+            NotifyType.INVALID_SYNTAX,
+            f"{name_of(Exchange, exchange)} requested by the responder; want it of who began the IKE SA alone "
+            "(RFC 7296 section 1.2, RFC 9242 section 3)",
+        )
     if exchange == Exchange.IKE_AUTH:
         return IkeAuthResponse()
     if exchange == Exchange.IKE_INTERMEDIATE:
