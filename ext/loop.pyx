@@ -132,7 +132,10 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
 cdef uint32_t _deal(Worker *worker, Port *port) noexcept nogil:
     """Receive a batch, and let whoever has time open it."""
     cdef Deal *deal = worker.deal
-    cdef uint32_t count = port.receive(port, &deal_slot(deal, deal.head).batch)
+    cdef uint32_t count
+    port.in_place = True        # most of them others will open: do not carry the packets to this core first
+    count = port.receive(port, &deal_slot(deal, deal.head).batch)
+    port.in_place = False
     if count:
         deal_post(deal, port)
     return count

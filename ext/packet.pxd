@@ -129,7 +129,8 @@ cdef struct Port:
     uint8_t has_ipv4
     uint8_t has_ipv6
     uint8_t whole_only          # it cannot send fragments: a socket makes its headers
-    uint8_t spare[2]
+    uint8_t in_place            # the caller of receive will not write to packets on this core: no need to copy them
+    uint8_t spare[1]
     uint32_t mtu                # of the interface, bytes of IP packet
     uint8_t ipv4[4]             # source of our ICMP errors on this port
     uint8_t ipv6[16]

@@ -236,6 +236,8 @@ def exchange(PortHandle source not None, frames, double rate, double seconds, Po
             lengths[index] = <uint32_t>len(frame)
         run.frames = area
         run.lengths = lengths
+        if sink is not None:
+            sink.c.in_place = True
         with nogil:
             nanoseconds = _run(&run, &source.c, target, &batch, rate, duration, <uint64_t>(settle * 1e9), burst)
         return Exchange(
@@ -244,6 +246,8 @@ def exchange(PortHandle source not None, frames, double rate, double seconds, Po
             latencies=(<const char *>run.latencies)[:run.sent * sizeof(uint32_t)],
         )
     finally:
+        if sink is not None:
+            sink.c.in_place = False
         free(area)
         free(lengths)
         free(run.times)

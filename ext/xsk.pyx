@@ -1,8 +1,8 @@
 """AF_XDP: one socket per (interface, queue) on the worker's frames.
 
     steered frame -> the kernel writes it into a frame of the fill ring -> rx ring -> receive: a Packet where it
-    lies -> (the kernels) -> transmit of this or another port: its offset into the tx ring -> kick -> the kernel
-    sends it -> completion ring -> flush: the frame is free again
+    lies, or, where the kernel has copied, in a frame of our own -> (the kernels) -> transmit of this or another
+    port: its offset into the tx ring -> kick -> the kernel sends it -> completion ring -> flush: the frame is free
 
 The ports of one worker share one UMEM, which is the worker's frame pool; each has four rings of its own. Every
 frame is at any time in exactly one place: free in the pool, in a batch, `filled` (fill or rx ring of one port)
@@ -86,39 +86,64 @@ silence()
 cdef uint32_t xsk_receive(Port *port, Batch *batch) noexcept nogil:
     """Describe what the rx ring holds, at most a batch."""
     cdef XskState *state = <XskState *>port.state
-    cdef FramePool *frames = port.frames
-    cdef uint64_t inside = frames.frame_size - 1
     cdef uint64_t bytes_seen = 0
-    cdef uint64_t offset
     cdef uint32_t at = 0
     cdef uint32_t index
     cdef const xdp_desc *descriptor
-    cdef Packet *packet
     cdef uint32_t count = xsk_ring_cons__peek(&state.rx, BATCH_MAX, &at)
     batch.count = count
     if count == 0:
         return 0
     for index in range(count):
         descriptor = xsk_ring_cons__rx_desc(&state.rx, at + index)
-        packet = &batch.packets[index]
-        offset = descriptor.addr & inside
-        packet.data = frames.base + descriptor.addr
-        prefetch(packet.data)
-        packet.frame = descriptor.addr - offset
-        packet.length = descriptor.len
-        packet.sa = NO_INDEX
-        packet.adjacency = NO_INDEX
-        packet.headroom = <uint16_t>offset
-        packet.tailroom = <uint16_t>(frames.frame_size - offset - descriptor.len)
-        packet.verdict = PASS
-        packet.flags = 0
-        packet.port = port.index
+        _describe(port, &batch.packets[index], descriptor)
         bytes_seen += descriptor.len
     xsk_ring_cons__release(&state.rx, count)
     state.filled -= count
     port.counters.rx_packets += count
     port.counters.rx_bytes += bytes_seen - count * ETHERNET_HEADER
+    if not state.zero_copy and not port.in_place:
+        _copy_out(port, batch)
     return count
+
+
+cdef inline void _describe(Port *port, Packet *packet, const xdp_desc *descriptor) noexcept nogil:
+    """The packet that begins with this descriptor."""
+    cdef FramePool *frames = port.frames
+    cdef uint64_t offset = descriptor.addr & (frames.frame_size - 1)
+    packet.data = frames.base + descriptor.addr
+    prefetch(packet.data)
+    packet.frame = descriptor.addr - offset
+    packet.length = descriptor.len
+    packet.sa = NO_INDEX
+    packet.adjacency = NO_INDEX
+    packet.headroom = <uint16_t>offset
+    packet.tailroom = <uint16_t>(frames.frame_size - offset - descriptor.len)
+    packet.verdict = PASS
+    packet.flags = 0
+    packet.port = port.index
+
+
+cdef void _copy_out(Port *port, Batch *batch) noexcept nogil:
+    """Give the kernel its frames back, and work on copies in ours: lines that both write travel both ways (ADR 74)."""
+    cdef XskState *state = <XskState *>port.state
+    cdef FramePool *frames = port.frames
+    cdef uint64_t frame = 0
+    cdef uint32_t at = 0
+    cdef uint32_t index
+    cdef Packet *packet
+    # Without frames to copy to, the packets stay where they are.
+    if frames.free_count < batch.count or xsk_ring_prod__reserve(&state.fill, batch.count, &at) == 0:
+        return
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        frame_take(frames, &frame)
+        memcpy(frames.base + frame + packet.headroom, packet.data, packet.length)
+        xsk_ring_prod__fill_addr(&state.fill, at + index)[0] = packet.frame
+        packet.frame = frame
+        packet.data = frames.base + frame + packet.headroom
+    xsk_ring_prod__submit(&state.fill, batch.count)
+    state.filled += batch.count
 
 
 cdef uint32_t xsk_transmit(Port *port, Packet **packets, uint32_t count) noexcept nogil:
@@ -196,22 +221,6 @@ cdef uint32_t xsk_receive_parts(Port *port, Batch *batch) noexcept nogil:
         port.counters.rx_packets += batch.count
         port.counters.rx_bytes += bytes_seen - batch.count * ETHERNET_HEADER
     return batch.count
-
-
-cdef inline void _describe(Port *port, Packet *packet, const xdp_desc *descriptor) noexcept nogil:
-    """The packet that begins with this descriptor."""
-    cdef FramePool *frames = port.frames
-    cdef uint64_t offset = descriptor.addr & (frames.frame_size - 1)
-    packet.data = frames.base + descriptor.addr
-    packet.frame = descriptor.addr - offset
-    packet.length = descriptor.len
-    packet.sa = NO_INDEX
-    packet.adjacency = NO_INDEX
-    packet.headroom = <uint16_t>offset
-    packet.tailroom = <uint16_t>(frames.frame_size - offset - descriptor.len)
-    packet.verdict = PASS
-    packet.flags = 0
-    packet.port = port.index
 
 
 cdef uint32_t xsk_transmit_parts(Port *port, Packet **packets, uint32_t count) noexcept nogil:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,24 @@ def test_without_carrier_packets_are_dropped_and_counted(pair: Wire) -> None:
         finally:
             pair.far.ip("link set far0 up")
             pair.sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # "network is down" is told once
+
+
+def test_packets_are_copied_out_of_the_kernels_frames(pair: Wire) -> None:
+    """In copy mode those frames are the kernel's again before anybody has written to the packets; without free frames
+    to copy to, packets are worked on where they lie.
+    """
+    sent = [frame(TO_NEAR, 60 + 7 * number, number) for number in range(100)]
+    with steered(pair, "native") as steering:
+        for frames, copied in ((256, 64), (128 + 63, 0)):
+            pool = Pool(frames)
+            port = open_port(pair, steering, Umem(pool), ring=128, fill=128)
+            assert porttool.receive(port) == []
+            pair.send(*sent)
+            first = porttool.receive(port)
+            assert port.frames_filled == 64 + copied
+            assert [data for data, _ in first + porttool.receive_all(port, at_least=36)] == sent
+            assert wait_for(partial(whole, pool, port))
+            port.close()
 
 
 def test_empty_pool_recovers(pair: Wire) -> None:
