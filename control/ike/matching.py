@@ -12,26 +12,34 @@ if TYPE_CHECKING:  # control.ike.proposal chooses with what is here
 
 # Types that a proposal may leave out, which means the same as offering the one transform NONE, number 0.
 _OPTIONAL = frozenset((TransformType.INTEG, *ADDITIONAL_KEY_EXCHANGES))
+_MAY_BE_NONE = _OPTIONAL | {TransformType.KE}
+_KNOWN = frozenset(map(int, TransformType))
+_NOTHING: frozenset[Transform] = frozenset()
+
+
+def is_known(theirs: OfferedProposal) -> bool:
+    """Whether an offer has only types that can be chosen at all; none of ours has any other."""
+    return theirs.by_type.keys() <= _KNOWN
 
 
 def kinds_of(ours: Proposal, theirs: OfferedProposal) -> list[int]:
     """The transform types that either side names, in order; a type we do not know is among them and spoils it."""
-    return sorted({transform.type for transform in (*ours.transforms, *theirs.transforms)})
+    return sorted(ours.types | theirs.by_type.keys())
 
 
 def common_transforms(kind: int, ours: Proposal, theirs: OfferedProposal) -> tuple[Transform, ...]:
     """Our transforms of a type that the peer offers too, or the NONE that it offers where we have nothing."""
     # A transform with an attribute we do not know differs from each of ours (RFC 7296 section 3.3.6).
-    offered = {transform for transform in theirs.transforms if transform.type == kind}
+    offered = theirs.by_type.get(kind, _NOTHING)
     wanted = ours.of(kind)
-    if not wanted and kind in _OPTIONAL | {TransformType.KE}:
+    if not wanted and kind in _MAY_BE_NONE:
         wanted = (Transform(type=kind, id=0),)
     return tuple(transform for transform in wanted if transform in offered)
 
 
 def skippable(kind: int, ours: Proposal, theirs: OfferedProposal) -> bool:
     """Whether nothing in common in a type is no obstacle, as one side has the type not at all."""
-    wanted, offered = ours.of(kind), [each for each in theirs.transforms if each.type == kind]
+    wanted, offered = ours.of(kind), theirs.by_type.get(kind)
     none = Transform(type=kind, id=0)
     if kind == TransformType.INTEG and not wanted:
         return True  # our ciphers need none; what is offered is for others (RFC 7296 section 3.3)

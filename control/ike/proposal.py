@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from control.ike.errors import LocalError, PeerError
 from control.ike.keywords import implied_prfs, show_transforms, transform_of, word_of
-from control.ike.matching import common_transforms, kinds_of, skippable
+from control.ike.matching import common_transforms, is_known, kinds_of, skippable
 from control.ike.numbers import (
     ADDITIONAL_KEY_EXCHANGES,
     AEAD,
@@ -119,6 +119,11 @@ class Proposal:
         return self._by_type.get(kind, ())
 
     @cached_property
+    def types(self) -> frozenset[int]:
+        """The types that it names."""
+        return frozenset(self._by_type)
+
+    @cached_property
     def _by_type(self) -> dict[int, tuple[Transform, ...]]:
         kinds = dict.fromkeys(transform.type for transform in self.transforms)
         return {kind: tuple(each for each in self.transforms if each.type == kind) for kind in kinds}
@@ -150,6 +155,7 @@ class Proposal:
         return show_transforms(self.transforms)
 
 
+@lru_cache(maxsize=4096)  # many connections say the same, and what is found out about one holds for all
 def parse_proposal(protocol: Protocol, text: str) -> Proposal:
     """The proposal that strongSwan's keywords name; raises ValueError that completes "got 'text', "."""
     transforms: list[Transform] = []
@@ -348,6 +354,8 @@ def _find_match(
     ours: Proposal, theirs: OfferedProposal, prefer_ours: bool, group: int | None
 ) -> Suite | None:
     choices: list[tuple[Transform, ...]] = []
+    if not is_known(theirs):
+        return None
     for kind in kinds_of(ours, theirs):
         common = common_transforms(kind, ours, theirs)
         if not prefer_ours:

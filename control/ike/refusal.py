@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from control.ike.keywords import show_transforms, word_of
@@ -84,7 +85,8 @@ def _difference(ours: Proposal, theirs: OfferedProposal, kinds: list[int]) -> st
 
 
 def _type_difference(kind: int, ours: Proposal, theirs: OfferedProposal) -> str:
-    got = ", ".join(word_of(each) for each in theirs.transforms if each.type == kind) or "none"
+    offered = (word_of(each) for each in theirs.transforms if each.type == kind)
+    got = ", ".join(islice(offered, _WORDS)) or "none"
     want = ", ".join(word_of(each) for each in ours.of(kind)) or "none"
     return f"{_TITLES.get(kind, f'transform type {kind}')} differs (offered {got[:200]}; accepted {want})"
 

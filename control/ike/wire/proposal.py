@@ -12,7 +12,7 @@ but does not spoil its proposal (RFC 7296 section 3.3.6). What the offers mean i
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from control.ike.errors import LocalError, syntax_error
 from control.ike.numbers import AttributeType
@@ -41,6 +41,14 @@ class OfferedProposal:
     protocol: int
     spi: bytes = b""  # empty in IKE_SA_INIT, 8 bytes for an IKE SA's rekeying, 4 for AH and ESP
     transforms: tuple[Transform, ...]
+
+    @cached_property
+    def by_type(self) -> dict[int, frozenset[Transform]]:
+        """The alternatives of each type. Many configured proposals are held against one offer, which may be long."""
+        found: dict[int, set[Transform]] = {}
+        for transform in self.transforms:
+            found.setdefault(transform.type, set()).add(transform)
+        return {kind: frozenset(transforms) for kind, transforms in found.items()}
 
 
 def parse_sa(body: bytes) -> tuple[OfferedProposal, ...]:

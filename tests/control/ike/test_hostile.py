@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import cProfile
 import time
 from dataclasses import replace
 from ipaddress import ip_address
@@ -13,7 +14,7 @@ from control.crypto.exchange import offer
 from control.ike.errors import PeerError
 from control.ike.events import Failure, IkeFailed, Noted, PeerPath
 from control.ike.identity import Identity
-from control.ike.numbers import Exchange, Group, NotifyType
+from control.ike.numbers import Exchange, Group, NotifyType, Protocol
 from control.ike.proposal import NoProposalChosen, select
 from control.ike.settings import Auth, AuthSettings
 from control.ike.v2 import send
@@ -29,8 +30,10 @@ from control.ike.wire import (
     KePayload,
     NoncePayload,
     NotifyPayload,
+    OfferedProposal,
     Payload,
     SaPayload,
+    Transform,
     TsPayload,
     WireSelector,
     build_message,
@@ -190,6 +193,42 @@ def test_what_strangers_make_us_keep() -> None:
     giant = NotifyPayload(type=NotifyType.SIGNATURE_HASH_ALGORITHMS, data=bytes(65000))
     endpoint.receive_datagram(build_message(request.header, [*others, giant]), path, 0.0)
     assert len(list(endpoint.registry)) == 1 and endpoint.counters["long"] == 1
+
+
+def test_a_long_offer_is_not_read_once_per_connection() -> None:
+    """A datagram full of algorithms, and hundreds of connections that may be meant: each takes little."""
+    kinds = [*range(1, 13)] * 20
+    proposals = tuple(
+        OfferedProposal(
+            number=number,
+            protocol=Protocol.IKE,
+            transforms=tuple(Transform(type=kind, id=1000 + number + at) for at, kind in enumerate(kinds)),
+        )
+        for number in range(1, 8)
+    )
+    header = Header(
+        initiator_spi=b"stranger",
+        responder_spi=bytes(8),
+        exchange=Exchange.IKE_SA_INIT,
+        initiator=True,
+        response=False,
+        message_id=0,
+    )
+    key = KePayload(group=Group.CURVE25519, public=bytes([9]) + bytes(31))
+    data = build_message(header, [SaPayload(proposals=proposals), key, NoncePayload(data=bytes(32))])
+    texts = ("aes256gcm16-prfsha384-ecp384", "aes256-sha256-modp2048", "aes128gcm16-prfsha256-x25519")
+    some = tuple(
+        connection_b(name=f"c{number}", local_addresses=(), remote_addresses=(), proposals=ike(*texts))
+        for number in range(300)
+    )
+    endpoint = Pair(b=some).b.endpoint
+    path = PeerPath(local=ADDRESS_B, local_port=500, remote=ADDRESS_A, remote_port=500)
+    profile = cProfile.Profile()
+    profile.runcall(endpoint.receive_datagram, data, path, 1.0)
+    [refused] = [each for each in endpoint.events() if isinstance(each, IkeFailed)]
+    assert "no proposal chosen" in refused.failure.text
+    # Calls, for time says nothing on a busy machine: half a million when each connection read all of the offer.
+    assert sum(each.callcount for each in profile.getstats()) < 150_000
 
 
 def test_fragments_that_are_too_much_are_not_kept() -> None:
