@@ -16,9 +16,7 @@ cdef enum:
 cdef struct AhHeaders:          # 512 bytes: one packet's headers, while zeros stand for what may change on the way
     uint16_t length             # bytes of `whole` in use: all that comes before the AH
     uint8_t  packet             # its index in the batch
-    uint8_t  iv_length          # outbound: 8 where `iv` goes into the ICV field, before the tag; else 0
-    uint8_t  spare[4]
-    uint64_t iv                 # as on the wire
+    uint8_t  spare[13]
     uint8_t  icv[ICV_MAX]       # inbound: as it arrived; in the packet are zeros
     uint8_t  whole[AH_HEADERS_MAX]
 

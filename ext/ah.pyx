@@ -13,8 +13,8 @@ copied, to be had back. What may change: of IPv4 TOS, flags and fragment offset,
 traffic class, flow label, hop limit and the options that say so; and a routing header enters as it will arrive. The
 high half of an extended sequence number is hashed behind the packet (2.5.1), where four bytes are lent to it.
 
-AES-GMAC's ICV field is an IV and a tag (RFC 4543 4): the field is zero for the tag as any ICV is, and the IV counts by
-being the nonce.
+AES-GMAC's ICV field is an IV and a tag (RFC 4543 4): the tag alone is zero while it is made, the IV is covered where it
+stands (docs/adr/0041-ah-covers-gmacs-iv.md).
 
 Refused by name: more than AH_HEADERS_MAX bytes of headers before the AH; options and extension headers that cannot be
 followed; routing headers other than types 0 and 2 that still have a way to go, since nobody says how they arrive.
@@ -182,6 +182,7 @@ cdef uint8_t ah_write(Packet *packet, uint32_t before, uint8_t next_header, cons
     """
     cdef uint8_t *ah = packet.data + before
     cdef uint32_t length = ah_length(&sa.hot)
+    cdef uint64_t iv
     cdef uint8_t verdict = hide(packet.data, before, False, headers)
     if unlikely(verdict != PASS, 0):
         return verdict
@@ -191,10 +192,10 @@ cdef uint8_t ah_write(Packet *packet, uint32_t before, uint8_t next_header, cons
     memset(ah + AH_HEADER, 0, length - AH_HEADER)
     _fill_job(packet, sa, sequence, job)
     job.icv = ah + AH_HEADER + sa.hot.iv_length
-    headers.iv_length = sa.hot.iv_length
     if sa.hot.iv_length:
-        headers.iv = bswap64(sequence) ^ raw64(sa.sequence.iv_mask)
-        _fill_nonce(sa, headers.iv, job)
+        iv = bswap64(sequence) ^ raw64(sa.sequence.iv_mask)
+        put_raw64(ah + AH_HEADER, iv)
+        _fill_nonce(sa, iv, job)
     return PASS
 
 
@@ -222,8 +223,6 @@ cdef void ah_restore(Batch *batch, const Ah *scratch) noexcept nogil:
     for index in range(scratch.count):
         headers = &scratch.headers[index]
         memcpy(batch.packets[headers.packet].data, headers.whole, headers.length)
-        if headers.iv_length:
-            put_raw64(batch.packets[headers.packet].data + headers.length + AH_HEADER, headers.iv)
 
 
 # Inbound.
@@ -264,7 +263,7 @@ cdef uint8_t ah_prepare(Packet *packet, uint32_t index, Sa *sa, AhHeaders *heade
     memcpy(headers.icv, ah + AH_HEADER + iv_length, ICV_MAX if sa.hot.icv_length == ICV_MAX else sa.hot.icv_length)
     if iv_length:
         _fill_nonce(sa, raw64(ah + AH_HEADER), job)
-    memset(ah + AH_HEADER, 0, field)
+    memset(ah + AH_HEADER + iv_length, 0, sa.hot.icv_length)
     _fill_job(packet, sa, sequence, job)
     job.icv = headers.icv
     job.key = &sa.key

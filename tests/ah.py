@@ -46,14 +46,15 @@ def field_length(spec: SaSpec) -> int:
     return spec.proposal.iv_length + spec.proposal.icv_length
 
 
-def covered(packet: bytes, icv_length: int, high: bytes = b"") -> bytes:
-    """What the ICV of a whole packet is computed over; `high` is the number's high half, with ESN."""
+def covered(packet: bytes, icv_length: int, high: bytes = b"", iv: bytes = b"") -> bytes:
+    """What the ICV of a whole packet is computed over; `high` is the number's high half, with ESN, `iv` AES-GMAC's."""
     at = ah_offset(packet)
     if packet[0] >> 4 == 4:
         head = _ipv4_as_sent(packet[:at])
     else:
         head = _ipv6_as_arriving(packet[:at])
-    return head + packet[at : at + 12] + bytes(icv_length) + packet[at + 12 + icv_length :] + high
+    icv = iv + bytes(icv_length - len(iv))
+    return head + packet[at : at + 12] + icv + packet[at + 12 + icv_length :] + high
 
 
 def _ipv4_as_sent(head: bytes) -> bytes:
@@ -102,10 +103,11 @@ def icv_of(spec: SaSpec, packet: bytes, number: int) -> bytes:
     """The ICV that a packet of this SA must have, whatever it has; AES-GMAC's with the IV that the packet has."""
     proposal = spec.proposal
     high = struct.pack(">I", number >> 32) if proposal.esn else b""
-    data = covered(packet, field_length(spec), high)
     if proposal.integrity is Integrity.AES_GMAC:
         iv = packet[ah_offset(packet) + 12 :][:8]
+        data = covered(packet, field_length(spec), high, iv)
         return iv + AESGCM(spec.integrity_key[:-4]).encrypt(spec.integrity_key[-4:] + iv, b"", data)
+    data = covered(packet, field_length(spec), high)
     if proposal.integrity in HASHES:
         return hmac.digest(spec.integrity_key, data, HASHES[proposal.integrity])[: proposal.icv_length]
     job = JobSpec(cipher=0, integrity=int(proposal.integrity), integrity_key=spec.integrity_key)

@@ -28,7 +28,7 @@ from scapy.packet import Packet
 
 from control.config.proposal import format_proposal
 from dataplane.model import Cipher, EspProposal, Integrity, Protocol, SaSpec
-from tests.ah import Peer, open_packet
+from tests.ah import Peer, ah_offset, open_packet
 from tests.conformance import SCAPY
 from tests.conftest import Agreement
 from tests.exchange.suites import AH_GMACS, HMACS, inbound_sa, outbound_sa, scapy_names, suite_id
@@ -52,7 +52,7 @@ AH_SA = {"protocol": Protocol.AH}
 
 
 class GmacOfAh(AuthAlgo):
-    """AES-GMAC by RFC 4543 section 4: the ICV field is an IV and the tag of a nonce of salt and IV."""
+    """AES-GMAC by RFC 4543 section 4: the ICV field is an IV, which is covered, and a tag of salt and IV for nonce."""
 
     def __init__(self) -> None:
         super().__init__("AES-GMAC", mac=AESGCM, digestmod=None, icv_size=24, key_size=(20, 28, 36))
@@ -70,8 +70,10 @@ class GmacOfAh(AuthAlgo):
         self.text += text
 
     def finalize(self) -> bytes:
-        """The ICV field."""
-        return self.iv + AESGCM(self.key[:-4]).encrypt(self.key[-4:] + self.iv, b"", self.text)
+        """The ICV field. scapy has zeroed all of it; the IV is covered."""
+        at = ah_offset(self.text) + 12
+        text = self.text[:at] + self.iv + self.text[at + len(self.iv) :]
+        return self.iv + AESGCM(self.key[:-4]).encrypt(self.key[-4:] + self.iv, b"", text)
 
     def sign(self, pkt: Packet, key: bytes, esn_en: bool = False, esn: int = 0) -> Packet:
         """With the number for IV."""
