@@ -19,8 +19,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from pyroute2 import AsyncIPRoute
+from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.rtnl import RTM_GETROUTE
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from control.net.mirror import Link, Mirror, MirrorPort, NeighbourKey, PeerRoute, Way, peer_route
 from control.net.routes import is_our_blackhole, is_ours, read_own
@@ -94,8 +97,9 @@ class NetlinkMirror:
             events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         events.bind((0, GROUPS))
         asyncio.get_running_loop().add_reader(events.fileno(), self._readable)
+        # A socket without groups: an event bears the number of another's request, which may be that of one of ours.
         self._requests = AsyncIPRoute()
-        await self._requests.bind()
+        await self._requests.bind(groups=0)
         await self._resync()
         await self._ask_peers()
 
@@ -345,8 +349,18 @@ class NetlinkMirror:
 
     async def _ask_route(self, local: Address, remote: Address) -> PeerRoute | None:
         assert self._requests is not None
+        question = rtmsg()
+        question["family"] = socket.AF_INET if remote.version == 4 else socket.AF_INET6
+        question["dst_len"] = question["src_len"] = remote.max_prefixlen
+        question["attrs"] = [
+            ("RTA_DST", str(remote)),
+            ("RTA_SRC", str(local)),
+            ("RTA_MARK", OUTER_MARK),
+        ]
         try:
-            replies = await self._requests.route("get", dst=str(remote), src=str(local), mark=OUTER_MARK)
+            # Without NLM_F_ACK: the library hands out the answer, and would keep what follows it for ever.
+            answer = await self._requests.nlm_request(question, RTM_GETROUTE, NLM_F_REQUEST)
+            replies = [reply async for reply in answer]
         except NetlinkError:
             return None  # no route, or `local` is no address of ours
         return peer_route(remote, replies[0]) if replies else None

@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+from pyroute2 import AsyncIPRoute
 
 from control.lab.space import PREFIX, Space, free_tag, make_spaces
 from control.net.mirror import Link, MirrorPort, PeerRoute, Way
@@ -391,5 +392,31 @@ def test_sas_that_come_move_and_go_are_followed(spaces: tuple[Space, Space]) -> 
         gateway.ip("link set wan0 mtu 1400")
         await until(lambda: bool(recorder.adjacencies), "news")
         assert {name: told[1] for name, told in recorder.adjacencies.items()} == {"rekeyed": 1400}
+
+    mirrored(gateway, scenario)
+
+
+def test_events_are_not_taken_for_answers(spaces: tuple[Space, Space]) -> None:
+    """While the kernel's tables change, each peer of many gets its own route; nothing is left unread.
+
+    An event of the kernel's bears the number of the request that caused it, and every program counts from the same.
+    """
+    gateway, _ = spaces
+    peers = [f"203.0.{112 + number // 250}.{number % 250 + 1}" for number in range(400)]
+
+    async def change(rounds: int) -> None:
+        async with AsyncIPRoute() as other:
+            for number in range(rounds):
+                rule = {"table": 99, "priority": 4000, "src": f"10.77.{number // 250}.{number % 250}/32"}
+                await other.rule("add", **rule)
+                await other.rule("del", **rule)
+
+    async def scenario(mirror: NetlinkMirror, recorder: Recorder) -> None:
+        changes = asyncio.create_task(change(400))
+        await mirror.set_sas([sa(peer, peer) for peer in peers])
+        await until(lambda: len(recorder.adjacencies) == len(peers), "way of each SA")
+        await changes
+        assert mirror.alive and {way[1] for way in recorder.adjacencies.values()} == {1450}
+        assert mirror._requests is not None and mirror._requests.msg_queue.root.empty()
 
     mirrored(gateway, scenario)
