@@ -15,9 +15,10 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -40,6 +41,7 @@ from dataplane.model import (
 )
 from dataplane.ports import drivers
 from dataplane.tables import Limits
+from ext import portbench
 from ext.loop import Loop
 from ext.packet import Pool, PortHandle
 from ext.sa import TablesView
@@ -247,16 +249,29 @@ class Dut:
     @contextlib.contextmanager
     def working(self, cpu: int) -> Iterator[None]:
         """Within: the worker runs, on a thread of its own, on `cpu`."""
-
-        def work() -> None:
-            os.sched_setaffinity(0, {cpu})
-            self.loop.run()
-
-        thread = threading.Thread(target=work, name="worker")
-        thread.start()
-        try:
+        with _beside(cpu, self.loop.run, partial(os.eventfd_write, self._stop, 1)):
             yield
-        finally:
-            os.eventfd_write(self._stop, 1)
-            thread.join()
-            os.eventfd_read(self._stop)
+        os.eventfd_read(self._stop)
+
+    @contextlib.contextmanager
+    def forwarding(self, cpu: int, seconds: float) -> Iterator[None]:
+        """Within, and until `seconds` are over: the ports forward with nothing in between, as `working` does."""
+        with _beside(cpu, partial(portbench.forward, self.ports[0], self.ports[1], seconds), lambda: None):
+            yield
+
+
+@contextlib.contextmanager
+def _beside(cpu: int, work: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
+    """Within: `work` runs on a thread of its own, on `cpu`, until `end` ends it or it does so itself."""
+
+    def pinned() -> None:
+        os.sched_setaffinity(0, {cpu})
+        work()
+
+    thread = threading.Thread(target=pinned, name="beside")
+    thread.start()
+    try:
+        yield
+    finally:
+        end()
+        thread.join()

@@ -25,7 +25,7 @@ import numpy as np
 from bench.dut import DRIVERS, Bench, Dut, bench
 from bench.options import Options
 from bench.quiet import network_foremost, reserved
-from bench.rate import no_loss, on_cpu, through_bare, through_worker, two_cpus
+from bench.rate import no_loss, on_cpu, through, two_cpus
 from bench.report import Row
 from control.lab import LabError
 from ext.traffic import Exchange, exchange
@@ -66,7 +66,7 @@ def measure_idle(ends: Bench, dut: Dut, cpus: tuple[int, int]) -> Row:
     """{driver, mode, idle_cpu_percent, wake_p50_us, wake_p99_us, wakes}: a worker that sleeps, and is woken."""
     with on_cpu(cpus[1]):
         share = dut.idle_cpu_percent(IDLE_SECONDS)
-    done = through_worker(ends, dut, (SIZES[0],), WAKE_RATE, cpus, 2 * IDLE_SECONDS)
+    done = through(ends, dut, (SIZES[0],), WAKE_RATE, cpus, 2 * IDLE_SECONDS)
     woken = percentiles([done])
     return {
         "driver": dut.driver,
@@ -81,20 +81,20 @@ def measure_idle(ends: Bench, dut: Dut, cpus: tuple[int, int]) -> Row:
 def measure(plain: Bench, ends: Bench, dut: Dut, size: int, cpus: tuple[int, int], options: Options) -> Row:
     """One driver and size."""
     seconds = options.seconds or SECONDS
-    free = no_loss(lambda rate: through_worker(ends, dut, (size,), rate, cpus))
+    free = no_loss(lambda rate: through(ends, dut, (size,), rate, cpus))
     rate = LOAD * free.pps
     if rate <= 0:
         raise LabError(f"{dut.driver}, {size} B: there is no rate at which nothing is lost")
     ours, kernel, bare = [], [], []
     for _ in range(options.rounds or ROUNDS):
         with reserved():
-            ours.append(through_worker(ends, dut, (size,), rate, cpus, seconds))
+            ours.append(through(ends, dut, (size,), rate, cpus, seconds))
         with reserved(), on_cpu(cpus[0]):
             frames = plain.frames((size,), clear=True)
             kernel.append(exchange(plain.source, frames, rate, seconds, plain.receive()))
         if dut.has_bare:
             with reserved():
-                bare.append(through_bare(ends, dut, (size,), rate, cpus, seconds))
+                bare.append(through(ends, dut, (size,), rate, cpus, seconds, bare=True))
     with_us, without = percentiles(ours), percentiles(kernel)
     sockets = percentiles(bare)
     return {

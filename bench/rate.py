@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,8 +126,8 @@ def measure_saturated(
 def measure_no_loss(ends: Bench, dut: Dut, size: str, cpus: tuple[int, int]) -> dict[str, object]:
     """The searches."""
     sizes = SIZES[size]
-    free = no_loss(lambda rate: through_worker(ends, dut, sizes, rate, cpus))
-    bare = no_loss(lambda rate: through_bare(ends, dut, sizes, rate, cpus)) if dut.has_bare else None
+    free = no_loss(lambda rate: through(ends, dut, sizes, rate, cpus))
+    bare = no_loss(lambda rate: through(ends, dut, sizes, rate, cpus, bare=True)) if dut.has_bare else None
     return {
         "no_loss_mpps": free.pps / 1e6,
         "bare_no_loss_mpps": None if bare is None else bare.pps / 1e6,
@@ -190,44 +189,22 @@ def _passes(trial: Callable[[float], Exchange], rate: float, allowed: float) -> 
     return None, True
 
 
-def through_worker(
+def through(
     ends: Bench,
     dut: Dut,
     sizes: tuple[int, ...],
     rate: float,
     cpus: tuple[int, int],
     seconds: float = TRIAL_SECONDS,
+    *,
+    bare: bool = False,
 ) -> Exchange:
-    """One run through the worker."""
+    """One run through the worker, or, `bare`, through its ports alone."""
     sink = ends.receive()
-    with dut.working(cpus[1]), on_cpu(cpus[0]):
-        frames = ends.frames(sizes, clear=False)
+    busy = dut.forwarding(cpus[1], seconds + SETTLE_SECONDS) if bare else dut.working(cpus[1])
+    with busy, on_cpu(cpus[0]):
+        frames = ends.frames(sizes, clear=bare)
         return exchange(ends.source, frames, rate, seconds, sink, dut.next_sequence())
-
-
-def through_bare(
-    ends: Bench,
-    dut: Dut,
-    sizes: tuple[int, ...],
-    rate: float,
-    cpus: tuple[int, int],
-    seconds: float = TRIAL_SECONDS,
-) -> Exchange:
-    """One run through the ports alone."""
-    sink = ends.receive()
-
-    def work() -> None:
-        os.sched_setaffinity(0, {cpus[1]})
-        portbench.forward(dut.ports[0], dut.ports[1], seconds + SETTLE_SECONDS)
-
-    thread = threading.Thread(target=work, name="forward")
-    thread.start()
-    try:
-        with on_cpu(cpus[0]):
-            frames = ends.frames(sizes, clear=True)
-            return exchange(ends.source, frames, rate, seconds, sink)
-    finally:
-        thread.join()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import pytest
 
 from bench import chain
 from bench.dut import DRIVERS, Dut, bench
-from bench.rate import on_cpu, through_worker, two_cpus
+from bench.rate import on_cpu, through, two_cpus
 from ext.traffic import exchange
 
 pytestmark = pytest.mark.root
@@ -18,7 +18,7 @@ def test_packets_come_out_sealed(driver: str) -> None:
     cpus = two_cpus()
     with bench() as ends, Dut(ends, driver) as dut:
         first = dut.next_sequence()
-        done = through_worker(ends, dut, (64, 1400), RATE, cpus, SECONDS)
+        done = through(ends, dut, (64, 1400), RATE, cpus, SECONDS)
         assert done.received > done.wanted // 4  # the machine may be busy
         assert (done.strange, done.repeated, done.reordered) == (0, 0, 0)
         assert dut.next_sequence() - first >= done.received
