@@ -1,11 +1,13 @@
 """Name constraints of a CA (RFC 5280 section 4.2.1.10): which names the certificates below it may have.
 
 `violation` is asked for every certificate below a constrained CA. Host names, mail addresses, IP addresses and
-directory names are compared; a constraint on any other kind refuses a certificate that has such a name.
+directory names are compared; a constraint on any other kind refuses a certificate that has such a name. So does a
+certificate with so many names, below a CA with so many constraints, that comparing them would hold everything else up.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 
 from cryptography import x509
@@ -14,6 +16,7 @@ from control.ike import dn
 from control.pki import names
 from dataplane.model import Address
 
+MAX_COMPARISONS = 50_000  # of a certificate's names with a CA's constraints
 _COMPARED = (x509.DNSName, x509.RFC822Name, x509.IPAddress, x509.DirectoryName)
 
 
@@ -22,6 +25,9 @@ def violation(certificate: x509.Certificate, constraints: x509.NameConstraints) 
     found: list[x509.GeneralName] = list(names.alternative_names(certificate))
     if len(certificate.subject.rdns):
         found.append(x509.DirectoryName(certificate.subject))
+    subtrees = (*(constraints.permitted_subtrees or ()), *(constraints.excluded_subtrees or ()))
+    if len(found) * len(subtrees) > MAX_COMPARISONS:
+        return f"its {len(found)} names and {len(subtrees)} constraints are more than are compared"
     for name in found:
         if not isinstance(name, _COMPARED) and _constrains(constraints, type(name)):
             return f"{_show(name)} is of a kind whose constraints are not supported"
@@ -52,9 +58,14 @@ def _within(name: x509.GeneralName, subtree: x509.GeneralName) -> bool:
         same = isinstance(address, Address) and address.version == network.version
         return same and isinstance(network, IPv4Network | IPv6Network) and address in network
     if isinstance(name, x509.DirectoryName) and isinstance(subtree, x509.DirectoryName):
-        ours, base = (dn.comparable(dn.decode_name(each.value.public_bytes())) for each in (name, subtree))
+        ours, base = (_comparable(each.value.public_bytes()) for each in (name, subtree))
         return ours[: len(base)] == base
     return False
+
+
+@lru_cache(maxsize=1024)
+def _comparable(der: bytes) -> dn.Comparable:
+    return dn.comparable(dn.decode_name(der))
 
 
 def _host_within(host: str, base: str) -> bool:

@@ -153,6 +153,11 @@ def find_path(
 def _extend(search: _Search, path: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...] | None:
     certificate = path[-1]
     if certificate in search.anchors:
+        try:
+            _check_names(search, path)
+        except CredentialError as error:
+            search.failures.append(error)
+            return None
         return path
     wanted = names.issuer(certificate)
     candidates = [
@@ -237,17 +242,32 @@ def _check_ca(search: _Search, issuer: x509.Certificate, below: tuple[x509.Certi
             "has keyUsage without keyCertSign, yet it signed another",
             _REISSUE_CA,
         )
-    constraints = _find(extensions, x509.NameConstraints)
-    if constraints is None:
-        return
-    for certificate in below:
-        # RFC 5280 section 6.1.3: a CA's certificate for itself is not constrained, unless it is the last.
-        if certificate is not below[0] and certificate.subject == certificate.issuer:
+
+
+def _check_names(search: _Search, path: tuple[x509.Certificate, ...]) -> None:
+    """No name breaks the constraints of a CA above it.
+
+    Asked of a path that leads to a CA of ours, and not on the way there: it takes long with many names, and anyone
+    can make certificates with thousands of them for a CA of his own.
+    """
+    for above, issuer in enumerate(path[1:], 1):
+        constraints = _find(issuer.extensions, x509.NameConstraints)
+        if constraints is None:
             continue
-        broken = violation(certificate, constraints)
-        if broken:
-            text = f"breaks the nameConstraints of {names.subject(issuer)}: {broken}"
-            _refuse("not_allowed", certificate, peer, text, "have it issued by a CA that may give this name")
+        for certificate in path[:above]:
+            # RFC 5280 section 6.1.3: a CA's certificate for itself is not constrained, unless it is the last.
+            if certificate is not path[0] and certificate.subject == certificate.issuer:
+                continue
+            broken = violation(certificate, constraints)
+            if broken:
+                text = f"breaks the nameConstraints of {names.subject(issuer)}: {broken}"
+                _refuse(
+                    "not_allowed",
+                    certificate,
+                    search.peer,
+                    text,
+                    "have it issued by a CA that may give this name",
+                )
 
 
 _REISSUE_CA = "have it signed by a proper CA certificate"

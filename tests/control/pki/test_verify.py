@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import cProfile
 import datetime
 import ipaddress
 import random
@@ -340,6 +341,24 @@ def test_directory_name_constraints() -> None:
     assert "name CN=gw,O=Example,C=FR is not within the permitted name O=Example,C=DE" in str(
         refusal(store(), der(bad.certificate, limited.certificate))
     )
+
+
+def test_thousands_of_names_and_constraints() -> None:
+    """A stranger's own CA costs nothing; one that is trusted is refused by name where comparing would take long."""
+    limits = x509.NameConstraints(
+        permitted_subtrees=None, excluded_subtrees=[x509.DNSName(f"x{number}") for number in range(1000)]
+    )
+    who = [GW, *(Identity.parse(f"host{number}") for number in range(1000))]
+    for root, text, calls in (
+        (make_authority("Stranger", now=NOW), "neither a CA we trust nor sent by the peer", 20_000),
+        (ROOT, "its 1002 names and 1000 constraints are more than are compared", 40_000),
+    ):
+        limited = make_authority("Limited", parent=root, constraints=limits, now=NOW)
+        sent = der(issue(limited, "gw", who, now=NOW).certificate, limited.certificate)
+        profile, credentials = cProfile.Profile(), store()
+        assert text in str(profile.runcall(refusal, credentials, sent))
+        # Calls, for time says nothing on a busy machine: there are three million where all are compared.
+        assert sum(each.callcount for each in profile.getstats()) < calls
 
 
 def test_weak_keys_and_hashes() -> None:
