@@ -38,9 +38,8 @@ WAYS = ("out", "in")
 PACKETS = 1536  # in a slice: a multiple of a batch and of IMIX's twelve
 BATCH = 64
 RING = 256
-CHUNK = (
-    192  # packets that wait for inbound at a time: few, to lie in the cache as what a network card wrote does
-)
+# Packets that wait for inbound at a time: few, to lie in the cache as what a network card wrote does.
+CHUNK = 192
 SLICES = 200
 FRAMES = FRAME_SIZE = 2048
 STEPS_MOST = 100

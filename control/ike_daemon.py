@@ -257,9 +257,8 @@ class IkeDaemon:
         elif isinstance(event, ChildOutboundReady):
             self.children.outbound_ready(event.child)
         elif isinstance(event, ChildClosed):
-            self._traps.closed(
-                event
-            )  # first: its policies stay where they are then, and nothing passes in clear
+            # First: its policies stay where they are then, and nothing passes in clear.
+            self._traps.closed(event)
             self.children.closed(event.child, replaced=event.replaced_by is not None)
         elif isinstance(event, PathChanged):
             self.children.path_changed(event.ike, event.path, event.encapsulated)

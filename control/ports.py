@@ -22,9 +22,8 @@ from dataplane.model import Address, Direction, PortSpec, Role, SaSpec
 ETHERNET_MTU = 1500
 ENCAPSULATION_MOST = 128  # bytes that no SA's headers and trailer exceed
 SOCKET_MTU_MOST = 9216  # a socket port over a loopback path needs no frames of 64 KiB
-IKE_TUN_MTU = (
-    1400  # the suites are negotiated later; what AES-GCM in UDP over IPv6 leaves of 1500, rounded down
-)
+# The suites are negotiated later; what AES-GCM in UDP over IPv6 leaves of 1500, rounded down.
+IKE_TUN_MTU = 1400
 IPV6_LEAST = 1280  # RFC 8200 section 5: a link that carries IPv6 has at least this
 
 PathMtu = Callable[[str], int | None]  # by name of an outbound SA

@@ -276,7 +276,6 @@ class DataPlane(Book):
             verdicts=verdicts,
             policies=len(self._policies),
             tables_locked=not self.tables.view.lock_error,
-            tables_bytes=self.tables.view.size,
         )
 
 

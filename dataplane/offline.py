@@ -45,9 +45,8 @@ __all__ = ["CaptureError", "CaptureSummary", "Offline", "Outcome", "transform_ca
 PATH_MTU = 65535
 FRAME_SIZE = 131072  # bytes: the largest IP packet, and what ESP adds on both sides
 FRAMES = 64
-CUT_SHORT = (
-    "cut_short"  # the only reason that is not a counter's name: the capture holds a part of the packet
-)
+# The only reason that is not a counter's name: the capture holds a part of the packet.
+CUT_SHORT = "cut_short"
 _SMALL = Limits(max_sas=4096, max_policies=8192, max_selectors=16384, max_adjacencies=16, max_routes=16)
 _LINK_HEADER = 14
 _IPPROTO_UDP = 17
@@ -68,9 +67,8 @@ class CaptureSummary:
 
     read: int
     written: int
-    verdicts: dict[tuple[Direction, str], int] = field(
-        default_factory=dict
-    )  # by direction and counter's name
+    # By direction and counter's name.
+    verdicts: dict[tuple[Direction, str], int] = field(default_factory=dict)
 
 
 class Offline:

@@ -103,7 +103,6 @@ class DataPlaneStats:
     verdicts: dict[str, int]  # what became of the others: pass, to_kernel, bypassed, icmp_sent
     policies: int
     tables_locked: bool  # the shared segment is kept out of swap
-    tables_bytes: int  # address space of the segment; memory is used as entries are
 
 
 def worker_stats(tables: Tables, states: Iterable[WorkerState]) -> tuple[WorkerStats, ...]:

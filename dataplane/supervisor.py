@@ -204,9 +204,8 @@ class Supervisor:
         )
         message, descriptors = assignment.to_message()
         mine.send(message, descriptors)
-        with contextlib.suppress(
-            ChannelClosedError
-        ):  # then the worker's channel ends, too, and we come again
+        # Then the worker's channel ends, too, and we come again.
+        with contextlib.suppress(ChannelClosedError):
             self._nursery_channel.send({"type": "spawn", "request": self._requests}, [theirs.fileno()])
         theirs.close()
         mine.set_blocking(False)

@@ -126,11 +126,6 @@ class Tables:
 
     # --- SAs -----------------------------------------------------------------------------------------
 
-    @property
-    def sas_used(self) -> int:
-        """One past the highest SA slot ever used."""
-        return self._sa_slots.used
-
     def add_sa(self, spec: SaSpec, *, start: int, limit: int, mtu: int = 1500) -> int:
         """Fill a slot for a checked spec (records.check_sa) and return its index; nobody finds it yet.
 

@@ -49,9 +49,8 @@ def load(path: str | os.PathLike[str]) -> Config:
     except OSError as error:
         raise ConfigError(source, [Problem(path="", message=f"cannot be read: {error.strerror}")]) from None
     try:
-        values = tomllib.loads(
-            data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-        )  # as Windows' editors write it
+        # As Windows' editors write it.
+        values = tomllib.loads(data.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(source, [Problem(path="", message=f"is not UTF-8 at byte {error.start}")]) from None
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:

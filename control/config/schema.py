@@ -26,9 +26,8 @@ class GatewaySettings:
     """The [gateway] table."""
 
     workers: int  # processes
-    cpus: tuple[
-        int, ...
-    ] = ()  # CPU numbers that the gateway uses, workers pinned in turn; () takes all we may
+    # CPU numbers that the gateway uses, workers pinned in turn; () takes all we may.
+    cpus: tuple[int, ...] = ()
     deal: bool = True  # a worker whose core is full lets others open its inbound packets
     spin: bool = True  # workers look on for a while where pauses between packets are short
     engine: str = "auto"  # auto, ipsec-mb, openssl

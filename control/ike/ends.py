@@ -11,9 +11,8 @@ from ipaddress import IPv4Address, IPv6Address
 from control.ike.settings import Connection, Network
 from dataplane.model import Address
 
-SourceAddress = Callable[
-    [Address], Address | None
-]  # which address of ours the kernel would send from, to a peer
+# Which address of ours the kernel would send from, to a peer.
+SourceAddress = Callable[[Address], Address | None]
 
 
 def peer_address(addresses: Iterable[Address | Network]) -> Address | None:

@@ -231,9 +231,8 @@ class VirtualAddressesAssigned(Event):
     addresses: tuple[Address, ...]
     dns: tuple[Address, ...] = ()
     domains: tuple[str, ...] = ()
-    networks: tuple[
-        Network, ...
-    ] = ()  # to reach through the server; what goes there the children's selectors say
+    # To reach through the server; what goes there the children's selectors say.
+    networks: tuple[Network, ...] = ()
 
 
 @record(frozen=True, kw_only=True)

@@ -49,9 +49,8 @@ class Pool:
     def __init__(self, settings: PoolSettings) -> None:
         self.settings = settings
         self._online: dict[Address, _Lease] = {}
-        self._offline: OrderedDict[Address, str] = (
-            OrderedDict()
-        )  # identity by address, longest given back first
+        # Identity by address, longest given back first.
+        self._offline: OrderedDict[Address, str] = OrderedDict()
         self._kept: dict[str, list[Address]] = {}  # the same, by identity
         self._next = {4: 0, 6: 0}  # how many of each family's addresses have ever been lent
 

@@ -234,14 +234,12 @@ class Suite:
     protocol: Protocol
     transforms: tuple[Transform, ...]
     encr: int = field(init=False, repr=False, compare=False, default=0)  # the encryption algorithm's number
-    key_bits: int = field(
-        init=False, repr=False, compare=False, default=0
-    )  # 0 where the cipher has one only, or none
+    # 0 where the cipher has one only, or none.
+    key_bits: int = field(init=False, repr=False, compare=False, default=0)
     prf: int = field(init=False, repr=False, compare=False, default=0)  # 0 for ESP
     integ: int = field(init=False, repr=False, compare=False, default=0)  # 0 with an AEAD cipher
-    group: int = field(
-        init=False, repr=False, compare=False, default=0
-    )  # of the first key exchange; 0 without one
+    # Of the first key exchange; 0 without one.
+    group: int = field(init=False, repr=False, compare=False, default=0)
     esn: bool = field(init=False, repr=False, compare=False, default=False)  # extended sequence numbers
     # Methods of the additional exchanges in the order they are done, NONE skipped (RFC 9370 section 2.2.2).
     additional_groups: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())

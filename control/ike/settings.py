@@ -64,18 +64,15 @@ class AuthSettings:
     """One side of the authentication: ours (what we use) or the peer's (what we demand)."""
 
     auth: Auth = Auth.PSK
-    identity: Identity | None = (
-        None  # None: ours is the certificate's subject or our address; the peer's: anyone
-    )
+    # None: ours is the certificate's subject or our address; the peer's: anyone.
+    identity: Identity | None = None
     certificates: tuple[str, ...] = ()  # names in the credential store: ours to use, or the peer's only ones
-    authorities: tuple[
-        str, ...
-    ] = ()  # names of CAs that the peer's chain must lead to; () is every one we trust
+    # Names of CAs that the peer's chain must lead to; () is every one we trust.
+    authorities: tuple[str, ...] = ()
     eap_methods: tuple[str, ...] = ()  # mschapv2, tls; the first is what a server asks for
     eap_identity: str | None = None  # what we answer to EAP-Identity; None: our IKE identity
-    signature_hashes: tuple[
-        str, ...
-    ] = ()  # of signatures (sha256, sha384, sha512, identity); () is all of them
+    # Of signatures (sha256, sha384, sha512, identity); () is all of them.
+    signature_hashes: tuple[str, ...] = ()
     revocation: str = "relaxed"  # relaxed: a CRL that is missing is no reason; ifuri; strict
 
 
@@ -83,9 +80,8 @@ class AuthSettings:
 class TrafficSelector:
     """Addresses, protocol and ports of one side of a child SA (RFC 7296 section 3.13.1); `dynamic` follows the SA."""
 
-    network: Network | None = (
-        None  # None with first and last None: dynamic, the IKE SA's own (or virtual) address
-    )
+    # None with first and last None: dynamic, the IKE SA's own (or virtual) address.
+    network: Network | None = None
     first: Address | None = None
     last: Address | None = None
     protocol: int = 0  # 0 is any
@@ -149,9 +145,8 @@ class Connection:
 
     name: str
     local_addresses: tuple[Address | Network, ...] = ()  # () is any
-    remote_addresses: tuple[
-        Address | Network, ...
-    ] = ()  # () is any; the first plain address is where we initiate to
+    # () is any; the first plain address is where we initiate to.
+    remote_addresses: tuple[Address | Network, ...] = ()
     local_port: int = 500
     remote_port: int = 500
     proposals: tuple[Proposal, ...]

@@ -20,11 +20,10 @@ PATIENCE_SECONDS = 5.0  # for the answers that are still out when the last ping 
 
 @dataclass(frozen=True, kw_only=True)
 class Pings:
-    """Echo requests sent and lost, and the mean round trip in milliseconds (None when none came back)."""
+    """Echo requests sent and lost."""
 
     sent: int
     lost: int
-    mean_ms: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,6 @@ class Throughput:
 
     gbps: float
     lost_percent: float
-    retransmits: int
 
 
 def start_ping(
@@ -59,12 +57,8 @@ def finish_ping(program: Program, *, count: int, timeout: float = 60.0) -> Pings
     program.wait(timeout)
     if "packets transmitted" not in program.output():
         raise LabError(f"{program.name}: no summary: {(program.log() or program.output()).strip()}")
-    answers = {
-        int(number): float(time)
-        for number, time in re.findall(r"icmp_seq=(\d+) .*time=([\d.]+) ms", program.output())
-    }
-    times = [time for number, time in answers.items() if number <= count]
-    return Pings(sent=count, lost=count - len(times), mean_ms=sum(times) / len(times) if times else None)
+    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) .*time=", program.output())}
+    return Pings(sent=count, lost=count - sum(number <= count for number in answered))
 
 
 def ping(
@@ -123,5 +117,4 @@ def _read_report(text: str, proto: str) -> Throughput:
     return Throughput(
         gbps=total["bits_per_second"] / 1e9,
         lost_percent=float(end.get("sum", {}).get("lost_percent") or 0.0) if proto == "udp" else 0.0,
-        retransmits=int(end.get("sum_sent", {}).get("retransmits") or 0),
     )

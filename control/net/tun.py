@@ -43,9 +43,8 @@ class TunDevice:
         self.mtu = mtu
         self._config = config
         self._index = 0
-        self._routes: dict[
-            Network, Address | None
-        ] = {}  # and the source address of each, where one is wanted
+        # What is routed to it, and the source address of each route, where one is wanted.
+        self._routes: dict[Network, Address | None] = {}
         self._changing = asyncio.Lock()
         self._socket: RouteSocket | None = None
 

@@ -50,9 +50,8 @@ _ERROR = struct.Struct("=IBBBxII")  # struct sock_extended_err: errno, origin, t
 _ORIGIN_LOCAL = 1
 
 Receive = Callable[[bytes, PeerPath], None]
-Shed = Callable[
-    [bytes, tuple[str, int]], bytes | None
-]  # a message and who sent it, as the socket says: the answer
+# A message and who sent it, as the socket says: the answer.
+Shed = Callable[[bytes, tuple[str, int]], bytes | None]
 PathError = Callable[[PeerPath, str], None]
 
 
@@ -321,9 +320,8 @@ def _prepare(sock: socket.socket, version: int) -> None:
     sock.setblocking(False)
     with contextlib.suppress(PermissionError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, OUTER_MARK)  # see control/net/host.py
-    sock.setsockopt(
-        socket.IPPROTO_UDP, _UDP_GRO, 0
-    )  # workers have it on theirs; here one datagram is one message
+    # Workers have it on theirs; here one datagram is one message.
+    sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 0)
     if version == 4:
         sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)

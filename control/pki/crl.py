@@ -22,7 +22,6 @@ from cryptography.x509.oid import ExtensionOID
 from control.ike.identity import Identity
 from control.pki import names
 
-POLICIES = ("relaxed", "ifuri", "strict")
 MAX_BYTES = 32 << 20  # of one list; the largest public ones are a few MB
 _KEPT_PER_ISSUER = 8
 _MAX_URLS = 256  # remembered from certificates; what the configuration names is not counted

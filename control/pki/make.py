@@ -20,9 +20,8 @@ from control.crypto.auth import PrivateKey
 from control.ike.identity import Identity, IdKind
 
 KEYS = ("ecdsa", "ecdsa384", "ecdsa521", "ed25519", "ed448", "rsa", "rsa2048", "rsa3072", "rsa4096")
-BACKDATED = datetime.timedelta(
-    hours=1
-)  # a peer whose clock is a little slow shall accept a fresh certificate
+# A peer whose clock is a little slow shall accept a fresh certificate.
+BACKDATED = datetime.timedelta(hours=1)
 _IKE_INTERMEDIATE = x509.ObjectIdentifier("1.3.6.1.5.5.8.2.2")
 SERVER = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.IPSEC_IKE, _IKE_INTERMEDIATE)
 CLIENT = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.IPSEC_IKE)

@@ -60,9 +60,8 @@ class Credential:
     name: str
     identity: Identity
     private_key: PrivateKey = field(repr=False)
-    chain: tuple[
-        bytes, ...
-    ]  # DER: our certificate, then intermediate CAs towards the root, which is left out
+    # DER: our certificate, then intermediate CAs towards the root, which is left out.
+    chain: tuple[bytes, ...]
     certificate: x509.Certificate
 
 
@@ -85,9 +84,8 @@ class Credentials:
         self.authorities = tuple(authorities)
         self.crls = crls or CrlStore()
         self.clock = clock
-        self._psk_exact: dict[
-            Identity, list[int]
-        ] = {}  # positions of keys, by each identity that is no pattern
+        # Positions of keys, by each identity that is no pattern.
+        self._psk_exact: dict[Identity, list[int]] = {}
         self._psk_patterns: list[int] = []
         for position, key in enumerate(self.preshared_keys):
             for identity in key.identities:
@@ -95,9 +93,8 @@ class Credentials:
             if not key.identities or any(identity.is_pattern for identity in key.identities):
                 self._psk_patterns.append(position)
         self._chains: dict[str, list[x509.Certificate]] = {}
-        self._paths: OrderedDict[object, tuple[x509.Certificate, ...]] = (
-            OrderedDict()
-        )  # verified, least used first
+        # Verified, least used first.
+        self._paths: OrderedDict[object, tuple[x509.Certificate, ...]] = OrderedDict()
         self._eap = {secret.identity: secret.secret for secret in eap_secrets}
         self._postquantum = {key.id: key.secret for key in postquantum_keys}
 

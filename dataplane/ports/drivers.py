@@ -44,9 +44,8 @@ class PreparedPort:
     set_remotes: Callable[[Iterable[Network]], None] = lambda networks: None
     set_locals: Callable[[Iterable[Address]], None] = lambda addresses: None
     close: Callable[[], None] = lambda: None
-    leave: Callable[[], None] | None = (
-        None  # as `close`, but what is steered stays dropped until the next start
-    )
+    # As `close`, but what is steered stays dropped until the next start.
+    leave: Callable[[], None] | None = None
 
 
 def prepare(

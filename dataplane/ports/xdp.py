@@ -38,9 +38,8 @@ XDP_HEADROOM = 256  # bytes the kernel leaves free before each packet
 ETHERNET_HEADER = 14
 TRAILER_ROOM = 64  # bytes for ESP padding, trailer and ICV behind a packet of full size
 FRAME_SIZES = (2048, 4096, 8192, 16384)  # beyond a page, a packet is several buffers to the kernel
-PLAIN_MTU = (
-    3498  # of one buffer, as veth counts: a page less headrooms, link header and the kernel's own record
-)
+# Of one buffer, as veth counts: a page less headrooms, link header and the kernel's own record.
+PLAIN_MTU = 3498
 QUEUES_MAX = 256  # entries of the XSKMAP
 
 SIOCETHTOOL = 0x8946

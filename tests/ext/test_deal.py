@@ -263,9 +263,8 @@ def test_dealing_that_does_not_pay_pauses() -> None:
         assert all(load.window(packets=9600, helped=0.9) for _ in range(8))
         load.window(packets=100, idle=0.9)
     assert load.window()
-    assert all(
-        load.window(packets=9600, helped=0.9) for _ in range(17)
-    )  # it pays now: the pause is short again
+    # It pays now: the pause is short again.
+    assert all(load.window(packets=9600, helped=0.9) for _ in range(17))
     assert [load.window(helped=0.9) for _ in range(4)] == [True, True, True, False]
     assert [load.window() for _ in range(34)][-1]
     load.pair.close()

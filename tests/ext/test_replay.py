@@ -147,9 +147,8 @@ def test_a_late_workers_packets_by_default(tables: Tables) -> None:
         for number, want in ((1, "pass"), (5000, "pass"), (905, "pass"), (4000, "pass"), (905, "replay")):
             verdict, got = check_and_accept(tables.view, index, number, True)
             assert (VERDICT_NAMES[verdict], got) == (want, number)
-        assert (
-            check_and_accept(tables.view, index, 904, True)[1] == SPACE + 904
-        )  # appendix A2.1: the next 2**32
+        # Appendix A2.1: the next 2**32.
+        assert check_and_accept(tables.view, index, 904, True)[1] == SPACE + 904
     finally:
         tables.drop_sa(index)
         assert tables.later.run() == 0

@@ -204,9 +204,8 @@ def _selected(source: bytes, destination: bytes) -> bool:
     """Some tunnel's selectors take these addresses (tests/fuzz/world.py)."""
     clients, servers = NETWORKS[len(source)]
     if destination.startswith(clients):
-        return source.startswith(
-            clients[: len(clients) - (1 if len(source) == 4 else 2)]
-        )  # answers(): 10/8, 2001:db8::/32
+        # answers(): 10/8, 2001:db8::/32.
+        return source.startswith(clients[: len(clients) - (1 if len(source) == 4 else 2)])
     return source.startswith(clients) and destination.startswith(servers)
 
 

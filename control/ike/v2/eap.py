@@ -32,9 +32,9 @@ from control.ike.wire.payloads import AuthPayload
 from control.pki.errors import CredentialError
 
 METHODS = {"mschapv2": EapType.MSCHAPV2, "tls": EapType.TLS}
-SAFE_ALONE = (
-    EapType.TLS,
-)  # RFC 5998 section 4: mutual, and not to be guessed offline by who plays the server
+# EAP methods for a server that proves itself by EAP alone (RFC 5998 section 4):
+# mutual, and not to be guessed offline by who plays the server.
+SAFE_ALONE = (EapType.TLS,)
 MAX_IDENTITY = 256
 
 

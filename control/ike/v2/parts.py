@@ -12,12 +12,11 @@ class Feature(enum.IntFlag):
 
     FRAGMENTATION = 1
     MOBIKE = 2
-    CHILDLESS = 4
-    INTERMEDIATE = 8
-    PPK = 16  # a PPK is in the keys
-    NAT_DETECTION = 32
-    SIGNATURE_HASHES = 64
-    ENCAPSULATION = 128  # ESP goes in UDP though there is no NAT: forced
+    INTERMEDIATE = 4
+    PPK = 8  # a PPK is in the keys
+    NAT_DETECTION = 16
+    SIGNATURE_HASHES = 32
+    ENCAPSULATION = 64  # ESP goes in UDP though there is no NAT: forced
 
 
 class Timer(enum.Enum):

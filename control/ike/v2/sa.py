@@ -70,7 +70,6 @@ class IkeSa:
         "keys",
         "last_error",
         "last_heard",
-        "last_sent",
         "local_id",
         "mapping",
         "my_spi",
@@ -143,7 +142,6 @@ class IkeSa:
         self.reauth_passed = False  # the peer had to authenticate anew: no rekeying makes it live longer
         self.established_at = 0.0
         self.last_heard = 0.0  # an authenticated message, or traffic of a child
-        self.last_sent = 0.0
         self.last_error: Failure | None = None
         self.created = 0.0
         # The endpoint's, while a peer's is half open.

@@ -87,6 +87,5 @@ def transmit(sa: IkeSa, datagrams: list[bytes], path: PeerPath, now: float) -> N
     """Send datagrams of ours; a keepalive is due so much later."""
     for data in datagrams:
         sa.host.send(Datagram(path=path, data=data))
-    sa.last_sent = now
     if Timer.KEEPALIVE in sa.timers:
         sa.timers[Timer.KEEPALIVE] = now + sa.connection.keepalive

@@ -591,8 +591,7 @@ def test_keys_that_cost_much_are_not_calculated_with(bits: int, exponent: int) -
         .public_key(key)
     )
     slow = builder.sign(ROOT.key, signing_hash(ROOT.key))
-    below = issue(
-        Issued(certificate=slow, key=ROOT.key, chain=()), "gw", [GW], now=NOW
-    )  # signed by somebody, that is enough
+    # Signed by somebody, that is enough.
+    below = issue(Issued(certificate=slow, key=ROOT.key, chain=()), "gw", [GW], now=NOW)
     found = refusal(store(ROOT), der(below.certificate, slow))
     assert f"has an RSA key of {bits} bits and an exponent of {exponent.bit_length()}" in found.text

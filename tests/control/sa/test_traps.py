@@ -29,9 +29,8 @@ def test_left_behind(why: Closed, close: StartAction, dpd: DpdAction, left: bool
     event = ChildClosed(ike=1, connection="a-b", child=2, name="net", why=why)
     settings = child(start_action=NONE, close_action=close, dpd_action=dpd)
     assert left_behind(event, settings) is left
-    assert not left_behind(
-        event, child(start_action=TRAP, close_action=close, dpd_action=dpd)
-    )  # has one anyway
+    # Has one anyway.
+    assert not left_behind(event, child(start_action=TRAP, close_action=close, dpd_action=dpd))
     replaced = ChildClosed(ike=1, connection="a-b", child=2, name="net", why=why, replaced_by=3)
     assert not left_behind(replaced, settings)
 

@@ -240,9 +240,8 @@ class CreateChild(KeyedTask):
         if self.settings is not None and sa.state is State.ESTABLISHED and not self._alone(sa):
             if self.asked is not None or not sa.followups:
                 return True
-            self.again(
-                sa, now
-            )  # the peer is at the IKE SA, perhaps: what is asked for now may be lost with it
+            # The peer is at the IKE SA, perhaps: what is asked for now may be lost with it.
+            self.again(sa, now)
             return False
         self._free(sa)
         return False

@@ -76,9 +76,10 @@ class RekeyChild(CreateChild):
         if self.old is None:
             return
         self.old.state = ChildState.REKEYING
+        # RFC 7296 section 3.10.1.
         message.notify(
             NotifyType.REKEY_SA, protocol=self.old.spec.protocol, spi=spi_bytes(self.old.spec.spi_in)
-        )  # RFC 7296 section 3.10.1
+        )
         super().ask(sa, message, now)
 
     def rival_lives(self, sa: IkeSa) -> bool:
