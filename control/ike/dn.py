@@ -3,7 +3,7 @@
 Walk: `encode_name` turns (attribute, text) pairs into DER, `decode_name` turns DER back, `parse_name` and
 `format_name` are the textual side (`C=DE, O=Example, CN=gw`), and `comparable` is what two equal names share.
 Text keeps the order of the DER, as strongSwan's does; a backslash takes the next character as it is, and a
-value may stand in double quotes. Limits: no multi-valued RDN is made from text (they are read and shown).
+value may stand in double quotes. Limits: no multi-valued RDN is made from text (they are read and shown); 4 KiB of DER.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ for _word, _oid in _WORDS.items():
     _SHOWN.setdefault(_oid, _word)
 _IA5 = {_WORDS["E"], _WORDS["UN"], _WORDS["DC"]}  # RFC 5280 appendix A: these are IA5String
 
+LONGEST = 4096  # bytes of a name: anyone may send one, and thousands of attributes take long
 _SEQUENCE, _SET, _OID = 0x30, 0x31, 0x06
 _PRINTABLE, _UTF8, _IA5STRING = 0x13, 0x0C, 0x16
 _CODECS = {
@@ -91,6 +92,8 @@ Name = tuple[tuple[Attribute, ...], ...]  # relative distinguished names, each o
 
 def decode_name(data: bytes) -> Name:
     """The name that DER `data` holds, all of it; ValueError says what is wrong with the bytes."""
+    if len(data) > LONGEST:
+        raise ValueError(f"a distinguished name has {len(data)} bytes, at most {LONGEST} are taken")
     tag, body, rest = _element(data)
     if tag != _SEQUENCE or rest:
         raise ValueError(

@@ -178,6 +178,17 @@ def test_kinds_are_the_registry_s() -> None:
     }.items()
 
 
+def test_a_name_of_a_thousand_attributes_is_none() -> None:
+    """A stranger's ID payload or certificate may have one: it is not taken apart, and not shown in full."""
+    der = encode_name([("2.5.4.3", "x")] * 1000)
+    with pytest.raises(PeerError, match=f"a distinguished name has {len(der)} bytes, at most 4096 are taken"):
+        Identity.from_wire(IdKind.DER_ASN1_DN, der)
+    identity = Identity.from_name(der)  # of a certificate
+    assert str(identity).startswith("asn1dn:#30") and len(str(identity)) < 400
+    assert identity == Identity.from_name(der) and not identity.matches(Identity.parse("CN=x"))
+    assert decode_name(encode_name([("2.5.4.3", "x")] * 300))
+
+
 def test_a_hostile_name_does_not_disturb_the_log() -> None:
     assert str(Identity.from_wire(2, b"gw\n\x1b[2J")) == r"@gw\n\x1b[2J"
     assert str(Identity.from_wire(2, b"10.0.0.1")) == "@10.0.0.1"
