@@ -1,7 +1,8 @@
 """AH behind IPv4 options and IPv6 extension headers: our gateway and the Linux kernel agree on what of them is covered.
 
-Transport mode, where the headers of programs go out as they are: record route and timestamps, which routers fill in;
-options that may change on the way and such that may not, hop by hop and for the destination.
+Transport mode, where the headers of programs go out as they are, from us and from the kernel: record route and
+timestamps, which routers fill in; options that may change on the way and such that may not, hop by hop and for the
+destination; routing headers.
 """
 
 from __future__ import annotations
@@ -14,37 +15,33 @@ import pytest
 
 from tests.peers.linux.cases import Case, Pair
 from tests.peers.linux.guest import Guest
-from tests.peers.linux.traffic import PORT
+from tests.peers.linux.traffic import Echo, behind
 from tests.peers.linux.world import World, changes
 
 pytestmark = [pytest.mark.root, pytest.mark.full]
 
 PINGS = 5
 PING_OPTIONS = (["-R"], ["-T", "tsonly"], ["-T", "tsandaddr"])
-# Next header and length, the first of which the kernel fills in; an option of 10 bytes that may change, or one that may
-# not; padding, of which Linux takes at most 7 bytes.
+HOP_BY_HOP, ROUTING, DESTINATION = 0, 43, 60
+# Next header and length, the first of which is filled in; an option of 10 bytes that may change, or one that may not;
+# padding, of which Linux takes at most 7 bytes.
 MAY_CHANGE = bytes([0, 1, 0x3E, 10, *range(10), 1, 0])
 MAY_NOT = bytes([0, 1, 0x1E, 10, *range(10), 1, 0])
-# Hop by hop, for the destination.
-EXTENSIONS = ((MAY_CHANGE, b""), (MAY_NOT, b""), (b"", MAY_CHANGE), (MAY_CHANGE, MAY_NOT))
+# Of type 0, with one address: the way is done.
+USED_UP = bytes([0, 2, 0, 0, *bytes(4)]) + socket.inet_pton(socket.AF_INET6, "2001:db8:99::1")
+CHAINS = (
+    [(HOP_BY_HOP, MAY_CHANGE)],
+    [(HOP_BY_HOP, MAY_NOT)],
+    [(DESTINATION, MAY_CHANGE)],
+    [(HOP_BY_HOP, MAY_CHANGE), (DESTINATION, MAY_NOT)],
+    [(ROUTING, USED_UP)],
+    [(HOP_BY_HOP, MAY_NOT), (DESTINATION, MAY_CHANGE), (ROUTING, USED_UP), (DESTINATION, MAY_CHANGE)],
+)
 
 
-def exchange(source: str, target: str, port: int, hop_by_hop: bytes, destination: bytes) -> int:
-    """Send datagrams with these extension headers to an echo; returns how many come back."""
-    back = 0
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-        sock.bind((source, 0))
-        sock.settimeout(5.0)
-        for name, content in ((socket.IPV6_HOPOPTS, hop_by_hop), (socket.IPV6_DSTOPTS, destination)):
-            if content:
-                sock.setsockopt(socket.IPPROTO_IPV6, name, content)
-        for number in range(5):
-            sock.sendto(b"%d" % number, (target, port))
-            try:
-                back += sock.recv(100) == b"%d" % number
-            except TimeoutError:
-                break
-    return back
+def in_hex(chain: list[tuple[int, bytes]]) -> list[tuple[int, str]]:
+    """A chain as it is passed on to whoever sends it."""
+    return [(kind, header.hex()) for kind, header in chain]
 
 
 class Headers(World):
@@ -80,10 +77,19 @@ class Headers(World):
         return found
 
     def _datagrams(self, pair: Pair) -> list[int]:
+        """By chain of extension headers: how many from here were answered, and how many from the kernel's side."""
         found = []
-        for extensions in EXTENSIONS:
-            found.append(self.host.call(lambda: exchange(pair.local, pair.remote, PORT, *extensions)))  # noqa: B023
+        echo = self.host.call(lambda: Echo([pair.local]))
+        try:
+            for chain in map(in_hex, CHAINS):
+                found.append(self.host.call(lambda: behind(pair.local, pair.remote, chain, PINGS)))  # noqa: B023
+                found.append(self._from_there(pair, chain))
+        finally:
+            echo.close()
         return found
+
+    def _from_there(self, pair: Pair, chain: list[tuple[int, str]]) -> int:
+        return int(self.guest.ask("behind", source=pair.remote, target=pair.local, chain=chain, count=PINGS))
 
 
 @pytest.mark.parametrize("esn", [False, True])
@@ -94,5 +100,5 @@ def test_headers_before_ah(linux: Guest, family: int, suite: str, esn: bool) -> 
     world = Headers(linux, [case])
     with world.opened():
         found = world.prove([case])[case]
-    kinds = 2 * len(PING_OPTIONS) if family == 4 else len(EXTENSIONS)
+    kinds = 2 * len(PING_OPTIONS if family == 4 else CHAINS)
     assert found == {"back": [PINGS] * kinds, "errors": {}, "drops": {}}

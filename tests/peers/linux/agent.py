@@ -119,6 +119,10 @@ class Agent:
         """`traffic.datagrams` from here."""
         return traffic.datagrams(**arguments)
 
+    def behind(self, **arguments: Any) -> int:
+        """`traffic.behind` from here."""
+        return traffic.behind(**arguments)
+
     def streams(self, **arguments: Any) -> list[int]:
         """`traffic.streams` from here."""
         return traffic.streams(**arguments)

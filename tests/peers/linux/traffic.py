@@ -243,6 +243,48 @@ def datagrams(
         return [one.result() for one in each]
 
 
+def behind(source: str, target: str, chain: Sequence[Sequence[Any]], count: int, port: int = PORT) -> int:
+    """Send `count` datagrams behind IPv6 extension headers, one after another; how many the echo sends back.
+
+    `chain` has each header's number and its bytes, in hexadecimal, whose first is filled in. A raw socket takes any
+    chain, and what it sends goes through IPsec like everything else.
+    """
+    back = 0
+    with (
+        _bound(source, socket.SOCK_DGRAM) as sock,
+        socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+    ):
+        sock.settimeout(5.0)
+        ends = [socket.inet_pton(socket.AF_INET6, address) for address in (source, target)]
+        for number in range(count):
+            content = b"%d" % number
+            text = struct.pack("!HHHH", sock.getsockname()[1], port, 8 + len(content), 0) + content
+            summed = b"".join(ends) + struct.pack("!IBBBB", len(text), 0, 0, 0, socket.IPPROTO_UDP)
+            text = text[:6] + struct.pack("!H", _checksum(summed + text) or 0xFFFF) + text[8:]
+            following = socket.IPPROTO_UDP
+            for kind, header in reversed(chain):
+                text = bytes([following]) + bytes.fromhex(header)[1:] + text
+                following = kind
+            raw.sendto(
+                struct.pack("!IHBB", 0x60000000, len(text), following, 64) + b"".join(ends) + text,
+                (target, 0),
+            )
+            try:
+                back += sock.recv(100) == content
+            except TimeoutError:
+                break
+    return back
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    data += bytes(len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
 def streams(flows: Sequence[Flow], size: int, timeout: float = 60.0, port: int = PORT) -> list[int]:
     """Send `size` random bytes per flow to the echo by TCP, all at once; how many of each came back as they were.
 
