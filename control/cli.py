@@ -218,7 +218,7 @@ def _add_pki(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    from control.demo import add_arguments, run
+    from control.demo.command import add_arguments, run
 
     add_arguments(parser)
     parser.set_defaults(command=run)

@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from control.demo import ping_all
+from control.demo.course import ping_all
 from control.lab.gateway import DRIVERS, Gateway, Gateways, make_lab
 from control.lab.space import Program, wait_until
 from control.lab.topology import Lab, address

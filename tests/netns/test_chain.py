@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from control.demo import ping_all
+from control.demo.course import ping_all
 from control.lab.gateway import DRIVERS, Gateways, Tunnel, make_lab
 from control.lab.topology import Lab, address
 from control.lab.traffic import iperf3, ping

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from control.demo import Course, prove
+from control.demo.course import Course
+from control.demo.proof import prove
 from control.lab.gateway import Gateways, Hosts
 from control.lab.space import Space, wait_until
 from control.lab.topology import Lab, address
