@@ -57,8 +57,14 @@ class Headers(World):
     def _of(self, pair: Pair) -> dict[str, Any]:
         errors, drops = self.guest.xfrm_errors(), self.ours.status()["drops"]
         back = self._pings(pair) if pair.case.outer == 4 else self._datagrams(pair)
+        kernel, ours = self._counters([pair])
         return {
             "back": back,
+            # Both sides saw as many behind AH, each way, as were answered: none came in clear.
+            "protected": [
+                kernel[spi] == ours[spi] and ours[spi].packets >= sum(back)
+                for spi in (pair.spi_out, pair.spi_in)
+            ],
             "errors": changes(errors, self.guest.xfrm_errors()),
             "drops": changes(drops, self.ours.status()["drops"]),
         }
@@ -101,4 +107,4 @@ def test_headers_before_ah(linux: Guest, family: int, suite: str, esn: bool) -> 
     with world.opened():
         found = world.prove([case])[case]
     kinds = 2 * len(PING_OPTIONS if family == 4 else CHAINS)
-    assert found == {"back": [PINGS] * kinds, "errors": {}, "drops": {}}
+    assert found == {"back": [PINGS] * kinds, "protected": [True, True], "errors": {}, "drops": {}}

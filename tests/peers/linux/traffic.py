@@ -247,7 +247,7 @@ def behind(source: str, target: str, chain: Sequence[Sequence[Any]], count: int,
     """Send `count` datagrams behind IPv6 extension headers, one after another; how many the echo sends back.
 
     `chain` has each header's number and its bytes, in hexadecimal, whose first is filled in. A raw socket takes any
-    chain, and what it sends goes through IPsec like everything else.
+    chain, and what it sends from the address that it is bound to goes through IPsec like everything else.
     """
     back = 0
     with (
@@ -255,6 +255,7 @@ def behind(source: str, target: str, chain: Sequence[Sequence[Any]], count: int,
         socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
     ):
         sock.settimeout(5.0)
+        raw.bind((source, 0))  # IPsec's policies are asked with this address, not with the header's
         ends = [socket.inet_pton(socket.AF_INET6, address) for address in (source, target)]
         for number in range(count):
             content = b"%d" % number
