@@ -29,6 +29,8 @@ MAY_CHANGE = bytes([0, 1, 0x3E, 10, *range(10), 1, 0])
 MAY_NOT = bytes([0, 1, 0x1E, 10, *range(10), 1, 0])
 # Of type 0, with one address: the way is done.
 USED_UP = bytes([0, 2, 0, 0, *bytes(4)]) + socket.inet_pton(socket.AF_INET6, "2001:db8:99::1")
+# Or leads on to that address.
+STILL_TO_GO = USED_UP[:3] + b"\x01" + USED_UP[4:]
 CHAINS = (
     [(HOP_BY_HOP, MAY_CHANGE)],
     [(HOP_BY_HOP, MAY_NOT)],
@@ -108,3 +110,19 @@ def test_headers_before_ah(linux: Guest, family: int, suite: str, esn: bool) -> 
         found = world.prove([case])[case]
     kinds = 2 * len(PING_OPTIONS if family == 4 else CHAINS)
     assert found == {"back": [PINGS] * kinds, "protected": [True, True], "errors": {}, "drops": {}}
+
+
+class OnTheWay(Headers):
+    """What the kernel sends by a route that leads on from us."""
+
+    def _datagrams(self, pair: Pair) -> list[int]:
+        return [self._from_there(pair, in_hex([(ROUTING, STILL_TO_GO)]))]
+
+
+def test_a_route_that_leads_on(linux: Guest) -> None:
+    """AH of a packet whose route does not end here is refused by name: its ICV is for another (RFC 5095, too)."""
+    case = Case(suite="sha256", protocol="ah", mode="transport", outer=6, inner=6, esn=False)
+    world = OnTheWay(linux, [case])
+    with world.opened():
+        found = world.prove([case])[case]
+    assert (found["back"], found["errors"], found["drops"]) == ([0], {}, {"extension_header": 1})
