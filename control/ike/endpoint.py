@@ -354,7 +354,7 @@ class Endpoint:
 
     def unregister(self, sa: IkeSa, *, linger: bool, now: float) -> None:
         """`sa` gets no more; with `linger`, repetitions of its last request still get its last response."""
-        self._contacts.remove(sa)
+        self._contacts.remove_failed(sa, self.settings, now)
         self.registry.remove(sa, linger=linger, now=now)
 
     def act(self, sa: IkeSa, now: float, verb: Callable[[], object]) -> None:

@@ -1,13 +1,14 @@
 """First contacts of peers: how many have begun and not finished, and what keeps a flood of them cheap (RFC 7296 2.6).
 
 A request beyond the limits is answered by a cookie, which costs no memory, or not at all. What is no one's is counted
-and told seldom.
+and told seldom. A handshake that fails counts as half open for a little longer: who fails again and again, guessing
+passwords or having us calculate, waits as long as who does not finish.
 """
 
 from __future__ import annotations
 
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 from control.ike.numbers import Exchange, NotifyType, PayloadType
@@ -17,6 +18,9 @@ from control.ike.v2.sa import IkeSa
 from control.ike.wire.header import HEADER_LENGTH, NO_SPI
 
 REFUSALS_PER_SECOND = 20.0  # events, and answers in clear, about what is no IKE SA's
+OTHER_GROUPS_PER_SECOND = 50.0  # answers that want another key exchange, after which cookies are demanded
+AFTER_FAILURE = 5.0  # seconds that a failed handshake counts as half open
+MAX_FAILURES = 4096  # that are remembered
 MAX_INIT = 16384  # bytes of an IKE_SA_INIT request: it is kept until IKE_AUTH, for strangers as well
 VERSION = 0x20  # 2.0, in the header's byte 17
 RESPONSE, INITIATOR = 0x20, 0x08  # flags in the header's byte 19
@@ -56,7 +60,9 @@ class Contacts:
     def __init__(self, random: Callable[[int], bytes]) -> None:
         self.counters: Counter[str] = Counter()
         self.quota = Quota(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND)
+        self.other_groups = Quota(OTHER_GROUPS_PER_SECOND, OTHER_GROUPS_PER_SECOND)
         self._cookies = Cookies(random)
+        self._failed: deque[tuple[float, str]] = deque()  # until when each counts, and of which address
         self._half_open: dict[InitKey, IkeSa] = {}
         self._of_address: Counter[str] = Counter()
 
@@ -72,25 +78,49 @@ class Contacts:
 
     def remove(self, sa: IkeSa | None) -> None:
         """It is half open no more."""
-        if sa is None or sa.init_key is None:
+        if sa is not None and sa.init_key is not None:
+            self._leave(self._forget(sa, sa.init_key))
+
+    def remove_failed(self, sa: IkeSa, settings: EndpointSettings, now: float) -> None:
+        """It is gone, and if it was half open until now, its address is charged for it a little longer.
+
+        One whose time ran out has been charged enough.
+        """
+        if sa.init_key is None:
             return
-        if self._half_open.get(sa.init_key) is sa:
-            del self._half_open[sa.init_key]
-        address = sa.init_key[1]
+        address = self._forget(sa, sa.init_key)
+        until = min(now + AFTER_FAILURE, sa.created + settings.half_open_timeout)
+        self._failed.append((until, address))
+        self._forgive(now)
+
+    def _forget(self, sa: IkeSa, key: InitKey) -> str:
+        """Its place among the half-open ones; its address, which still counts it."""
+        if self._half_open.get(key) is sa:
+            del self._half_open[key]
+        sa.init_key = None
+        return key[1]
+
+    def _leave(self, address: str) -> None:
         self._of_address[address] -= 1
         if self._of_address[address] <= 0:
             del self._of_address[address]
-        sa.init_key = None
+
+    def _forgive(self, now: float) -> None:
+        """Failures that count no more."""
+        while self._failed and (self._failed[0][0] <= now or len(self._failed) > MAX_FAILURES):
+            self._leave(self._failed.popleft()[1])
 
     def under_load(self, settings: EndpointSettings, now: float) -> bool:
         """Cookies are demanded: too many handshakes have begun, or too many were refused, which costs as much."""
-        return len(self._half_open) >= settings.cookie_threshold or self.quota.empty(now)
+        few = len(self._half_open) < settings.cookie_threshold
+        return not few or self.quota.empty(now) or self.other_groups.empty(now)
 
-    def crowded(self, address: str, settings: EndpointSettings) -> bool:
+    def crowded(self, address: str, settings: EndpointSettings, now: float) -> bool:
         """Cookies are demanded of one address, for more than half of what it may have is taken.
 
         Whoever forges its address could have it blocked with a few datagrams else.
         """
+        self._forgive(now)
         half = settings.block_threshold // 2 + settings.block_threshold % 2
         return settings.block_threshold > 0 and self._of_address[address] >= half
 

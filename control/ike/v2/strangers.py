@@ -47,7 +47,7 @@ class Strangers:
         if len(data) > MAX_INIT:
             contacts.counters["long"] += 1
             return
-        if contacts.under_load(settings, now) or contacts.crowded(key[1], settings):
+        if contacts.under_load(settings, now) or contacts.crowded(key[1], settings, now):
             answer = contacts.cookie(data, key[1:3], now)
             if answer is not None:
                 self._send([answer], path)
@@ -100,7 +100,11 @@ class Strangers:
         """Answer in clear, and keep nothing. Another group is no failure."""
         self._contacts.counters["refused_init"] += 1
         told = error.notify is NotifyType.INVALID_KE_PAYLOAD
-        if not told and not self._contacts.quota.take(now):
+        if told:
+            self._contacts.other_groups.take(
+                now
+            )  # answered in any case, but if there are many, to cookies alone
+        elif not self._contacts.quota.take(now):
             return
         self._send([in_clear(data, error.notify, error.data)], path)
         if not told:

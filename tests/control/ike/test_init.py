@@ -274,6 +274,42 @@ def test_who_forges_an_address_does_not_block_it() -> None:
     assert pair.a.established and pair.b.established
 
 
+def test_who_fails_again_and_again_waits() -> None:
+    """A handshake that fails counts as half open for five seconds more: no one guesses secrets as fast as he can."""
+    pair = Pair(credentials_a=psk(b"a guess"))
+    for _ in range(5):
+        pair.initiate()
+        pair.run(0.2)
+    assert len(pair.b.failures) == 5 and not pair.b.ikes
+    before = pair.now
+    pair.initiate()
+    pair.run(0.2)
+    assert len(pair.b.failures) == 5 and pair.b.endpoint.counters["blocked"] == 1
+    pair.run(10.0)  # sent again
+    assert len(pair.b.failures) == 6
+    pair.a.endpoint.set_credentials(psk())
+    pair.initiate()
+    pair.run(0.2)
+    assert pair.b.established and pair.now < before + 11.0
+
+
+def test_many_who_offer_another_group_need_a_cookie() -> None:
+    """INVALID_KE_PAYLOAD keeps nothing and is no failure; to read an offer costs time all the same."""
+    ours, theirs = (ike(f"aes128gcm16-prfsha256-{groups}") for groups in ("ecp256-x25519", "x25519"))
+    pair = Pair(a=connection_a(proposals=ours), b=connection_b(proposals=theirs))
+    pair.initiate()
+    data = pair.carried[0].data
+    pair.flying.clear()
+    kinds = []
+    for number in range(60):
+        pair.b.endpoint.receive_datagram(bytes([9, number]) + data[2:], PATH, pair.now)
+        [answer] = pair.b.endpoint.datagrams_to_send()
+        kinds.append(parse_message(answer.data).payloads[0].type)  # type: ignore[union-attr]
+    assert kinds == [NotifyType.INVALID_KE_PAYLOAD] * 50 + [NotifyType.COOKIE] * 10
+    pair.run(20.0)
+    assert pair.a.established and pair.b.established
+
+
 def test_other_requests_under_one_spi_are_counted() -> None:
     """Each costs a key exchange and is kept for a while, whichever SPI it says it has."""
     settings = EndpointSettings(block_threshold=0, half_open_limit=8)
