@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from control.config import Config, PortConfig
-from control.config.schema import LINK_DRIVERS
+from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS
 from control.net.mirror import Mirror, MirrorPort
 from dataplane.model import Address, Direction, PortSpec, Role, SaSpec
 
@@ -120,6 +120,29 @@ def _port_spec(
         zero_copy=port.zero_copy,
         busy_poll=port.busy_poll,
     )
+
+
+def unserved(old: Config, new: Config) -> list[str]:
+    """Addresses of `new`'s SAs and connections to which the sockets of udp and raw ports, made for `old`, are not bound.
+
+    Of one family they are bound to its only address, or to any (dataplane/ports/sockets.py).
+    """
+    ports = [port for port in old.ports if port.driver in SOCKET_DRIVERS]
+    if len(ports) < sum(port.role is Role.UNPROTECTED for port in old.ports):
+        return []  # an interface is read, which has all addresses
+    wanted = _sa_addresses(new)
+    missing = []
+    for port in ports:
+        bound = port.bind or _sa_addresses(old)
+        if not bound:
+            continue
+        for address in wanted:
+            same = {each for each in bound if each.version == address.version}
+            if len(same) < 2 and address not in same:
+                missing.append(str(address))
+        if not wanted and not port.bind:
+            missing.append("any address")
+    return list(dict.fromkeys(missing))
 
 
 def _sa_addresses(config: Config) -> tuple[Address, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from control.config import Config
 from control.config.ike import IkeConfig
 from control.ike.settings import Connection
-from control.ports import reassembles_udp
+from control.ports import reassembles_udp, unserved
 from dataplane.model import Direction, SaSpec
 
 RELOADABLE = ("log_level", "log_json")  # keys of [gateway] that take effect at once
@@ -127,6 +127,10 @@ def compare(old: Config, alive: Mapping[str, SaSpec], new: Config) -> Changes:
         restart.append("connections (the first or the last)")
     elif reassembles_udp(new) and not reassembles_udp(old) and old.ports == new.ports:
         restart.append("sa.encap (the first; until then only packets that come in one piece are received)")
+    elif old.ports == new.ports and (missing := unserved(old, new)):
+        restart.append(
+            f"local addresses (sockets are bound since the start, to others than {', '.join(missing)})"
+        )
     return Changes(
         remove_first=tuple(first),
         added=tuple(added),

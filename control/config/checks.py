@@ -134,6 +134,8 @@ def _check_unprotected(
     if not ports:
         return
     on_links = bool(drivers & set(LINK_DRIVERS))
+    if not on_links:
+        _check_bound(ports, sas)
     encap_ports = sorted({port.encap_port for _, port in ports if port.driver != "raw"})
     for table, sa in sas:
         if sa.encap is None and not on_links and "raw" not in drivers:
@@ -156,6 +158,20 @@ def _check_unprotected(
             table.error(
                 "encap.source_port",
                 f"got {sa.encap.source_port}, and the unprotected ports have encap_port {listed}; want the same",
+            )
+
+
+def _check_bound(ports: list[tuple[Table, PortConfig]], sas: list[tuple[Table, SaSpec]]) -> None:
+    """Where `bind` names one address of a family, its socket serves no other; of several, it serves all."""
+    for table, sa in sas:
+        drivers = [port for _, port in ports if port.driver == ("raw" if sa.encap is None else "udp")]
+        bound = {address for port in drivers for address in port.bind}
+        one = {address for address in bound if address.version == sa.local.version}
+        if drivers and all(port.bind for port in drivers) and sa.local not in bound and len(one) < 2:
+            listed = ", ".join(sorted(map(str, bound)))
+            table.error(
+                "local",
+                f"got {sa.local}, and the sockets of {drivers[0].name} have bind = {listed}; want one of these",
             )
 
 

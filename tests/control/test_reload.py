@@ -6,7 +6,9 @@ import copy
 import tomllib
 from dataclasses import replace
 
-from control.config import Config, parse
+import pytest
+
+from control.config import Config, ConfigError, parse
 from control.reload import IkeChanges, compare
 from dataplane.model import Direction
 from tests.control.test_config import GOOD, changed
@@ -131,3 +133,44 @@ def test_the_first_sa_in_udp_waits_in_part() -> None:
     assert compare(parse(bare), ALIVE, parse(with_udp)).restart == ()
     # Ports that differ wait as a whole.
     assert compare(config, ALIVE, parse(with_udp)).restart == ("port",)
+
+
+def sockets(driver: str, local: str, **port: object) -> Config:
+    """SAs at `local`, over sockets alone."""
+    document = copy.deepcopy(GOOD)
+    document["port"] = [
+        {"name": "tun", "role": "protected", "driver": "tun", "interface": "t0"},
+        {"name": "wan", "role": "unprotected", "driver": driver, **port},
+    ]
+    for sa in document["sa"]:
+        sa["local"] = local
+        sa["remote"] = "2001:db8::2" if ":" in local else "192.0.2.2"
+        sa["encap"] = driver == "udp"
+    return parse(document)
+
+
+@pytest.mark.parametrize("driver", ["udp", "raw"])
+def test_addresses_that_no_socket_is_bound_to(driver: str) -> None:
+    """Of one family a socket is at its one address; the other family has none. Several, and none, mean any."""
+    old = sockets(driver, "192.0.2.1")
+    for local in ("192.0.2.9", "2001:db8::1"):
+        (what,) = compare(old, {}, sockets(driver, local)).restart
+        assert what == f"local addresses (sockets are bound since the start, to others than {local})"
+    assert compare(old, {}, old).restart == ()
+    everywhere = sockets(driver, "192.0.2.1", bind=["192.0.2.1", "192.0.2.2"])
+    new = sockets(driver, "192.0.2.9", bind=["192.0.2.1", "192.0.2.2"])
+    assert compare(everywhere, {}, new).restart == ()
+    # An interface has all addresses.
+    links = changed("sa.0.local", "192.0.2.9")
+    assert compare(OLD, ALIVE, parse(links)).restart == ()
+
+
+@pytest.mark.parametrize("driver", ["udp", "raw"])
+def test_an_address_that_is_not_bound_is_refused(driver: str) -> None:
+    """What would never receive anything is no configuration."""
+    assert sockets(driver, "192.0.2.1", bind="192.0.2.1")
+    for local in ("192.0.2.9", "2001:db8::1"):
+        with pytest.raises(
+            ConfigError, match=rf"got {local}, and the sockets of wan have bind = 192.0.2.1; want"
+        ):
+            sockets(driver, local, bind="192.0.2.1")
