@@ -123,7 +123,7 @@ def _port_spec(
 
 
 def unserved(old: Config, new: Config) -> list[str]:
-    """Addresses of `new`'s SAs and connections to which the sockets of udp and raw ports, made for `old`, are not bound.
+    """Addresses of `new`'s SAs and connections that the sockets of udp and raw ports, made for `old`, are not bound to.
 
     Of one family they are bound to its only address, or to any (dataplane/ports/sockets.py).
     """
