@@ -14,6 +14,7 @@ from typing import Protocol
 
 from control.net.mirror import Way
 from control.path_mtu import PathMtuKeeper
+from control.sa.children import Ways
 from dataplane.api import DataPlane, DataPlaneError
 from dataplane.model import AdjacencySpec, SaSpec
 
@@ -32,20 +33,10 @@ class Sas(Protocol):
         """Every one that sends."""
 
 
-class Follower(Protocol):
-    """Who follows the kernel's way of an SA: the netlink mirror."""
-
-    def follow_sa(self, spec: SaSpec) -> Way:
-        """From now on; what is known of it already."""
-
-    def forget_sa(self, name: str) -> None:
-        """The SA is gone."""
-
-
 class OutboundPaths:
-    """The ways of one gateway's outbound SAs. `control.sa.children.Ways` is what IKE sees of it."""
+    """The ways of one gateway's outbound SAs. It stands between the mirror and IKE, and is both `Ways` to IKE."""
 
-    def __init__(self, sas: Sas, mirror: Follower, dataplane: DataPlane, age: float) -> None:
+    def __init__(self, sas: Sas, mirror: Ways, dataplane: DataPlane, age: float) -> None:
         """`age`: seconds after which a learned path MTU is forgotten."""
         self._sas = sas
         self._mirror = mirror

@@ -12,6 +12,8 @@ import sys
 import time
 from functools import lru_cache
 
+from control.text import one_line
+
 ROOTS = ("esplanade", "dataplane")  # the loggers of control, and of what it imports
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -25,7 +27,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        text = _one_line(_message(record))
+        text = one_line(_message(record))
         if self._journal:
             return f"<{_priority(record.levelno)}>{record.name}: {text}"
         return f"{_timestamp(record.created)} {record.levelname.lower()} {record.name}: {text}"
@@ -75,13 +77,6 @@ def _message(record: logging.LogRecord) -> str:
     if record.exc_info and record.exc_info[0] is not None:
         text += " | " + logging.Formatter().formatException(record.exc_info)
     return text
-
-
-def _one_line(text: str) -> str:
-    """Control characters escaped: a line stays a line, and a terminal is not steered by a log."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _timestamp(created: float) -> str:

@@ -45,8 +45,8 @@ class IkeConfig:
 
 def read_ike(top: Table, directory: Path, *, only_udp: bool) -> IkeConfig:
     """All sections; problems go to the report. `only_udp`: every unprotected port is a UDP socket."""
-    settings, retransmission, fragment_size, keepalive = _read_settings(_table(top, "ike"))
-    secrets, users = _table(top, "secrets"), _table(top, "users")
+    settings, retransmission, fragment_size, keepalive = _read_settings(top.table("ike"))
+    secrets, users = top.table("secrets"), top.table("users")
     pools = read_pools(_named(top, "pools"))
     credentials = read_credentials(
         top.report, directory, secrets, users, _named(top, "certificates"), _named(top, "authorities")
@@ -67,18 +67,10 @@ def read_ike(top: Table, directory: Path, *, only_udp: bool) -> IkeConfig:
     )
 
 
-def _table(top: Table, key: str) -> Table:
-    """The table [key]; an empty one when it is absent or no table."""
-    value = top.raw(key)
-    if value is not None and not isinstance(value, dict):
-        top.error(key, f"got {kind(value)}, want a table [{key}]")
-    return Table(top.report, key, value if isinstance(value, dict) else {})
-
-
 def _named(top: Table, section: str) -> Sequence[tuple[str, Table]]:
     """The tables [section.NAME], those that are tables, with their names."""
     found = []
-    for name, value in _table(top, section).values.items():
+    for name, value in top.table(section).values.items():
         path = f"{section}.{name[:64]}"
         if isinstance(value, dict):
             table = Table(top.report, path, value)

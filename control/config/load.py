@@ -65,7 +65,7 @@ def parse(
     """The configuration in an already decoded TOML document; ConfigError names every problem in it."""
     report = report or Report()
     top = Table(report, "", values)
-    gateway = _read_gateway(_table(top, "gateway"))
+    gateway = _read_gateway(top.table("gateway"))
     port_tables, sa_tables, policy_tables = _tables(top, "port"), _tables(top, "sa"), _tables(top, "policy")
     if not port_tables and top.values.get("connections") and not top.has("port"):
         port_tables = _default_ports(report)
@@ -119,14 +119,6 @@ def _with_selectors(sa: SaSpec, policies: list[Policy]) -> SaSpec:
         return sa
     found = [spec.selector for policy in policies if sa.name in policy.inbound for spec in policy.specs]
     return replace(sa, selectors=tuple(dict.fromkeys(found)))
-
-
-def _table(top: Table, key: str) -> Table:
-    """The table [key]; an empty one when it is absent or no table."""
-    value = top.raw(key)
-    if value is not None and not isinstance(value, dict):
-        top.error(key, f"got {kind(value)}, want a table [{key}]")
-    return Table(top.report, key, value if isinstance(value, dict) else {})
 
 
 def _tables(top: Table, key: str) -> list[Table]:

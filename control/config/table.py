@@ -13,18 +13,12 @@ from typing import Any, TypeVar
 
 from control.config.problems import Problem, kind, nearest, show
 from control.config.unsupported import Unsupported
+from control.text import one_line
 
 T = TypeVar("T")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _BARE = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,63}")
-
-
-def one_line(text: str) -> str:
-    """The text with its control characters escaped: names in a file may be anything."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def is_name(text: str) -> bool:
@@ -79,6 +73,13 @@ class Table:
         """The value as TOML gave it; None when absent. The key counts as known from now on."""
         self._known.append(key)
         return self.values.get(key)
+
+    def table(self, key: str) -> Table:
+        """The table below, [key]; an empty one when it is absent or no table."""
+        value = self.raw(key)
+        if value is not None and not isinstance(value, dict):
+            self.error(key, f"got {kind(value)}, want a table [{self.key(key)}]")
+        return Table(self.report, self.key(key), value if isinstance(value, dict) else {})
 
     def text(self, key: str, *, required: str = "", secret: bool = False) -> str | None:
         """A non-empty string; `required` says what is wanted when it is missing."""

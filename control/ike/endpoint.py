@@ -29,13 +29,14 @@ from control.ike.events import (
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange
 from control.ike.pools import Pools
+from control.ike.selectors import PacketSelectors
 from control.ike.settings import ChildSettings, Connection, EndpointSettings
 from control.ike.snapshot import IkeSnapshot
 from control.ike.v2 import receive, send, timers
 from control.ike.v2.choice import Connections, still_meant
 from control.ike.v2.contacts import INITIATOR, RESPONSE, Contacts
 from control.ike.v2.cookies import Sender
-from control.ike.v2.initiation import Initiation, Packet
+from control.ike.v2.initiation import Initiation
 from control.ike.v2.registry import Registry
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
@@ -185,7 +186,7 @@ class Endpoint:
         child: ChildSettings | str | None,
         now: float,
         *,
-        packet: Packet | None = None,
+        packet: PacketSelectors | None = None,
     ) -> int:
         """Set up a child (None: an IKE SA alone) of a connection; the id of the IKE SA that it is on.
 

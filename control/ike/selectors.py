@@ -27,6 +27,9 @@ MAX_PAIRS = 256  # of both sides together: each becomes an entry of the dataplan
 _SHOWN = 8  # selectors in a message
 
 
+PacketSelectors = tuple[WireSelector, WireSelector]  # of a packet that asked for a child: local, remote
+
+
 class TsUnacceptable(PeerError):
     """Nothing that the peer asks for is allowed; the text has both, `advice` what to change."""
 

@@ -227,7 +227,11 @@ def _connection(host: str, tunnel: IkeTunnel, ours: list[str], theirs: list[str]
 
 
 def _table(heading: str, **values: str | int | bool | list[str]) -> str:
-    # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML.
+    return toml_table(heading, values)
+
+
+def toml_table(heading: str, values: Mapping[str, object]) -> str:
+    """A table of TOML: strings, numbers, booleans and lists of strings are written as in JSON."""
     return f"\n[{heading}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 

@@ -64,6 +64,11 @@ class Program:
         """True until the program has ended."""
         return self.process.poll() is None
 
+    def cpu_seconds(self) -> float:
+        """CPU time that it has used, user and system; its children's is not in it."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def output(self) -> str:
         """What the program has written to standard output so far."""
         return self.stdout_path.read_text(errors="replace")

@@ -23,6 +23,7 @@ from typing import Self
 
 from control.lab.space import LabError, Space
 from control.lab.topology import Lab
+from control.net.kernel import SO_RCVBUFFORCE
 
 ETH_P_ALL = 0x0003
 SOL_PACKET = 263
@@ -30,7 +31,6 @@ PACKET_STATISTICS = 6
 PACKET_VNET_HDR = 15
 PACKET_IGNORE_OUTGOING = 23
 SO_ATTACH_FILTER = 26
-SO_RCVBUFFORCE = 33
 GSO_UDP_L4 = 5  # virtio_net_hdr.gso_type
 IKE_PORT, ENCAP_PORT = 500, 4500
 

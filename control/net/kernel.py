@@ -1,4 +1,4 @@
-"""Facts about the kernel's networking that files under /sys and /proc tell: queues, drivers, sysctls."""
+"""Facts about the kernel's networking, most of which files under /sys and /proc tell: queues, drivers, sysctls."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 SYS_NET = Path("/sys/class/net")
 PROC_NET = Path("/proc/sys/net")
+SO_RCVBUFFORCE = 33  # a socket option that may exceed the system's limit, and needs CAP_NET_ADMIN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from pyroute2.netlink.rtnl import RTM_GETROUTE
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from control.net.kernel import SO_RCVBUFFORCE
 from control.net.mirror import Link, Mirror, MirrorPort, NeighbourKey, PeerRoute, Way, peer_route
 from control.net.routes import is_our_blackhole, is_ours, read_own
 from dataplane.model import OUTER_MARK, Address, AdjacencySpec, Direction, RouteSpec, SaSpec
@@ -90,9 +91,8 @@ class NetlinkMirror:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
         self._events = events
-        # SO_RCVBUFFORCE may exceed the system's limit, and needs CAP_NET_ADMIN.
         try:
-            events.setsockopt(socket.SOL_SOCKET, 33, RECEIVE_BUFFER)
+            events.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         except OSError:
             events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         events.bind((0, GROUPS))

@@ -27,6 +27,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from control.ike.events import Datagram, PeerPath
+from control.net.kernel import SO_RCVBUFFORCE
 from dataplane.model import OUTER_MARK, Address
 
 log = logging.getLogger("esplanade.ike.udp")
@@ -38,7 +39,6 @@ PATHS = 4096  # of each socket that are remembered
 BURST = 64  # datagrams of one socket before the loop looks at anything else
 RECEIVE_BUFFER = 4 << 20  # bytes: floods meet cookies, not a full buffer
 
-_SO_RCVBUFFORCE = 33
 _IP_PKTINFO = 8
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
 _IP_MTU_DISCOVER, _PMTUDISC_DONT = 10, 0
@@ -332,7 +332,7 @@ def _prepare(sock: socket.socket, version: int) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_WANT)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 

@@ -74,7 +74,7 @@ class SaTable(Protocol):
 
 
 class Ways(Protocol):
-    """Who knows the ways of outer packets and follows their changes: control.paths.OutboundPaths."""
+    """Who knows the ways of outer packets and follows their changes: the netlink mirror; control.paths to IKE."""
 
     def follow_sa(self, spec: SaSpec) -> Way:
         """Follow the way of an outbound SA from now on; what is known of it already."""

@@ -95,12 +95,17 @@ class Dealers:
 
     def verdicts(self) -> Counter[str]:
         """Of all workers together."""
-        total = self.tables.workers["verdicts"].sum(axis=0)
-        return Counter({VERDICT_NAMES[at]: int(count) for at, count in enumerate(total) if count})
+        return verdicts_of(self.tables)
 
     def count(self, index: int, name: str) -> int:
         """One counter of one worker."""
         return int(self.tables.workers[index][name])
+
+
+def verdicts_of(tables: Tables) -> Counter[str]:
+    """What became of packets, by verdict, of all workers together."""
+    total = tables.workers["verdicts"].sum(axis=0)
+    return Counter({VERDICT_NAMES[at]: int(count) for at, count in enumerate(total) if count})
 
 
 def in_threads(loops: Sequence[Loop]) -> list[threading.Thread]:

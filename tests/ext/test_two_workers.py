@@ -14,13 +14,13 @@ from dataplane.engine import open_engine
 from dataplane.model import Action, AdjacencySpec, EspProposal, PolicySpec, RouteSpec
 from dataplane.records import hard_limit
 from dataplane.tables import Limits, Tables
-from ext.counters import VERDICT_NAMES
 from ext.loop import Loop
 from ext.memory import MemoryPort
 from ext.packet import Pool
 from ext.sa import TablesView
 from tests.esp import Peer, open_packet
 from tests.exchange.suites import SUITES, inbound_sa, outbound_sa, suite_id
+from tests.ext.dealers import verdicts_of
 from tests.gateway import ANY4
 from tests.packets import CLIENT4, SERVER4, udp_packet
 
@@ -76,8 +76,7 @@ class Two:
 
     def verdicts(self) -> Counter[str]:
         """Of both workers together."""
-        total = self.tables.workers["verdicts"].sum(axis=0)
-        return Counter({VERDICT_NAMES[at]: int(count) for at, count in enumerate(total) if count})
+        return verdicts_of(self.tables)
 
 
 @pytest.fixture(params=[(suite, engine) for suite in (SUITES[0], SUITES[4]) for engine in ("ipsec-mb", "openssl")],

@@ -202,5 +202,4 @@ class Daemon(Peer):
     def cpu_seconds(self) -> float:
         """CPU time of the control process, user and system; the workers' is not in it."""
         assert self.program is not None
-        fields = Path(f"/proc/{self.program.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
+        return self.program.cpu_seconds()

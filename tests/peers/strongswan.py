@@ -213,8 +213,7 @@ class Charon(Peer):
     def cpu_seconds(self) -> float:
         """CPU time that it has used, user and system."""
         assert self.program is not None
-        fields = Path(f"/proc/{self.program.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
+        return self.program.cpu_seconds()
 
 
 def configuration(plugins: str, vici_socket: str, options: Section | None = None) -> str:

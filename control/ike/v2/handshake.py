@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from control.ike.selectors import PacketSelectors
 from control.ike.settings import ChildSettings, Connection
 
 if TYPE_CHECKING:
     from control.ike.v2.sa import IkeSa
-    from control.ike.wire.selector import WireSelector
 
 
 class Handshake:
@@ -47,7 +47,7 @@ class Handshake:
         self.certificate_asked = False  # the peer sent a CERTREQ
         self.connections: tuple[Connection, ...] = ()  # of a responder: those that may still be meant
         self.child: ChildSettings | None = None  # of an initiator: what IKE_AUTH asks for
-        self.packet: tuple[WireSelector, WireSelector] | None = None  # the traffic that asks for it
+        self.packet: PacketSelectors | None = None  # the traffic that asks for it
         self.childless = False  # the peer can do without a first child (RFC 6023)
         self.ppk = False  # both said that they can mix a PPK in (RFC 8784)
         self.tries = 1  # of an initiator: this one is the how manieth attempt

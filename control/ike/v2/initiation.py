@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from control.ike.ends import SourceAddress, own_address, peer_address
 from control.ike.events import Failure, PeerPath
+from control.ike.selectors import PacketSelectors
 from control.ike.settings import ChildSettings, Connection
 from control.ike.v2.choice import Connections
 from control.ike.v2.handshake import Handshake
@@ -20,9 +21,6 @@ from control.ike.v2.states import State
 from control.ike.v2.tasks import renew
 from control.ike.v2.tasks.delete import DeleteIke
 from control.ike.v2.tasks.init import IkeInit
-from control.ike.wire.selector import WireSelector
-
-Packet = tuple[WireSelector, WireSelector]  # what a packet would be matched by: source, then destination
 
 
 class Initiation:
@@ -41,7 +39,7 @@ class Initiation:
         self,
         connection: Connection | str,
         child: ChildSettings | str | None,
-        packet: Packet | None,
+        packet: PacketSelectors | None,
         now: float,
     ) -> IkeSa:
         """Have a child set up, on an IKE SA that is there or under way, else on a new one; see `Endpoint.initiate`."""

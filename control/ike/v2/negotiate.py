@@ -20,6 +20,7 @@ from control.ike.proposal import Proposal, Suite
 from control.ike.record import record
 from control.ike.selectors import (
     Narrowed,
+    PacketSelectors,
     TsUnacceptable,
     accept_narrowed,
     contains,
@@ -48,8 +49,6 @@ from control.ike.v2.task import Incoming, Outgoing
 from control.ike.wire.payloads import NotifyPayload, SaPayload, TsPayload
 from control.ike.wire.selector import WireSelector
 from dataplane.model import Address, Mode
-
-PacketSelectors = tuple[WireSelector, WireSelector]  # of a packet that asked for a child: local, remote
 
 
 @record(frozen=True, kw_only=True)

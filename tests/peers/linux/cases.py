@@ -7,13 +7,13 @@ cases of a run can stand side by side in one gateway. `tables` says it in our co
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from control.config import parse_proposal
+from control.lab.gateway import toml_table
 from tests.conformance import LINUX
 
 # Outer addresses by family: ours, the kernel's.
@@ -180,9 +180,9 @@ class Pair:
             }
             values |= {"encryption_key": encryption.hex()} if encryption else {}
             values |= {"integrity_key": integrity.hex()} if integrity else {}
-            text += table("[sa]", values)
+            text += toml_table("[sa]", values)
         policy = {"name": self.name, "local": self.local, "remote": self.remote}
-        return text + table("[policy]", policy | {"out": f"{self.name}-out", "in": f"{self.name}-in"})
+        return text + toml_table("[policy]", policy | {"out": f"{self.name}-out", "in": f"{self.name}-in"})
 
     # --- the kernel's --------------------------------------------------------------------------------
 
@@ -242,11 +242,6 @@ class Pair:
             f"xfrm policy add src {there} dst {here} dir out tmpl src {theirs} dst {ours} spi {self.spi_in:#x} {tail}",
             f"xfrm policy add src {here} dst {there} dir in tmpl src {ours} dst {theirs} {tail}",
         ]
-
-
-def table(heading: str, values: dict[str, object]) -> str:
-    """A table of TOML; strings, numbers and booleans are written as in JSON."""
-    return f"\n[{heading}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
 def numbered(cases: Sequence[Case]) -> dict[Case, Pair]:

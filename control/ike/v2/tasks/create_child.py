@@ -13,6 +13,7 @@ from __future__ import annotations
 from control.ike.errors import PeerError
 from control.ike.events import Failure
 from control.ike.numbers import Exchange, Group, NotifyType, Protocol
+from control.ike.selectors import PacketSelectors
 from control.ike.settings import ChildSettings
 from control.ike.v2 import negotiate, resources
 from control.ike.v2.child import first_group
@@ -76,6 +77,10 @@ class KeyedTask(Task):
         self.group: int = Group.NONE  # of the KE payload that we sent as initiator
         self.refused_groups: set[int] = set()  # by the peer, which asked for another each time
         self.reply: list[Payload] = []
+
+    def has_lower_nonce(self, rival: KeyedTask) -> bool:
+        """Whether the lowest of the four nonces is one of this act: of two that are begun at once, it gives way."""
+        return min(self.nonce_i, self.nonce_r) < min(rival.nonce_i, rival.nonce_r)
 
     # Initiator
 
@@ -219,7 +224,7 @@ class CreateChild(KeyedTask):
         settings: ChildSettings | None = None,
         *,
         initiator: bool,
-        packet: negotiate.PacketSelectors | None = None,
+        packet: PacketSelectors | None = None,
         resource: int | None = None,
     ) -> None:
         """`resource` is the worker that a further child is for, beside the common one (RFC 9611)."""

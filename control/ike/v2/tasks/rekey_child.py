@@ -89,9 +89,7 @@ class RekeyChild(CreateChild):
 
     def loses(self, sa: IkeSa) -> bool:
         """RFC 7296 section 2.8.1: of two children made at once the one with the lowest of the four nonces is closed."""
-        if self.rival is None or not self.rival_lives(sa):
-            return False
-        return min(self.nonce_i, self.nonce_r) < min(self.rival.nonce_i, self.rival.nonce_r)
+        return self.rival is not None and self.rival_lives(sa) and self.has_lower_nonce(self.rival)
 
     def goes_on(self, sa: IkeSa, now: float) -> bool:
         """Exchanges for a child that is to be closed at once are spared; the peer forgets its half."""

@@ -96,9 +96,7 @@ class RekeyIke(KeyedTask):
 
     def loses(self, sa: IkeSa) -> bool:
         """RFC 7296 section 2.8.2: the IKE SA made with the lowest of the four nonces is deleted."""
-        if self.rival is None or not self.rival_lives(sa):
-            return False
-        return min(self.nonce_i, self.nonce_r) < min(self.rival.nonce_i, self.rival.nonce_r)
+        return self.rival is not None and self.rival_lives(sa) and self.has_lower_nonce(self.rival)
 
     def goes_on(self, sa: IkeSa, now: float) -> bool:
         """Exchanges for a successor that is to be deleted at once are spared; the peer forgets its half."""

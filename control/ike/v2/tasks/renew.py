@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from control.ike.events import Closed, Failure
 from control.ike.numbers import Exchange
+from control.ike.selectors import PacketSelectors
 from control.ike.settings import Auth, ChildSettings
 from control.ike.v2 import resources
 from control.ike.v2.actions import child_gone, peer_dead
@@ -19,7 +20,6 @@ from control.ike.v2.tasks.dpd import LearnMapping, Liveness
 from control.ike.v2.tasks.rekey_child import RekeyChild
 from control.ike.v2.tasks.rekey_ike import RekeyIke
 from control.ike.v2.window import Pending
-from control.ike.wire.selector import WireSelector
 from dataplane.model import Address
 
 RETIRE_DELAY = 1.0  # seconds between an IKE SA that authenticated anew and the end of the old one
@@ -180,9 +180,7 @@ def _is_being_rekeyed(sa: IkeSa, child: Child) -> bool:
 # What users and packets want
 
 
-def add_child(
-    sa: IkeSa, settings: ChildSettings, now: float, packet: tuple[WireSelector, WireSelector] | None
-) -> None:
+def add_child(sa: IkeSa, settings: ChildSettings, now: float, packet: PacketSelectors | None) -> None:
     """A child is wanted on an IKE SA that is there or under way; nothing to do where it has it, or is about to."""
     if sa.predecessor is not None:  # it may not stay
         sa = sa.predecessor.heir

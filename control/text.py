@@ -1,0 +1,10 @@
+"""Text of others on its way to a log or a terminal."""
+
+from __future__ import annotations
+
+
+def one_line(text: str) -> str:
+    """Control characters escaped: a line stays a line, and a terminal is not steered by what somebody sent."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
