@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from control.ike.errors import PeerError, syntax_error
 from control.ike.numbers import CfgAttribute, NotifyType
@@ -27,6 +28,7 @@ from dataplane.model import Address, Network
 ADDRESS = {4: CfgAttribute.INTERNAL_IP4_ADDRESS, 6: CfgAttribute.INTERNAL_IP6_ADDRESS}
 DNS = {4: CfgAttribute.INTERNAL_IP4_DNS, 6: CfgAttribute.INTERNAL_IP6_DNS}
 SUBNETS = (CfgAttribute.INTERNAL_IP4_SUBNET, CfgAttribute.INTERNAL_IP6_SUBNET)
+_BROADCAST = ip_address("255.255.255.255")
 MAX_ADDRESSES = 4  # that one client may ask for
 MAX_ATTRIBUTES = 64  # of a reply that a client reads
 
@@ -126,8 +128,15 @@ def read_reply(attributes: Sequence[Attribute], wanted: Sequence[Address]) -> Re
 
 
 def _addresses(attributes: Sequence[Attribute], kinds: dict[int, CfgAttribute]) -> list[Address]:
+    """Addresses that a host can have, or a server: no others are taken from a peer."""
     found = [parse_address(attribute) for attribute in attributes if attribute.type in kinds.values()]
-    return [address for address in found if address is not None and not address.is_unspecified]
+    return [
+        address
+        for address in found
+        if address is not None
+        and not (address.is_unspecified or address.is_loopback or address.is_multicast)
+        and address != _BROADCAST
+    ]
 
 
 def _domain(value: bytes) -> str:

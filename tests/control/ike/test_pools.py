@@ -170,6 +170,16 @@ def test_reply_without_address() -> None:
         configuration.read_reply((), (ip_address("0.0.0.0"),))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "224.0.0.1", "255.255.255.255", "::1", "ff02::1"])
+def test_addresses_that_no_host_has(address: str) -> None:
+    """A server lends none of these: an interface of this host would get it."""
+    lent = ip_address(address)
+    kind = CfgAttribute.INTERNAL_IP4_ADDRESS if lent.version == 4 else CfgAttribute.INTERNAL_IP6_ADDRESS
+    reply = (Attribute(type=kind, value=lent.packed + (b"\x40" if lent.version == 6 else b"")),)
+    with pytest.raises(PeerError, match="the server's CFG_REPLY has none"):
+        configuration.read_reply(reply, (ip_address("0.0.0.0" if lent.version == 4 else "::"),))
+
+
 @pytest.mark.parametrize("value", [b"a b", b"\xff", b"a" * 256, b"x\n"])
 def test_domains_that_are_none(value: bytes) -> None:
     """What goes into a resolver's file is checked."""
