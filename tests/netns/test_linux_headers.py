@@ -1,4 +1,4 @@
-"""AH behind IPv4 options and IPv6 extension headers: our gateway and the Linux kernel agree on what of them is covered.
+"""AH and ESP behind IPv4 options and IPv6 extension headers: our gateway and the Linux kernel agree on what is covered.
 
 Transport mode, where the headers of programs go out as they are, from us and from the kernel: record route and
 timestamps, which routers fill in; options that may change on the way and such that may not, hop by hop and for the
@@ -101,10 +101,16 @@ class Headers(World):
 
 
 @pytest.mark.parametrize("esn", [False, True])
-@pytest.mark.parametrize(("family", "suite"), [(4, "sha256"), (4, "sha512"), (6, "sha256"), (6, "aescmac")])
-def test_headers_before_ah(linux: Guest, family: int, suite: str, esn: bool) -> None:
-    """Nothing is lost and no ICV is wrong, whoever sends."""
-    case = Case(suite=suite, protocol="ah", mode="transport", outer=family, inner=family, esn=esn)
+@pytest.mark.parametrize(
+    ("protocol", "family", "suite"),
+    [
+        *(("ah", 4, "sha256"), ("ah", 4, "sha512"), ("ah", 6, "sha256"), ("ah", 6, "aescmac")),
+        *(("esp", 4, "aes128gcm16"), ("esp", 6, "aes128gcm16")),
+    ],
+)
+def test_headers_before(linux: Guest, protocol: str, family: int, suite: str, esn: bool) -> None:
+    """Nothing is lost and no ICV is wrong, whoever sends; ESP goes behind the same headers."""
+    case = Case(suite=suite, protocol=protocol, mode="transport", outer=family, inner=family, esn=esn)
     world = Headers(linux, [case])
     with world.opened():
         found = world.prove([case])[case]
