@@ -43,7 +43,16 @@ HANG_SECONDS = 60
 GROWTH = 4 << 20  # bytes that may be allocated at the end beyond what was after WARM_UP rounds
 WARM_UP = 40
 # Verdicts that packets alone do not bring about: they take a full ring, a pool run dry, a device, a clock, a bug.
-OUT_OF_REACH = {"crypto", "tx_full", "tx_error", "no_frame", "kernel", "no_route", "worker_lost", "dummy_sent"}
+OUT_OF_REACH = {
+    "crypto",
+    "tx_full",
+    "tx_error",
+    "no_frame",
+    "kernel",
+    "no_route",
+    "worker_lost",
+    "dummy_sent",
+}
 # What may become of an ICMP error that goes back through tunnel 0.
 ANSWERED = {"sequence_exhausted", "sequence_unreserved", "headroom", "no_policy", "discard", "bypassed"}
 
