@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from control.admin.feed import EventFeed
@@ -400,6 +401,14 @@ class IkeDaemon:
     def leases(self) -> Mapping[str, int]:
         """Addresses lent at the moment, by pool."""
         return {status.name: status.online for status in self._pools.status}
+
+    def datagrams(self) -> Mapping[str, int]:
+        """What the sockets have received and sent, and what became of datagrams that led nowhere, by reason."""
+        return {
+            **asdict(self.sockets.counters),
+            "rate_limited": self.limiter.refused,
+            **self.endpoint.counters,
+        }
 
     async def policies_settled(self) -> None:
         """Wait until what is established now has its policies, too."""

@@ -32,6 +32,7 @@ def build_ike(control: IkeControl) -> dict[str, Any]:
         "ike_sas": [_ike(sa, traffic, now) for sa in sas],
         "half_open": sum(sa.state in HALF_OPEN for sa in sas),
         "pools": [_pool(pool, leases) for pool in control.pools],
+        "datagrams": dict(control.datagrams()),
     }
 
 

@@ -1,4 +1,4 @@
-"""The IKE part of the status as people read it: each connection, below it its SAs, then pools and last errors."""
+"""The IKE part of the status as people read it: connections, below each its SAs, then pools, datagrams, last errors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def render_ike(ike: Mapping[str, Any]) -> str:
         _ike_sas(ike["ike_sas"]),
         _children(ike["ike_sas"]),
         _pools(ike["pools"]),
+        _datagrams(ike["datagrams"]),
         _errors(ike["connections"]),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -82,6 +83,12 @@ def _children(sas: Sequence[Mapping[str, Any]]) -> str:
 def _pools(pools: Sequence[Mapping[str, Any]]) -> str:
     rows = [(pool["name"], ", ".join(pool["ranges"]), pool["lent"], pool["size"]) for pool in pools]
     return table(("pool", "addresses", "lent", "of"), rows) if rows else ""
+
+
+def _datagrams(counters: Mapping[str, int]) -> str:
+    """What happened at all; nothing where nothing did."""
+    found = ", ".join(f"{name} {count}" for name, count in counters.items() if count)
+    return f"ike datagrams: {found}" if found else ""
 
 
 def _errors(connections: Sequence[Mapping[str, Any]]) -> str:

@@ -53,6 +53,9 @@ class IkeControl(Protocol):
     def leases(self) -> Mapping[str, int]:
         """Addresses lent at the moment, by pool."""
 
+    def datagrams(self) -> Mapping[str, int]:
+        """What IKE's sockets have received and sent, and what became of datagrams that led nowhere, by reason."""
+
     async def policies_settled(self) -> None:
         """Wait until packets take the tunnels that are established now."""
 

@@ -47,6 +47,7 @@ def endure(wire: Wire, ours: Daemon, theirs: Charon, rate: int, seconds: float) 
     assert int(sent) / float(past) > rate / 2, "this machine is too slow for the flood itself"
     half_open = ours.status()["ike"]["half_open"]
     assert half_open <= 100, f"{half_open} half-open IKE SAs"
+    assert ours.status()["ike"]["datagrams"]["cookies"] > 0
     assert_connected(wire)
 
 

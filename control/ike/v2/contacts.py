@@ -24,6 +24,11 @@ MAX_FAILURES = 4096  # that are remembered
 MAX_INIT = 16384  # bytes of an IKE_SA_INIT request: it is kept until IKE_AUTH, for strangers as well
 VERSION = 0x20  # 2.0, in the header's byte 17
 RESPONSE, INITIATOR = 0x20, 0x08  # flags in the header's byte 19
+# What datagrams that belong to no IKE SA are counted under; docs/operations.md says what each means.
+COUNTERS = (
+    *("short", "version", "malformed", "foreign_spi", "unknown_spi", "long"),
+    *("cookies", "blocked", "half_open_limit", "refused_init"),
+)
 _FIRST_REQUEST = bytes((VERSION, Exchange.IKE_SA_INIT, INITIATOR))
 _NOTIFY = struct.Struct(">IBBHBBH")  # the message's length, then a Notify payload before its data
 
@@ -58,7 +63,7 @@ class Contacts:
     """Half-open IKE SAs of peers, and the limits. `counters` are of datagrams that led nowhere, by reason."""
 
     def __init__(self, random: Callable[[int], bytes]) -> None:
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self.quota = Quota(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND)
         self.other_groups = Quota(OTHER_GROUPS_PER_SECOND, OTHER_GROUPS_PER_SECOND)
         self._cookies = Cookies(random)

@@ -46,6 +46,9 @@ class Control:
     def leases(self) -> Mapping[str, int]:
         return {}
 
+    def datagrams(self) -> Mapping[str, int]:
+        return {"received": 5, "cookies": 0, "unknown_spi": 2}
+
     async def policies_settled(self) -> None:
         self.settled += 1
 
@@ -284,5 +287,7 @@ def test_status_of_ike() -> None:
         ]
         assert "a-b[1]" in lines[4] and "b.example" in lines[4] and "aes128gcm16-prfsha256-x25519" in lines[4]
         assert "10.1.0.0/16 === 10.2.0.0/16" in lines[7] and "700 B" in lines[7]
+        assert ike["datagrams"]["cookies"] == 0
+        assert "ike datagrams: received 5, unknown_spi 2" in lines
 
     scenario(two_children(), run)
