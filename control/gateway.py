@@ -25,6 +25,7 @@ from control.admin.server import RunDirectory, StatusError, StatusServer
 from control.config import Config, ConfigError, load
 from control.ike_daemon import IkeDaemon, IkeSetupError
 from control.links import PortLinks
+from control.net.addresses import remove_lent_before
 from control.net.host import HostError, HostTraffic
 from control.net.mirror import Link
 from control.net.netlink import NetlinkMirror
@@ -111,6 +112,7 @@ class Gateway:
             self.ike = IkeDaemon.create(config.ike, self.dataplane, self.spd, self.paths, tun)
             stack.push_async_callback(self.ike.close)
             self.ike.open_sockets()
+            await remove_lent_before()
         await self.spd.flush()
         await self.dataplane.start()
         await self._open_tuns(specs)

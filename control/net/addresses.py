@@ -2,6 +2,8 @@
 
 The interface is the gateway's TUN device where there is one, else the loopback device: the address then belongs to the
 host, whatever port its packets leave by (the weak host model of Linux).
+
+Each bears our mark (`proto 229`, on Linux 5.18 and later): the next start finds those of a run that was killed by it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from control.net.routes import PROTOCOL
 from dataplane.model import Address
 
 log = logging.getLogger("esplanade.ike")
@@ -52,6 +55,7 @@ class HostAddresses:
                     address=str(address),
                     prefixlen=address.max_prefixlen,
                     family=family,
+                    proto=PROTOCOL,
                     **how,
                 )
         except (NetlinkError, OSError) as error:
@@ -63,3 +67,24 @@ class HostAddresses:
             self.addresses.discard(address)
         else:
             self.addresses.add(address)
+
+
+async def remove_lent_before() -> None:
+    """Remove addresses of this host that a run which was killed had been lent: nobody lends them now.
+
+    To be called with IKE's sockets open: no other gateway in this namespace has addresses then.
+    """
+    left: list[str] = []
+    try:
+        async with AsyncIPRoute() as netlink:
+            found = [each async for each in await netlink.addr("dump") if each.get("IFA_PROTO") == PROTOCOL]
+            for each in found:
+                address, bits = each.get("IFA_LOCAL") or each.get("IFA_ADDRESS"), each["prefixlen"]
+                await netlink.addr(
+                    "del", index=each["index"], address=address, prefixlen=bits, family=each["family"]
+                )
+                left.append(f"{address}/{bits}")
+    except (NetlinkError, OSError) as error:
+        log.error("addresses that an earlier run was lent cannot be removed: %s", error)
+    if left:
+        log.info("addresses that an earlier run was lent are removed: %s", ", ".join(left[:8]))

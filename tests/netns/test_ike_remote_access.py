@@ -58,9 +58,9 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-def gateway(lab: Lab, host: str, tunnel: IkeTunnel, text: str) -> Gateway:
-    """A gateway with connections of its own, on a TUN device and UDP sockets."""
-    made = Gateway(lab, host, "tun", tunnel)
+def gateway(lab: Lab, host: str, tunnel: IkeTunnel, text: str, driver: str = "tun") -> Gateway:
+    """A gateway with connections of its own, on a TUN device and UDP sockets or as `driver` has it."""
+    made = Gateway(lab, host, driver, tunnel)
     head = made.config_path.read_text().partition("[connections.")[0]
     made.config_path.write_text(head + text)
     made.start()
@@ -144,3 +144,30 @@ def test_a_client_that_was_killed_opens_the_way_again_when_it_starts(lab: Lab) -
     finally:
         client.close()
         server.close()
+
+
+def test_addresses_of_a_client_that_was_killed_go_when_it_starts() -> None:
+    """Without a TUN device they are on the loopback device, which outlives the client."""
+    with make_lab("packet") as lab:
+        tunnel = IkeTunnel.make(lab.directory)
+        server = gateway(lab, "gwb", tunnel, SERVER_TOML.format(directory=tunnel.directory), "packet")
+        text = CLIENT_TOML.format(directory=tunnel.directory, remote_ts=json.dumps(["10.2.0.0/24"]))
+        client = gateway(lab, "gwa", tunnel, text, "packet")
+        try:
+            server.wait_ready()
+            client.wait_ready()
+            client.follow("up", {"name": "office"})
+            wait_until(lambda: "10.9.0.1" in addresses(lab, "gwa", "lo"), timeout=10, what="an address")
+            before = addresses(lab, "gwa", "lo")
+            assert client.program is not None
+            os.kill(client.program.pid, signal.SIGKILL)
+            client.program.wait(10)
+            assert addresses(lab, "gwa", "lo") == before
+            client.start()
+            client.wait_ready()
+            assert "10.9.0.1" not in addresses(lab, "gwa", "lo"), client.log(20)
+            assert "addresses that an earlier run was lent are removed: 10.9.0.1/32" in client.log(40)
+            assert "127.0.0.1" in addresses(lab, "gwa", "lo")
+        finally:
+            client.close()
+            server.close()
