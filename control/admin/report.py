@@ -26,7 +26,7 @@ def build_status(gateway: Gateway) -> dict[str, Any]:
             "pid": os.getpid(),
             "config": gateway.config.source,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(gateway.started)),
-            "uptime": round(time.time() - gateway.started, 3),
+            "uptime": round(max(time.time() - gateway.started, 0.0), 3),
             "reloads": gateway.reloads,
             "engine": stats.engine,
             "policies": stats.policies,

@@ -141,7 +141,8 @@ class CrlFetcher:
     async def fetch_due(self) -> None:
         """Fetch every URL whose time has come, at the same time."""
         now = self._clock()
-        due = [url for url in self.store.wanted_urls() if self._due.get(url, now) <= now]
+        # What is due later than any fetch can be was put off by a clock that has been set back since.
+        due = [url for url in self.store.wanted_urls() if not now < self._due.get(url, now) <= now + LONGEST]
         await asyncio.gather(*(self._fetch_one(url) for url in due))
 
     async def _fetch_one(self, url: str) -> None:

@@ -120,6 +120,25 @@ def test_fetch_renew_and_retry(web: str) -> None:
     ]
 
 
+def test_a_clock_that_is_set_back(web: str) -> None:
+    """A machine that began in the wrong year fetches again when its clock is right, and not in that year."""
+    url, clock = f"{web}/ca.crl", Clock()
+    own = issue(ROOT, "gw", crl_url=url, now=NOW)
+    store = CrlStore([url])
+
+    async def walk() -> None:
+        fetcher = CrlFetcher(store, log=lambda line: None, clock=clock)
+        clock.now += 400 * 86400
+        Pages.pages["/ca.crl"] = crl()
+        await fetcher.fetch_due()
+        clock.now -= 400 * 86400
+        Pages.pages["/ca.crl"] = crl(own.certificate.serial_number, now=NOW + datetime.timedelta(hours=1))
+        await fetcher.fetch_due()
+        assert store.check(own.certificate, ROOT.certificate, NOW).standing is Standing.REVOKED
+
+    asyncio.run(walk())
+
+
 class Told(CrlStore):
     """Tells when a list has arrived."""
 
