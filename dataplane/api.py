@@ -1,5 +1,6 @@
-"""The dataplane as control sees it: SAs, policies, routes, workers and what they counted. Nothing else is
-imported.
+"""The dataplane as control sees it: SAs, policies, routes, workers and what they counted.
+
+Beside this, control imports the specifications in model.py, and for commands without workers offline.py and probe.py.
 
     dataplane = DataPlane.create(ports=..., workers=2, state_dir=...)
     dataplane.add_sa(...); await dataplane.set_policies([...]); await dataplane.start()
@@ -58,7 +59,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.1  # between two looks at what wants to be renewed or freed
 
 
 class DataPlane(Book):

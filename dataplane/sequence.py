@@ -1,5 +1,4 @@
-"""Which numbers each SA may use: reserves ahead for manual keys, keeps inbound tops, gives back what is
-unused.
+"""Which numbers each SA may use: reserves ahead for manual keys, keeps inbound tops, gives back what is unused.
 
     admit    spec -> (start, limit); manual keys: the mark is on disk before anybody learns of the limit
     attach   the SA has a slot; `renew` watches it from now on (every 100 ms)

@@ -6,7 +6,7 @@ the kernel allows, and zeroed when their SA goes.
 
     fill a free slot -> publish by one store -> ... -> unlink by one store -> wait for the workers -> wipe
 
-Here entries are known by index; names, duplicates and what belongs together are dataplane/api.py's business.
+Here entries are known by index; names, duplicates and what belongs together are dataplane/book.py's business.
 """
 
 from __future__ import annotations
@@ -277,8 +277,7 @@ class Tables:
     # --- SPD and routes ------------------------------------------------------------------------------
 
     def set_policies(self, policies: Sequence[PolicySpec], sas: Sequence[int]) -> list[int]:
-        """Replace the whole SPD; `sas` are the outbound SAs' indices or NO_INDEX. Returns the policies'
-        indices.
+        """Replace the whole SPD; `sas` are the outbound SAs' indices or NO_INDEX. Returns the policies' indices.
 
         The idle half of everything is filled and one store flips it, so `self.later` must be empty of the
         last replacement (the caller waits). Raises ValueError or OverflowError, and the old SPD stays.

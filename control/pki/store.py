@@ -93,7 +93,7 @@ class Credentials:
             if not key.identities or any(identity.is_pattern for identity in key.identities):
                 self._psk_patterns.append(position)
         self._chains: dict[str, list[x509.Certificate]] = {}
-        # Verified, least used first.
+        # Paths of peers that were verified, the least used first.
         self._paths: OrderedDict[object, tuple[x509.Certificate, ...]] = OrderedDict()
         self._eap = {secret.identity: secret.secret for secret in eap_secrets}
         self._postquantum = {key.id: key.secret for key in postquantum_keys}
@@ -223,9 +223,9 @@ class Credentials:
 
     def chain_of(self, own: LoadedCertificate) -> list[x509.Certificate]:
         """The certificate, then its issuers as far as they are known, the root included."""
-        pool = [*own.chain, *self.trusted(), *(more for one in self.certificates for more in one.chain)]
         if own.name in self._chains:
             return self._chains[own.name]
+        pool = [*own.chain, *self.trusted(), *(more for one in self.certificates for more in one.chain)]
         chain = [own.certificate]
         while len(chain) < 10 and chain[-1].subject != chain[-1].issuer:
             issuer = next((one for one in pool if _issued(chain[-1], one)), None)

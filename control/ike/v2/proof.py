@@ -29,6 +29,7 @@ _HASHES = {
     "sha512": HashAlgorithm.SHA2_512,
     "identity": HashAlgorithm.IDENTITY,
 }
+_SHA2 = (HashAlgorithm.SHA2_256, HashAlgorithm.SHA2_384, HashAlgorithm.SHA2_512)
 
 
 class AuthenticationFailed(PeerError):
@@ -168,7 +169,7 @@ def can_sign(key: crypto.PrivateKey, hashes: frozenset[int]) -> bool:
     if name.startswith("Ed"):
         return HashAlgorithm.IDENTITY in hashes
     if hashes:
-        return any(number in hashes for number in (2, 3, 4))
+        return not hashes.isdisjoint(_SHA2)
     return not name.startswith("ECDSA") or name.split()[1] in ("secp256r1", "secp384r1", "secp521r1")
 
 

@@ -29,7 +29,7 @@ from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.v2.tasks import renew
-from control.ike.wire.payloads import AuthPayload, EapPayload, IdPayload, SaPayload
+from control.ike.wire.payloads import AuthPayload, EapPayload, IdPayload, SaPayload, payload_type
 
 
 class IkeAuth(Task):
@@ -275,8 +275,6 @@ _KNOWN = frozenset(int(kind) for kind in NotifyType)
 
 
 def _kinds(message: Incoming) -> set[int]:
-    from control.ike.wire.payloads import payload_type
-
     return {kind for kind in map(payload_type, message.payloads) if kind in set(PayloadType)}
 
 

@@ -51,7 +51,18 @@ _RESTARTS = 6  # cookies and other groups that an initiator follows
 class IkeInit(Task):
     """The first exchange of an IKE SA."""
 
-    __slots__ = ("candidates", "cookie", "group", "nonce", "offer", "public", "restarts", "secret", "tried")
+    __slots__ = (
+        "candidates",
+        "cookie",
+        "group",
+        "nonce",
+        "number",
+        "offer",
+        "public",
+        "restarts",
+        "secret",
+        "tried",
+    )
     exchange = Exchange.IKE_SA_INIT
     name = "key exchange"
 
@@ -61,7 +72,8 @@ class IkeInit(Task):
         self.candidates = candidates
         self.cookie = b""
         self.nonce = b""
-        self.group = 0
+        self.group = 0  # of the initiator's KE payload
+        self.number = 0  # of the proposal that the responder chose
         self.offer: Offer | None = None  # the initiator's half of the key exchange
         self.public = b""  # the responder's
         self.secret = b""
@@ -142,14 +154,14 @@ class IkeInit(Task):
             self.public, self.secret = answer(key.group, key.public)
         except PublicValueError as error:
             raise PeerError(NotifyType.INVALID_SYNTAX, f"KE payload: {error}") from None
-        self.group = number  # of the proposal: all that the response still needs of the request
+        self.number = number
         _take_notifications(sa, message)
         self._derive(sa, self.secret)
 
     def _build_response(self, sa: IkeSa, message: Outgoing) -> None:
         assert sa.suite is not None and sa.handshake is not None
         message.add(
-            SaPayload(proposals=(sa.suite.to_wire(self.group),)),
+            SaPayload(proposals=(sa.suite.to_wire(self.number),)),
             KePayload(group=sa.suite.group, public=self.public),
             NoncePayload(data=sa.handshake.nonce_r),
         )
