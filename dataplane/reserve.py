@@ -81,6 +81,13 @@ class Reserve:
             self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ReserveError(_cannot_write(directory, error)) from error
+        mode = os.fstat(self._directory_fd).st_mode & 0o7777
+        if mode & 0o002:
+            os.close(self._directory_fd)
+            raise ReserveError(
+                f"state directory {directory} has mode {mode:04o}: whoever can write there can take sequence numbers"
+                f" back, and nonces would repeat; run: chmod 700 {directory}"
+            )
         try:
             self._lock_fd = os.open(
                 "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._directory_fd

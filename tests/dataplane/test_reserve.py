@@ -113,6 +113,19 @@ def test_gmac_of_ah_needs_the_state_directory(tables: Tables) -> None:
         SequenceKeeper(tables, None).admit([spec])
 
 
+def test_a_directory_where_all_may_write(state: Path) -> None:
+    """Whoever removes a file, or puts an old one back, has numbers sent again."""
+    state.mkdir()
+    for mode in (0o777, 0o1777):
+        state.chmod(mode)
+        with pytest.raises(
+            ReserveError, match=f"has mode {mode:04o}: whoever can write there .* chmod 700 {state}"
+        ):
+            Reserve(state)
+    state.chmod(0o755)
+    Reserve(state).close()
+
+
 def test_two_processes_cannot_hold_one_directory(state: Path) -> None:
     reserve = Reserve(state)
     with pytest.raises(ReserveError, match="in use by another process"):
