@@ -267,11 +267,12 @@ class Gateway:
                 del self._alive[name]
         if changes.remove_first:
             await step("settle", dataplane.settle)
-        for sa in changes.added:
-            if await step(f"add sa {sa.name}", lambda sa=sa: dataplane.add_sa(sa)):  # type: ignore[misc]
-                self._alive[sa.name] = sa
-        for sa in changes.replaced:
-            if await step(f"replace sa {sa.name}", lambda sa=sa: dataplane.replace_sa(sa)):  # type: ignore[misc]
+        # Of SA bundles first the outer SAs, which those in them are held against.
+        coming: list[tuple[SaSpec, str, Callable[[SaSpec], object]]]
+        coming = [(sa, "add", dataplane.add_sa) for sa in changes.added]
+        coming += [(sa, "replace", dataplane.replace_sa) for sa in changes.replaced]
+        for sa, verb, do in sorted(coming, key=lambda each: each[0].outer is not None):
+            if await step(f"{verb} sa {sa.name}", lambda sa=sa, do=do: do(sa)):  # type: ignore[misc]
                 self._alive[sa.name] = sa
         if changes.policies:
             self.spd.set_configured(config.policies)

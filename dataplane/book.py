@@ -16,7 +16,7 @@ from types import TracebackType
 
 from dataplane.acquire import take
 from dataplane.follow import Sources
-from dataplane.layout import NO_INDEX, RESOURCES, SA_SHARED
+from dataplane.layout import BUNDLE_BROKEN, BUNDLE_OUTER, NO_INDEX, RESOURCES, SA_SHARED
 from dataplane.model import (
     Acquire,
     Action,
@@ -27,12 +27,13 @@ from dataplane.model import (
     Network,
     PolicySpec,
     PortSpec,
+    Protocol,
     RouteSpec,
     SaSpec,
     Source,
 )
 from dataplane.ports.errors import PortError
-from dataplane.records import check_sa, hard_limit, without_keys
+from dataplane.records import check_bundle, check_sa, hard_limit, without_keys
 from dataplane.reserve import ReserveError
 from dataplane.sequence import Grant, SequenceKeeper
 from dataplane.slots import TableFullError
@@ -103,6 +104,7 @@ class Book:
         self._port_indices = {spec.name: index for index, spec in enumerate(ports)}
         self._sas: dict[str, _Sa] = {}
         self._spis: dict[int, str] = {}
+        self._inners: dict[str, set[str]] = {}  # SA bundles: by the outer SA, those in it
         self._policies: dict[str, tuple[int, PolicySpec]] = {}
         self._policy_names: dict[int, str] = {}  # by index
         self._remotes: list[Network] = []
@@ -135,7 +137,10 @@ class Book:
             grants = self._keeper.admit(specs)
         added: list[str] = []
         try:
-            for spec, grant in zip(specs, grants, strict=True):
+            # What goes around others comes before them.
+            for spec, grant in sorted(
+                zip(specs, grants, strict=True), key=lambda each: each[0].outer is not None
+            ):
                 with named(f"SA {spec.name!r}"):
                     self._add(spec, grant, mtu)
                 added.append(spec.name)
@@ -148,9 +153,11 @@ class Book:
         """Names and inbound SPIs that nobody has; values that an SA can have."""
         names: set[str] = set()
         spis: set[int] = set()
+        outers = {spec.name: spec for spec in specs if spec.protocol is Protocol.AH}
         for spec in specs:
             with named(f"SA {spec.name!r}"):
                 check_sa(spec)
+                self._check_outer(spec, outers)
             if spec.name in names or spec.name in self._sas:
                 raise DataPlaneError(f"SA {spec.name!r}: there is one of that name already")
             names.add(spec.name)
@@ -160,11 +167,48 @@ class Book:
                     raise DataPlaneError(f"SA {spec.name!r}: SPI 0x{spec.spi:08x} belongs to SA {other!r}")
                 spis.add(spec.spi)
 
+    def _check_outer(self, spec: SaSpec, others: Mapping[str, SaSpec] | None = None) -> None:
+        """ValueError where the SA is to be in a bundle that cannot be; `others` are about to be added."""
+        if spec.outer is None:
+            return
+        known = self._sas.get(spec.outer)
+        outer = known.spec if known is not None else (others or {}).get(spec.outer)
+        if outer is None:
+            raise ValueError(f"outer {spec.outer!r} is no SA that there is")
+        check_bundle(spec, outer)
+
+    def _bind(self, sa: _Sa) -> None:
+        """Put an SA into its bundle, and those that it goes around into theirs."""
+        if sa.spec.outer is not None:
+            self._inners.setdefault(sa.spec.outer, set()).add(sa.spec.name)
+            self._set_outer(sa, self._sas.get(sa.spec.outer))
+        for inner in self._inside(sa):
+            self._set_outer(inner, sa)
+
+    def _inside(self, outer: _Sa) -> list[_Sa]:
+        """The SAs that an SA goes around."""
+        found = [self._sas.get(name) for name in self._inners.get(outer.spec.name, ())]
+        return [sa for sa in found if sa is not None and sa.spec.outer == outer.spec.name]
+
+    def _set_outer(self, inner: _Sa, outer: _Sa | None) -> None:
+        """`outer` goes around the packets of `inner`; where it cannot (a change is half done), nothing passes."""
+        try:
+            if outer is None:
+                raise ValueError("it is gone")
+            check_bundle(inner.spec, outer.spec)
+        except ValueError:
+            self.tables.view.set_bundle(inner.index, BUNDLE_BROKEN)
+            return
+        if outer.spec.direction is Direction.IN:
+            self.tables.view.set_bundle(outer.index, BUNDLE_OUTER)
+        self.tables.view.set_bundle(inner.index, outer.index + 1)
+
     def _add(self, spec: SaSpec, grant: Grant, mtu: int) -> _Sa:
         """Fill a slot and make it known; outbound SAs are found through policies only."""
         index = self.tables.add_sa(spec, start=grant.start, limit=grant.limit, mtu=mtu)
         sa = _Sa(spec=without_keys(spec), index=index, mtu=mtu)
         self._keeper.attach(index, spec, grant)
+        self._bind(sa)
         if spec.direction is Direction.IN and self._spis.get(spec.spi) is None:
             self.tables.publish_inbound(spec.spi, index)
             self._spis[spec.spi] = spec.name
@@ -190,6 +234,7 @@ class Book:
         old = self._sa(spec.name, spec.direction)
         with named(f"SA {spec.name!r}"):
             check_sa(spec)
+            self._check_outer(spec)
         owner = self._spis.get(spec.spi)
         if spec.direction is Direction.IN and owner not in (None, spec.name):
             raise DataPlaneError(f"SA {spec.name!r}: SPI 0x{spec.spi:08x} belongs to SA {owner!r}")
@@ -207,6 +252,7 @@ class Book:
                 new = self._add(spec, grant, old.mtu)
             except BaseException:
                 self._sas[spec.name] = old
+                self._bind(old)
                 raise
         if spec.direction is Direction.IN:
             if spec.spi == old.spec.spi:
@@ -339,6 +385,10 @@ class Book:
             common.workers = {worker: name for worker, name in common.workers.items() if name != sa.spec.name}
             self._lead(common)
         del self._sas[sa.spec.name]
+        for inner in self._inside(sa):
+            self._set_outer(inner, None)
+        if sa.spec.outer is not None:
+            self._inners[sa.spec.outer].discard(sa.spec.name)
 
     def _drop(self, sa: _Sa) -> None:
         """Free an unlinked SA once nobody holds it; what it did not use of its numbers is given back first."""

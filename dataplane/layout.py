@@ -30,6 +30,10 @@ SA_DSCP_COPY = 32
 SA_LIVE = 64
 SA_MSS_CLAMP = 128
 
+# ext.sa: in the `bundle` of an SA
+BUNDLE_OUTER = 0xFFFFFFFF
+BUNDLE_BROKEN = 0xFFFFFFFE
+
 # ext.sa.Oversize
 CUT_BEFORE = 0
 CUT_AFTER = 1
@@ -48,7 +52,8 @@ SEQUENCE = np.dtype(
         ("oversize", "u1"),
         ("spare_oversize", "u1"),
         ("dummies", "<u2"),
-        ("spare", "V16"),
+        ("bundle", "<u4"),
+        ("spare", "V12"),
     ]
 )
 
@@ -110,7 +115,14 @@ KEY = np.dtype(
 )
 
 REPLAY = np.dtype(
-    [("top", "<u8"), ("lock", "<u4"), ("window", "<u4"), ("spare", "V48"), ("blocks", "<u8", (128,))]
+    [
+        ("top", "<u8"),
+        ("lock", "<u4"),
+        ("window", "<u4"),
+        ("bundle", "<u4"),
+        ("spare", "V44"),
+        ("blocks", "<u8", (128,)),
+    ]
 )
 
 SOURCE = np.dtype(

@@ -304,6 +304,10 @@ class SaSpec:
     # Transport mode in UDP over IPv4, for one of several peers behind one NAT: (the peer's TCP or UDP port in the SA,
     # the port by which this host, policies and selectors know it). None: they are one.
     nat_ports: tuple[int, int] | None = None
+    # Of an SA bundle (RFC 2401 section 4.3), ESP's: the name of the SA between the same ends, AH in transport mode,
+    # that goes around its packets, and the bytes that this one adds to each.
+    outer: str | None = None
+    outer_length: int = 0
 
     @property
     def alignment(self) -> int:
@@ -338,6 +342,7 @@ class SaSpec:
 
         Transport mode: whatever the length of its header, so with 16-byte blocks up to 12 bytes less than could be.
         """
+        path -= self.outer_length
         header = 20 if self.local.version == 4 else 40
         overhead = header + (8 if self.encap is not None else 0)
         if self.protocol is Protocol.AH:

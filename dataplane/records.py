@@ -116,8 +116,37 @@ def check_sa(spec: SaSpec) -> None:
         for address in spec.nat_original:
             if address.version != spec.local.version:
                 raise ValueError(f"nat_original {address} is not of the SA's family, IPv{spec.local.version}")
+    if spec.outer is not None:
+        _check_inner(spec)
     if spec.nat_ports is not None:
         _check_nat_ports(spec, spec.nat_ports)
+
+
+def _check_inner(spec: SaSpec) -> None:
+    """What goes into AH: ESP, which has to be whole there, and not in UDP."""
+    if spec.protocol is not Protocol.ESP:
+        raise ValueError(f"outer is for ESP: a bundle is AH around ESP, and this is {spec.protocol.name}")
+    if spec.encap is not None:
+        raise ValueError(
+            "outer and encap exclude each other: AH protects the very addresses that NAT changes"
+        )
+    if spec.outer == spec.name:
+        raise ValueError("an SA cannot be its own outer")
+    if not 0 <= spec.outer_length <= 255:
+        raise ValueError(f"outer_length is {spec.outer_length}; it is the bytes of an AH")
+
+
+def check_bundle(spec: SaSpec, outer: SaSpec) -> None:
+    """Raise ValueError unless `outer` can go around the packets of `spec`."""
+    for what, got, want in (
+        ("protocol", outer.protocol.name, Protocol.AH.name),
+        ("mode", outer.mode.value, Mode.TRANSPORT.value),
+        ("direction", outer.direction.value, spec.direction.value),
+        ("local address", outer.local, spec.local),
+        ("remote address", outer.remote, spec.remote),
+    ):
+        if got != want:
+            raise ValueError(f"outer {outer.name!r} has {what} {got}; wanted {want}")
 
 
 def _check_nat_ports(spec: SaSpec, ports: tuple[int, int]) -> None:
@@ -328,7 +357,7 @@ def sequence_row(spec: SaSpec, start: int, limit: int, mtu: int) -> tuple[int | 
     oversize = {Fragment.BEFORE: CUT_BEFORE, Fragment.AFTER: CUT_AFTER}[spec.fragment]
     return (
         *(start, limit, mask, hard_limit(spec.proposal)),
-        *(min(mtu, 65535), spec.tfc_padding, oversize, 0, spec.tfc_dummies, b""),
+        *(min(mtu, 65535), spec.tfc_padding, oversize, 0, spec.tfc_dummies, 0, b""),
     )
 
 

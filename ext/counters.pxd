@@ -36,6 +36,7 @@ cpdef enum Verdict:
     DROP_AH_TRUNCATED           # too short for an AH header and its ICV
     DROP_AH_LENGTH              # AH's own length is not that of its ICV, padded
     DROP_CRYPTO                 # the engine failed (never seen; a bug or broken hardware)
+    DROP_BUNDLE                 # AH and ESP of an SA bundle, one without the other
     # Drops of no SA in particular.
     DROP_RUNT = SA_VERDICTS     # shorter than its link or IP header
     DROP_NOT_IP                 # ethertype is not IPv4 or IPv6

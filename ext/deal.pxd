@@ -25,7 +25,8 @@ cdef struct DealSlot:
     uint64_t spent              # nanoseconds that another worker took for it; 0: its owner opened it
     uint64_t lost               # packets of a batch given up, whose frames its owner still keeps. Written by the owner
     uint64_t link               # of the port by which the batch came: packet.Link
-    uint64_t spare_spent[5]
+    uint64_t waiting            # packets that wait for who settles the batch: packet.PACKET_WAITS
+    uint64_t spare_spent[4]
     Batch batch                 # Packet.data is the owner's pointer, but while a helper has the batch
     Leaders leaders             # of the inner packets
     uint8_t spare_leaders[60]

@@ -182,6 +182,7 @@ cdef void _open(Deal *deal, DealSlot *slot) noexcept nogil:
     parse_batch(&slot.batch, &deal.arrived, &deal.into.leaders)
     inbound_ahead(&slot.batch, deal.tables, deal.engine, deal.into, deal.port_count)
     slot.leaders = deal.into.leaders
+    slot.waiting = deal.into.waiting
     slot.elsewhere.count = deal.into.elsewhere.count
     if unlikely(deal.into.elsewhere.count, 0):
         slot.elsewhere = deal.into.elsewhere

@@ -9,6 +9,9 @@
                its payload; checksums mended behind NAT (RFC 3948 3.1.2)
     selectors  the inner packet must be what the SA is for (RFC 4301 5.2), then it is routed
 
+Of an SA bundle, AH around ESP (RFC 2401 4.3), `finish` takes off the AH and sets the packet aside; then those aside
+take the whole walk again, as ESP. Neither SA takes anything without the other (DROP_BUNDLE).
+
 Fragments and ESP behind extension headers other than those `wire` walks end in named drops.
 """
 
@@ -17,23 +20,23 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from ext.ah cimport AH_HEADER, Ah, ah_prepare, ah_strip, ah_unwrap, speaks_ah
 from ext.counters cimport (
-    BYPASSED, DROP_AH_TRUNCATED, DROP_CLEARTEXT, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH, DROP_ESP_MISALIGNED,
-    DROP_ESP_TRUNCATED, DROP_FRAGMENT, DROP_INNER_MALFORMED, DROP_INNER_SELECTORS, DROP_INTEGRITY, DROP_NAT_KEEPALIVE,
-    DROP_NEXT_HEADER, DROP_NO_SA, DROP_NOT_ESP, DROP_PADDING, DROP_TOO_BIG, DROP_TTL, DROP_WRONG_ADDRESS, PASS,
-    TO_KERNEL,
+    BYPASSED, DROP_AH_TRUNCATED, DROP_BUNDLE, DROP_CLEARTEXT, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH,
+    DROP_ESP_MISALIGNED, DROP_ESP_TRUNCATED, DROP_FRAGMENT, DROP_INNER_MALFORMED, DROP_INNER_SELECTORS,
+    DROP_INTEGRITY, DROP_NAT_KEEPALIVE, DROP_NEXT_HEADER, DROP_NO_SA, DROP_NOT_ESP, DROP_PADDING, DROP_TOO_BIG,
+    DROP_TTL, DROP_WRONG_ADDRESS, PASS, TO_KERNEL,
 )
 from ext.crypto cimport Job, put_job, suite_is_aead, touch_key
 from ext.follow cimport Source, Sources, comes_from_peer, note_source, read_source
 from ext.packet cimport (
-    BATCH_MAX, NO_INDEX, NO_LEADER, NO_PORT, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, Packet,
+    BATCH_MAX, NO_INDEX, NO_LEADER, NO_PORT, PACKET_FRAGMENT, PACKET_NO_PORTS, PACKET_UDP_ENCAP, PACKET_WAITS, Packet,
 )
 from ext.policy cimport (
     FEW, Addresses, Lpm, lpm_find, lpm_open, lpm_touch, plain_matches, policy_of, read_addresses, selector_matches,
 )
 from ext.replay cimport extend_sequence, replay_accept, replay_check, replay_lock, replay_unlock
 from ext.sa cimport (
-    ACTION_BYPASS, MEND_KNOWN, MEND_SUM, OWN_PORT, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN, SA_MSS_CLAMP,
-    SHOWN_PORT, Adjacency, Policy, Replay, Sa, spi_find, spi_touch,
+    ACTION_BYPASS, BUNDLE_OUTER, MEND_KNOWN, MEND_SUM, OWN_PORT, REPLAY_BLOCKS, ROUTE_KERNEL, SA_ENCAP, SA_ESN,
+    SA_MSS_CLAMP, SHOWN_PORT, Adjacency, Policy, Replay, Sa, spi_find, spi_touch,
 )
 from ext.wire cimport (
     ETHERNET_HEADER, PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP,
@@ -71,11 +74,39 @@ cdef void inbound(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch
     Afterwards a packet that PASSes has `data` at its inner IP header and an adjacency; one that is TO_KERNEL
     is as complete, and the kernel has to find its way.
     """
+    scratch.bundled.count = 0
+    _walk(batch, tables, engine, scratch, now)
+    if unlikely(scratch.bundled.count > 0, 0):
+        _open_bundled(batch, tables, engine, scratch, now)
+
+
+cdef inline void _walk(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch, uint64_t now) noexcept nogil:
+    """All steps once, for the packets that have a leader."""
     find_sas(batch, tables, engine, &scratch.leaders)
     admit(batch, tables, scratch)
     engine.open(engine, &scratch.jobs)
     finish(batch, tables, scratch, now)
     select_and_route(batch, tables, scratch)
+
+
+cdef void _open_bundled(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch, uint64_t now) noexcept nogil:
+    """The walk again for ESP whose AH is off; the leaders of all other packets stay what they are."""
+    cdef Leaders others = scratch.leaders
+    cdef uint32_t at
+    cdef uint32_t index
+    memset(scratch.leaders.leader, NO_LEADER, batch.count)
+    scratch.leaders.count = scratch.bundled.count
+    for at in range(scratch.bundled.count):
+        index = scratch.bundled.packets[at]
+        scratch.leaders.packets[at] = <uint8_t>index
+        scratch.leaders.leader[index] = <uint8_t>index
+    scratch.bundled.opening = True
+    _walk(batch, tables, engine, scratch, now)
+    scratch.bundled.opening = False
+    for at in range(scratch.bundled.count):
+        index = scratch.bundled.packets[at]
+        others.leader[index] = scratch.leaders.leader[index]
+    scratch.leaders = others
 
 
 # ---- In two parts: `inbound` for a batch whose turn has not come ------------------------------------------------
@@ -94,6 +125,7 @@ cdef void inbound_ahead(Batch *batch, Tables *tables, Engine *engine, Inbound *s
         batch.packets[at].authentic = 0
         batch.packets[at].leaves_by = NO_PORT
     scratch.elsewhere.count = 0
+    scratch.waiting = 0
     inbound(batch, tables, engine, scratch, 0)
     for at in range(scratch.jobs.count):
         packet = &batch.packets[scratch.jobs.jobs[at].packet]
@@ -149,6 +181,26 @@ cdef void inbound_settle(Batch *batch, Tables *tables, const Sources *elsewhere,
         replay_unlock(replay)
         tables.sa_counters[sa].packets += packets
         tables.sa_counters[sa].bytes += bytes_
+
+
+cdef void inbound_late(Batch *batch, Tables *tables, Engine *engine, Inbound *scratch, Leaders *leaders,
+                       uint64_t now) noexcept nogil:
+    """`inbound` for what waits in a batch that is settled: two windows move for one packet, so nobody does it ahead."""
+    cdef uint32_t index
+    cdef Packet *packet
+    scratch.leaders.count = 0
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        scratch.leaders.leader[index] = NO_LEADER
+        if packet.flags & PACKET_WAITS:
+            packet.flags &= <uint8_t>~PACKET_WAITS
+            scratch.leaders.leader[index] = <uint8_t>index
+            scratch.leaders.packets[scratch.leaders.count] = <uint8_t>index
+            scratch.leaders.count += 1
+    inbound(batch, tables, engine, scratch, now)
+    for index in range(batch.count):
+        if scratch.leaders.leader[index] != NO_LEADER:
+            leaders.leader[index] = scratch.leaders.leader[index]
 
 
 # ---- The steps ------------------------------------------------------------------------------------------------
@@ -304,6 +356,20 @@ cdef inline uint8_t _suits(const Packet *packet, const Sa *sa) noexcept nogil:
     return PASS
 
 
+cdef uint8_t _suits_bundle(const Sa *sa, const Inbound *scratch, uint32_t index) noexcept nogil:
+    """ESP of a bundle comes by its own AH and never bare; and what comes by the AH of a bundle is of that bundle."""
+    if scratch.bundled.opening:
+        return PASS if sa.replay.bundle == scratch.bundled.under[index] + 1 else DROP_BUNDLE
+    return PASS if sa.replay.bundle == <uint32_t>BUNDLE_OUTER and not scratch.unsettled else DROP_BUNDLE
+
+
+cdef void _let_wait(Packet *packet, const Sa *sa, Inbound *scratch) noexcept nogil:
+    """AH of a bundle in a batch that may not be settled yet: `inbound_late` will see to it."""
+    if sa.replay.bundle == <uint32_t>BUNDLE_OUTER:
+        packet.flags |= PACKET_WAITS
+        scratch.waiting += 1
+
+
 cdef struct Lock:               # what all packets of one SA have in common, taken once per run
     Sa *sa
     uint64_t top                # of the replay window, as this batch found it
@@ -351,9 +417,13 @@ cdef void admit(Batch *batch, Tables *tables, Inbound *scratch) noexcept nogil:
             if verdict == PASS:
                 verdict = _suits(packet, &tables.sas[sa])
                 _take(&tables.sas[sa], packet.protocol == PROTOCOL_AH, &lock)
+                if unlikely((tables.sas[sa].replay.bundle != 0 or scratch.bundled.opening) and verdict == PASS, 0):
+                    verdict = _suits_bundle(&tables.sas[sa], scratch, index)
         packet.sa = sa
         if unlikely(verdict != PASS, 0):
             packet.verdict = verdict
+            if unlikely(verdict == DROP_BUNDLE and scratch.unsettled, 0):
+                _let_wait(packet, &tables.sas[sa], scratch)
             continue
         verdict_of_packet = _prepare(packet, index, &lock, &scratch.jobs.jobs[count], &scratch.ah)
         packet.verdict = verdict_of_packet
@@ -556,6 +626,17 @@ cdef uint8_t _check_payload(Packet *packet, const Sa *sa) noexcept nogil:
     return PASS
 
 
+cdef uint8_t _set_aside(const Packet *packet, uint32_t index, Tables *tables, Inbound *scratch) noexcept nogil:
+    """A packet whose AH of a bundle is off: until its ESP is, too, it is dropped."""
+    if packet.protocol == PROTOCOL_ESP:
+        scratch.bundled.packets[scratch.bundled.count] = <uint8_t>index
+        scratch.bundled.under[index] = packet.sa
+        scratch.bundled.count += 1
+        tables.sa_counters[packet.sa].packets += 1
+        tables.sa_counters[packet.sa].bytes += packet.length
+    return DROP_BUNDLE
+
+
 cdef void _from_elsewhere(const Packet *packet, uint32_t index, Tables *tables, Inbound *scratch) noexcept nogil:
     """Note the source of a packet that has passed, or let `inbound_settle` do so."""
     cdef Source source
@@ -631,6 +712,8 @@ cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) n
                 packet.inner_bytes = packet.length
                 if unlikely(transport, 0):
                     verdict = _check_payload(packet, &tables.sas[sa])
+                    if tables.sas[sa].replay.bundle == <uint32_t>BUNDLE_OUTER and verdict == PASS:
+                        verdict = _set_aside(packet, index, tables, scratch)
                 elif unlikely(tos & ECN_MASK, 0):
                     verdict = _merge_ecn(packet, tos)
                 if unlikely(clamp and packet.protocol == PROTOCOL_TCP, 0):

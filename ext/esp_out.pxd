@@ -20,6 +20,7 @@ cdef struct Outbound:           # scratch of the outbound walk, one per worker
     uint32_t run_count
     uint32_t admitted_count
     uint32_t udp6               # jobs whose UDP checksum account() has to fill in
+    uint32_t bundled            # not 0: some run's packets are to be put into AH
     uint8_t admitted[BATCH_MAX] # packets that admit() let through, in order
     uint8_t run_of[BATCH_MAX]   # their runs
     Run runs[BATCH_MAX]

@@ -10,6 +10,7 @@
                       (ah.pyx)
     seal              the engine enciphers the whole batch, or hashes it
     account           per-SA counters, one update per SA
+    surround          packets of an SA bundle: AH around their ESP, by number, build, seal and account once more
 
 Numbers are taken after every check that can refuse a packet, so none is wasted on a drop. The IV is the
 64-bit number XOR a constant of the SA: unique by construction (RFC 4106 3.1). What is too big and may be fragmented
@@ -21,14 +22,16 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from ext.ah cimport AH_MOST, AhHeaders, ah_length, ah_restore, ah_write, speaks_ah
 from ext.counters cimport (
-    DROP_CRYPTO, DROP_FRAGMENT, DROP_HEADROOM, DROP_NO_POLICY, DROP_SEQUENCE_EXHAUSTED, DROP_SEQUENCE_UNRESERVED,
+    DROP_BUNDLE, DROP_CRYPTO, DROP_FRAGMENT, DROP_HEADROOM, DROP_NO_POLICY, DROP_SEQUENCE_EXHAUSTED,
+    DROP_SEQUENCE_UNRESERVED,
     DROP_TOO_BIG, DROP_TTL, DROP_WRONG_ADDRESS, PASS, SaCounters,
 )
 from ext.crypto cimport Job, Key, put_job, suite_is_aead, touch_key
-from ext.packet cimport NO_INDEX, NO_LEADER, PACKET_CUT_AFTER, PACKET_DUMMY, PACKET_FRAGMENT, Packet
+from ext.packet cimport BATCH_MAX, NO_INDEX, NO_LEADER, PACKET_CUT_AFTER, PACKET_DUMMY, PACKET_FRAGMENT, Packet
 from ext.policy cimport FEW, lookup_policies
 from ext.sa cimport (
-    OWN_PORT, SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, SHOWN_PORT, Sa, SaHot, SaSequence,
+    BUNDLE_BROKEN, OWN_PORT, SA_DF_COPY, SA_DF_SET, SA_DSCP_COPY, SA_ENCAP, SA_ESN, SA_MSS_CLAMP, SHOWN_PORT, Sa,
+    SaHot, SaSequence, load32,
 )
 from ext.wire cimport (
     PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP, PROTOCOL_UDP, bswap16,
@@ -61,6 +64,7 @@ cdef enum:
     TRAILER_SLACK = 16          # padding is stored 16 bytes at a time
     RUNS_SEARCHED = 4           # a flow joins one of the last few SAs' runs, else begins a new one
     HEAD_MOST = AH_MOST         # the most that goes before a packet: more than the 72 of IPv6, UDP, ESP and CBC's IV
+    BUNDLE_MOST = HEAD_MOST + AH_MOST - 40      # the same where AH without an IP header of its own comes before ESP
     TAIL_MOST = 49 + TRAILER_SLACK      # 15 of padding, 2 of trailer, 32 of ICV: the most that goes behind
 
 
@@ -97,6 +101,8 @@ cdef inline void _protect(Batch *batch, const Tables *tables, Engine *engine, Ou
     build(batch, tables, scratch)
     engine.seal(engine, &scratch.jobs)
     account(batch, tables, scratch, now)
+    if unlikely(scratch.bundled != 0, 0):
+        _surround(batch, tables, engine, scratch, now)
 
 
 cdef void touch_sas(const Batch *batch, const Tables *tables, const Engine *engine,
@@ -311,6 +317,7 @@ cdef void build(Batch *batch, const Tables *tables, Outbound *scratch) noexcept 
     cdef Stamp stamp
     scratch.jobs.count = 0
     scratch.udp6 = 0
+    scratch.bundled = 0
     scratch.ah.count = 0
     while first < count:
         end = first + 1
@@ -319,6 +326,7 @@ cdef void build(Batch *batch, const Tables *tables, Outbound *scratch) noexcept 
         run = &scratch.runs[scratch.run_of[first]]
         sa = &tables.sas[run.sa]
         _stamp(sa, &stamp)
+        scratch.bundled |= sa.sequence.bundle
         if unlikely(run.next + (end - first) > run.end, 0):
             end = _cut_short(batch, scratch, run, sa, first, end)
         if likely(stamp.plain, 1):
@@ -723,3 +731,70 @@ cdef void _checksum_udp6(Packet *packet, uint8_t *udp) noexcept nogil:
     total += bswap16(<uint16_t>length) + bswap16(PROTOCOL_UDP)
     checksum = ~fold(total)
     put_raw16(udp + 6, checksum if checksum else 0xFFFF)
+
+
+cdef void _surround(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch,
+                    uint64_t now) noexcept nogil:
+    """AH around what has become ESP of an SA in a bundle (RFC 2401 4.3): the second half of the walk once more.
+
+    What passes is its ESP SA's again afterwards; what does not is counted at the SA of the AH.
+    """
+    cdef uint32_t inner[BATCH_MAX]
+    cdef uint32_t inner_bytes[BATCH_MAX]
+    cdef uint32_t at
+    cdef uint32_t index
+    cdef uint32_t run
+    cdef uint32_t count = 0
+    cdef Packet *packet
+    scratch.run_count = 0
+    for at in range(scratch.admitted_count):
+        index = scratch.admitted[at]
+        packet = &batch.packets[index]
+        inner[index] = packet.sa
+        inner_bytes[index] = packet.inner_bytes
+        if packet.verdict != PASS or not _goes_around(packet, tables):
+            continue
+        run = _find_run(scratch, packet.sa)
+        scratch.runs[run].count += 1
+        scratch.runs[run].bytes += packet.length
+        scratch.admitted[count] = <uint8_t>index
+        scratch.run_of[count] = <uint8_t>run
+        count += 1
+    scratch.admitted_count = count
+    number(batch, tables, scratch)
+    build(batch, tables, scratch)
+    engine.seal(engine, &scratch.jobs)
+    account(batch, tables, scratch, now)
+    for at in range(count):
+        packet = &batch.packets[scratch.admitted[at]]
+        packet.inner_bytes = inner_bytes[scratch.admitted[at]]
+        if likely(packet.verdict == PASS, 1):
+            packet.sa = inner[scratch.admitted[at]]
+
+
+cdef bint _goes_around(Packet *packet, const Tables *tables) noexcept nogil:
+    """Make a packet of ESP one to be put into AH; False when it is in no bundle, or cannot be and has its verdict."""
+    cdef uint32_t bundle = load32(&tables.sas[packet.sa].sequence.bundle)
+    cdef uint32_t at = 40
+    cdef uint8_t next_header
+    if bundle == 0:
+        return False
+    if unlikely(bundle == <uint32_t>BUNDLE_BROKEN, 0):
+        packet.verdict = DROP_BUNDLE
+        return False
+    if unlikely(packet.headroom < BUNDLE_MOST + LINK_ROOM, 0):      # it is still that before the inner packet
+        packet.verdict = DROP_HEADROOM
+        return False
+    packet.sa = bundle - 1
+    packet.inner_bytes = packet.length
+    packet.family = packet.data[0] >> 4
+    if packet.family == 4:
+        at = (packet.data[0] & 15) * 4
+    else:
+        # Those extension headers that stayed before ESP, in transport mode: they stay before AH.
+        next_header = packet.data[6]
+        while next_header != PROTOCOL_ESP and at < packet.length:
+            next_header = packet.data[at]
+            at += (<uint32_t>packet.data[at + 1] + 1) * 8
+    packet.transport = <uint16_t>at
+    return True

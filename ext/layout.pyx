@@ -48,6 +48,7 @@ cdef tuple sa_sequence_layout():
         "oversize": at(&x, &x.oversize, sizeof(x.oversize), "u1"),
         "spare_oversize": at(&x, &x.spare_oversize, sizeof(x.spare_oversize), "u1"),
         "dummies": at(&x, &x.dummies, sizeof(x.dummies), "u2"),
+        "bundle": at(&x, &x.bundle, sizeof(x.bundle), "u4"),
         "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
     }
 
@@ -102,7 +103,8 @@ cdef tuple replay_layout():
         "top": at(&x, &x.top, sizeof(x.top), "u8"),
         "lock": at(&x, &x.lock, sizeof(x.lock), "u4"),
         "window": at(&x, &x.window, sizeof(x.window), "u4"),
-        "spare": at(&x, x.spare, sizeof(x.spare), "u8"),
+        "bundle": at(&x, &x.bundle, sizeof(x.bundle), "u4"),
+        "spare": at(&x, x.spare, sizeof(x.spare), "u1"),
         "blocks": at(&x, x.blocks, sizeof(x.blocks), "u8"),
     }
 

@@ -30,7 +30,7 @@ from ext.deal cimport (
     deal_lost, deal_pass, deal_port, deal_post, deal_room, deal_slot, deal_woken,
 )
 from ext.dummy cimport DUMMY_TICK_MS, dummies_make
-from ext.esp_in cimport inbound, inbound_settle
+from ext.esp_in cimport inbound, inbound_late, inbound_settle
 from ext.esp_out cimport outbound, outbound_known
 from ext.fragment cimport PIECES_MAX, fragment_packet
 from ext.icmp cimport icmp_answer
@@ -160,6 +160,8 @@ cdef void _commit(Worker *worker) noexcept nogil:
             now = now_ns()
             slot = deal_slot(deal, deal.tail)
             inbound_settle(&slot.batch, worker.tables, &slot.elsewhere, now)
+            if unlikely(slot.waiting != 0, 0):
+                inbound_late(&slot.batch, worker.tables, worker.engine, &worker.into, &slot.leaders, now)
             if unlikely(_send_ready(worker, &slot.batch) < slot.batch.count, 0):
                 _turn_back(worker, &slot.batch, &slot.leaders)
                 _leave(worker, &slot.batch, deal_port(deal), now)

@@ -39,6 +39,7 @@ cdef enum PacketFlag:
     PACKET_UDP_ENCAP = 8        # inbound: ESP was inside UDP
     PACKET_WHOLE_CHECKSUM = 16  # receive knows that the TCP/UDP checksum is complete
     PACKET_CUT_AFTER = 32       # outbound: may be over the MTU, its outer packet will be fragmented
+    PACKET_WAITS = 128          # dealt: AH of an SA bundle, which who settles the batch opens (esp_in.pyx)
     PACKET_DUMMY = 64           # outbound: no packet, but bytes for the peer to discard (RFC 4303 2.6)
 
 cdef struct Packet:             # 64 bytes, one cache line

@@ -49,6 +49,9 @@ cdef enum:
     SHOWN_PORT = 10             # and as this host and its policies see it
     RESOURCES = 16              # workers that may have outbound SAs of their own (RFC 9611)
     SA_SHARED = 0x80000000      # in Policy.sa: the workers' own SAs are in the SaInbound of this one: see sa_of_worker
+    # SA bundles, AH around ESP (RFC 2401 4.3), in SaSequence.bundle and Replay.bundle. 0: the SA is in none
+    BUNDLE_OUTER = 0xFFFFFFFF   # it is the AH of bundles: nothing but their ESP may be in it
+    BUNDLE_BROKEN = 0xFFFFFFFE  # the AH that it must go or come with is gone: nothing passes
     SA_LINES = 39               # odd, so that hot lines of neighbours fall into different cache sets
 
 cdef enum SaFlag:
@@ -76,7 +79,8 @@ cdef struct SaSequence:         # 64 bytes: outbound only; numbers are written b
     uint8_t  oversize           # Oversize
     uint8_t  spare_oversize
     uint16_t dummies            # dummy packets per second on the average (RFC 4303 2.6), host order
-    uint8_t  spare[16]
+    uint32_t bundle             # index + 1 of the SA (AH in transport mode) around this one's packets, or BUNDLE_*
+    uint8_t  spare[12]
 
 cdef struct SaHot:              # 64 bytes: read per packet; while live only `adjacency` and `inner_mtu` change
     uint8_t  header[40]         # outer IP header template (IPv4 in the first 20); length, ID, checksum zero. Its
@@ -113,7 +117,8 @@ cdef struct Replay:             # 64 + 1024 bytes
     uint64_t top                # host order; highest sequence number accepted, 0 at first
     uint32_t lock               # worker index + 1 while that worker accepts a batch
     uint32_t window             # numbers, 64 .. 4096; 0: no replay protection
-    uint64_t spare[6]
+    uint32_t bundle             # inbound: index + 1 of the SA (AH) that packets must come by, or BUNDLE_*
+    uint8_t  spare[44]
     uint64_t blocks[REPLAY_BLOCKS]
 
 cdef struct SaSource:           # 64 bytes: where packets of an inbound SA in UDP came from last, if not from its peer

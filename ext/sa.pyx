@@ -293,6 +293,13 @@ cdef class TablesView:
         for worker in range(RESOURCES):
             store32(&own[worker], workers[worker] if worker < <uint32_t>len(workers) else <uint32_t>NO_INDEX)
 
+    def set_bundle(self, uint32_t sa, uint32_t bundle):
+        """SA `sa` is in an SA bundle from now on: index + 1 of the SA around it, or BUNDLE_*; 0: in none."""
+        cdef Sa *entry = self._sa(sa)
+        if 0 < bundle < <uint32_t>BUNDLE_BROKEN:
+            self._sa(bundle - 1)
+        store32(&entry.replay.bundle if entry.hot.flags & SA_INBOUND else &entry.sequence.bundle, bundle)
+
     def set_policy_sa(self, uint32_t policy, uint32_t sa):
         """Policy `policy` protects with outbound SA `sa` from now on (NO_INDEX: none; SA_SHARED: see set_resources)."""
         if policy >= self.c.header.max_policies:

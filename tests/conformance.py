@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PROPERTY = "agreement"
+BUNDLE = "esp in ah"  # the protocol of an SA bundle
 LINUX, SCAPY, LIBIPSEC = "Linux", "scapy", "strongSwan libipsec"
 MIXES = {"tunnel": ("4in4", "4in6", "6in4", "6in6"), "transport": ("IPv4", "IPv6")}
 # (extended sequence numbers, in UDP) -> its letter.
@@ -79,12 +80,17 @@ def render(rows: Iterable[Row], versions: Mapping[str, str]) -> str:
         worst[row.way] = _worse(worst.get(row.way), row.passed)
     counts = Counter(worst.values())
     text = INTRODUCTION.format(passed=counts[True], failed=counts[False], missing=counts[None], **versions)
-    for protocol in ("esp", "ah"):
+    for protocol in ("esp", "ah", BUNDLE):
         for mode, mixes in MIXES.items():
             mine = [row for row in found if (row.protocol, row.mode) == (protocol, mode)]
             if mine:
-                text += f"\n## {protocol.upper()}, {mode} mode\n\n" + _table(mine, mixes)
+                text += f"\n## {_heading(protocol)}, {mode} mode\n\n" + _table(mine, mixes)
     return text
+
+
+def _heading(protocol: str) -> str:
+    """What a protocol is called; of an SA bundle, ESP is in the mode, and AH in transport mode."""
+    return "ESP in AH (SA bundles)" if protocol == BUNDLE else protocol.upper()
 
 
 def _table(rows: list[Row], mixes: tuple[str, ...]) -> str:

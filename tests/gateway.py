@@ -19,7 +19,7 @@ from ipaddress import ip_address, ip_network
 import numpy as np
 import pytest
 
-from dataplane.layout import NO_INDEX
+from dataplane.layout import BUNDLE_OUTER, NO_INDEX
 from dataplane.model import (
     Action,
     Address,
@@ -130,12 +130,19 @@ class Gateway:
         self.settle()
 
     def add(self, *specs: SaSpec, adjacency: bool = True) -> None:
-        """Publish SAs; outbound ones leave by the unprotected port, or (adjacency=False) by the kernel."""
+        """Publish SAs, each after its `outer`; outbound ones leave by the unprotected port, or (adjacency=False) by
+        the kernel.
+        """
         for spec in specs:
             end = spec.sequence_limit or hard_limit(spec.proposal)
             index = self.tables.add_sa(spec, start=spec.sequence, limit=end, mtu=self.mtu)
             self.indices[spec.name] = index
             self.specs[spec.name] = spec
+            if spec.outer is not None:
+                outer = self.indices[spec.outer]
+                self.tables.view.set_bundle(index, outer + 1)
+                if spec.direction is Direction.IN:
+                    self.tables.view.set_bundle(outer, BUNDLE_OUTER)
             if spec.direction is Direction.IN:
                 self.tables.publish_inbound(spec.spi, index)
             elif adjacency:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from control.config.policies import Policy
+from control.config.problems import nearest, show
 from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS, PortConfig
 from control.config.table import Report, Table
-from dataplane.model import Action, Cipher, Direction, Mode, Role, SaSpec
+from dataplane.model import Action, Cipher, Direction, Mode, Protocol, Role, SaSpec
 
 PORTS_MOST = 7  # of one worker, beside its way to the kernel
 
@@ -81,6 +82,49 @@ def _shared_key(table: Table, sa: SaSpec, others: list[tuple[Table, SaSpec]]) ->
                 "which gives the text away; use a key of its own",
             )
             return
+
+
+def check_bundles(sas: list[tuple[Table, SaSpec]], names: list[str], policies: list[Policy]) -> None:
+    """What is named as `outer` can go around that SA, and does nothing else."""
+    known = {sa.name: sa for _, sa in sas}
+    within: dict[str, str] = {}
+    for table, sa in sas:
+        if sa.outer is None:
+            continue
+        within.setdefault(sa.outer, sa.name)
+        if sa.outer not in names:
+            table.error(
+                "outer", f"got {show(sa.outer)}, and no [[sa]] has that name{nearest(sa.outer, names)}"
+            )
+        elif sa.outer in known:
+            _check_outer(table, sa, known[sa.outer])
+    for policy in policies:
+        for key, named in (("out", (policy.outbound,)), ("in", policy.inbound)):
+            for name in named:
+                if name in within:
+                    policy.table.error(
+                        key,
+                        f'got "{name}", which is the outer of "{within[name]}" and carries nothing else; '
+                        f'want "{within[name]}"',
+                    )
+
+
+def _check_outer(table: Table, sa: SaSpec, outer: SaSpec) -> None:
+    """The one around it is AH in transport mode between the same two addresses, and goes the same way."""
+    got = f'got "{outer.name}", whose'
+    if outer.protocol is not Protocol.AH:
+        table.error("outer", f'{got} protocol is "esp"; want an SA with protocol = "ah"')
+    elif outer.mode is not Mode.TRANSPORT:
+        table.error("outer", f'{got} mode is "tunnel"; want an SA with mode = "transport"')
+    elif outer.direction is not sa.direction:
+        table.error(
+            "outer", f'{got} direction is "{outer.direction.value}"; want "{sa.direction.value}" as here'
+        )
+    elif (outer.local, outer.remote) != (sa.local, sa.remote):
+        table.error(
+            "outer",
+            f"{got} ends are {outer.local} and {outer.remote}; want {sa.local} and {sa.remote} as here",
+        )
 
 
 def check_ports(
@@ -224,8 +268,8 @@ def _check_hosts(policy: Policy, key: str, sa: SaSpec) -> None:
 
 
 def check_use(sas: list[tuple[Table, SaSpec]], policies: list[Table]) -> None:
-    """Every SA is named by a policy, be that policy right or wrong in other ways."""
-    named: set[object] = set()
+    """Every SA is named by a policy, be that policy right or wrong in other ways, or goes around one that is."""
+    named: set[object] = {sa.outer for _, sa in sas}
     for policy in policies:
         for value in (policy.values.get("out"), policy.values.get("in")):
             named.update(

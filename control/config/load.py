@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from control.config.checks import (
+    check_bundles,
     check_encap_ports,
     check_file_mode,
     check_names,
@@ -33,7 +34,7 @@ from control.config.sas import read_sa
 from control.config.schema import DRIVERS, Config, GatewaySettings, PortConfig
 from control.config.table import Report, Table, is_name
 from control.config.values import parse_address, parse_interface_address
-from dataplane.model import Direction, Mode, Role, SaSpec
+from dataplane.model import Direction, Mode, Protocol, Role, SaSpec, SelectorSpec
 
 T = TypeVar("T")
 
@@ -79,16 +80,19 @@ def parse(
         check_encap_ports(ports, nat_port)
     sas = [(table, sa) for table in sa_tables if (sa := read_sa(table)) is not None]
     # A broken SA is not an unknown one: policies are held against the names as written.
-    policies = read_policies(policy_tables, [table.label for table in sa_tables if table.label])
+    names = [table.label for table in sa_tables if table.label]
+    policies = read_policies(policy_tables, names)
     for tables in (port_tables, sa_tables, policy_tables):
         check_names(tables)
     check_sas(report, sas)
+    check_bundles(sas, names, policies)
     check_ports(report, ports, sas)
     check_policies(policies, {sa.name: sa for _, sa in sas})
     check_use(sas, policy_tables)
     if report.problems:
         raise ConfigError(source, report.problems)
-    hosts = any(sa.mode is Mode.TRANSPORT for _, sa in sas)
+    outers = {sa.outer: sa for _, sa in sas if sa.outer is not None}
+    hosts = any(sa.mode is Mode.TRANSPORT and sa.name not in outers for _, sa in sas)
     if hosts and not any(port.driver == "tun" for _, port in ports):
         report.warn(
             "port",
@@ -99,7 +103,7 @@ def parse(
         source=source,
         gateway=gateway,
         ports=tuple(port for _, port in ports),
-        sas=tuple(_with_selectors(sa, policies) for _, sa in sas),
+        sas=_bundled([sa if sa.name in outers else _with_selectors(sa, policies) for _, sa in sas]),
         policies=tuple(spec for policy in policies for spec in policy.specs),
         ike=ike,
         warnings=tuple(report.warnings),
@@ -119,6 +123,27 @@ def _with_selectors(sa: SaSpec, policies: list[Policy]) -> SaSpec:
         return sa
     found = [spec.selector for policy in policies if sa.name in policy.inbound for spec in policy.specs]
     return replace(sa, selectors=tuple(dict.fromkeys(found)))
+
+
+def _bundled(sas: list[SaSpec]) -> tuple[SaSpec, ...]:
+    """Tell those in an SA bundle how long their AH is; an inbound AH takes ESP between its ends, and nothing else."""
+    known = {sa.name: sa for sa in sas}
+    outers = {sa.outer for sa in sas}
+    found = []
+    for sa in sas:
+        if sa.outer is not None:
+            sa = replace(sa, outer_length=known[sa.outer].ah_length)
+        elif sa.name in outers and sa.direction is Direction.IN:
+            inside = SelectorSpec(
+                local_first=sa.local,
+                local_last=sa.local,
+                remote_first=sa.remote,
+                remote_last=sa.remote,
+                protocol=int(Protocol.ESP),
+            )
+            sa = replace(sa, selectors=(inside,))
+        found.append(sa)
+    return tuple(found)
 
 
 def _tables(top: Table, key: str) -> list[Table]:

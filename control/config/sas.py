@@ -64,6 +64,7 @@ def read_sa(table: Table) -> SaSpec | None:
             "encap", "has no place with AH, which protects the very addresses that NAT changes; want ESP"
         )
     nat_original = _nat_original(table, mode, direction, encap)
+    outer = _outer(table, name, protocol, encap)
     if mode is Mode.TRANSPORT:
         for key in ("dscp", "ttl", "df", "fragment", "tfc_padding", "tfc_dummies"):
             if table.has(key):
@@ -109,6 +110,7 @@ def read_sa(table: Table) -> SaSpec | None:
         fragment=fragment,
         tfc_padding=padding,
         tfc_dummies=dummies,
+        outer=outer,
     )
 
 
@@ -198,6 +200,24 @@ def _encap(table: Table) -> Encap | None:
     )
     ports.finish()
     return encap
+
+
+def _outer(table: Table, name: str | None, protocol: Protocol, encap: Encap | None) -> str | None:
+    """Of an SA bundle: the name of the SA around this one, which checks.check_bundles looks at."""
+    outer = table.text("outer")
+    if outer is None:
+        return None
+    if protocol is Protocol.AH:
+        table.error(
+            "outer", 'has no place with protocol = "ah": a bundle is AH around ESP, two SAs and no more'
+        )
+    elif outer == name:
+        table.error("outer", "names this SA itself; want another one, of AH")
+    elif encap is not None:
+        table.error(
+            "outer", "has no place with encap: AH protects the very addresses that NAT changes; leave one out"
+        )
+    return outer
 
 
 def _nat_original(

@@ -742,3 +742,68 @@ def test_busy_poll_is_for_xdp_ports() -> None:
     values["port"][0] |= {"busy_poll": 20, "driver": "packet"}
     with pytest.raises(ConfigError, match="busy_poll"):
         parse(values)
+
+
+def bundle() -> dict[str, Any]:
+    """GOOD with AH around both SAs."""
+    values = copy.deepcopy(GOOD)
+    for index, direction in enumerate(("out", "in")):
+        sa = values["sa"][index]
+        sa.pop("encap", None)
+        sa["outer"] = f"ah-{direction}"
+        around = {"name": f"ah-{direction}", "direction": direction, "protocol": "ah", "mode": "transport"}
+        around |= {"spi": 0x9000 + index, "proposal": "sha256", "integrity_key": f"{7 + index:02}" * 32}
+        values["sa"].append(around | {"local": sa["local"], "remote": sa["remote"]})
+    return values
+
+
+def test_bundle() -> None:
+    """The outer SA is told, with its length; inbound it takes ESP between its ends."""
+    config = parse(bundle())
+    out, into, ah_out, ah_in = config.sas
+    assert (out.outer, into.outer, ah_out.outer, ah_in.outer) == ("ah-out", "ah-in", None, None)
+    assert out.outer_length == ah_out.ah_length == 28
+    assert out.inner_mtu(1500) == replace(out, outer_length=0).inner_mtu(1472)
+    (inside,) = ah_in.selectors
+    assert (inside.protocol, inside.local_first, inside.remote_last) == (50, ah_in.local, ah_in.remote)
+    assert not any("tun" in warning or "ah-" in warning for warning in map(str, config.warnings))
+
+
+@pytest.mark.parametrize(
+    ("index", "changes", "line"),
+    [
+        (0, {"outer": "ah-uot"}, "got 'ah-uot', and no [[sa]] has that name; did you mean \"ah-out\"?"),
+        (0, {"outer": "ah-in"}, 'got "ah-in", whose direction is "in"; want "out" as here'),
+        (0, {"outer": "ab"}, "names this SA itself; want another one, of AH"),
+        (0, {"outer": "ba"}, 'got "ba", whose protocol is "esp"; want an SA with protocol = "ah"'),
+        (0, {"encap": True}, "has no place with encap: AH protects the very addresses that NAT changes"),
+        (2, {"mode": "tunnel"}, 'got "ah-out", whose mode is "tunnel"; want an SA with mode = "transport"'),
+        (2, {"remote": "192.0.2.9"}, 'got "ah-out", whose ends are 192.0.2.1 and 192.0.2.9; want 192.0.2.1'),
+        (2, {"outer": "ab"}, 'has no place with protocol = "ah": a bundle is AH around ESP, two SAs and no'),
+        (
+            2,
+            {"outer": "ah-in"},
+            'has no place with protocol = "ah": a bundle is AH around ESP, two SAs and no',
+        ),
+    ],
+)
+def test_bundle_refused(index: int, changes: dict[str, Any], line: str) -> None:
+    """What cannot go around an SA is named."""
+    values = bundle()
+    values["sa"][index] |= changes
+    with pytest.raises(ConfigError) as caught:
+        parse(values)
+    assert any("outer" in problem and line in problem for problem in caught.value.lines()), (
+        caught.value.lines()
+    )
+
+
+@pytest.mark.parametrize(("key", "name", "inner"), [("out", "ah-out", "ab"), ("in", "ah-in", "ba")])
+def test_policies_name_the_sa_within(key: str, name: str, inner: str) -> None:
+    """The AH of a bundle carries nothing of its own."""
+    values = bundle()
+    values["policy"][0][key] = name
+    with pytest.raises(
+        ConfigError, match=f'"{name}", which is the outer of "{inner}" and carries nothing else'
+    ):
+        parse(values)

@@ -16,12 +16,17 @@ from dataplane.layout import NO_INDEX
 from dataplane.model import (
     Action,
     AdjacencySpec,
+    Cipher,
     Direction,
     Encap,
     EspProposal,
+    Integrity,
+    Mode,
     PortSpec,
+    Protocol,
     Role,
     RouteSpec,
+    SaSpec,
     SelectorSpec,
 )
 from tests.dataplane.conftest import SMALL
@@ -31,6 +36,7 @@ from tests.dataplane.plane import Gateway, udp
 HERE, THERE = IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16")
 WAN = AdjacencySpec(port="wan")
 LAN = AdjacencySpec(port="lan")
+AH = EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=Integrity.HMAC_SHA2_256)
 
 
 @pytest.fixture
@@ -402,3 +408,108 @@ def test_moving_never_repeats_a_number(plane: DataPlane) -> None:
         assert len(numbers) >= 40 and numbers == sorted(set(numbers))
 
     asyncio.run(scenario())
+
+
+def bundled(plane: DataPlane) -> list[SaSpec]:
+    """`tunnel`, with AH around it in both directions; all four are added at once, inner ones first."""
+    out = make_sa("out", outer="ah-out", outer_length=28)
+    around = make_sa("ah-out", AH, spi=0xA0000001, protocol=Protocol.AH, mode=Mode.TRANSPORT)
+    ends = {"direction": Direction.IN, "local": out.remote, "remote": out.local}
+    esp = SelectorSpec.from_networks(IPv4Network(out.remote), IPv4Network(out.local), protocol=50)
+    found = [
+        out,
+        replace(out, name="in", outer="ah-in", selectors=(SelectorSpec.from_networks(THERE, HERE),), **ends),
+        around,
+        replace(around, name="ah-in", selectors=(esp,), **ends),
+    ]
+    plane.add_sas(found)
+    for name in ("out", "ah-out"):
+        plane.set_sa_adjacency(name, WAN, 1500)
+    return found
+
+
+def test_bundles_change_while_packets_pass(plane: DataPlane) -> None:
+    """Either SA is replaced or goes away: what is sent is always AH around ESP, or nothing."""
+
+    async def scenario() -> None:
+        gateway = Gateway(plane)
+        out, into, ah_out, ah_in = bundled(plane)
+        await plane.set_policies([replace(POLICY, sa="out")])
+        await plane.set_routes([RouteSpec(prefix=THERE, adjacency=LAN)])
+        packet = udp("10.1.0.5", "10.2.0.9")
+
+        def passes() -> list[bytes]:
+            wires = gateway.out(packet)
+            assert all(wire[9] == 51 and wire[20] == 50 for wire in wires), wires
+            return [inner for wire in wires for inner in gateway.back(wire)]
+
+        assert len(passes()) == 1
+        inner_mtus = {sa.name: sa.inner_mtu for sa in plane.stats().sas}
+        assert inner_mtus["out"] == 1500 - 28 - 20 - 8 - 8 - 16 - 2
+        # New keys of both AHs, then of both ESPs; the key of one alone makes the other end refuse it.
+        key = bytes(range(32))
+        await plane.replace_sa(replace(ah_out, integrity_key=key, sequence=50))
+        assert passes() == []
+        assert gateway.drops() == {"integrity": 1}
+        await plane.replace_sa(replace(ah_in, integrity_key=key))
+        assert len(passes()) == 1
+        await plane.replace_sa(replace(out, encryption_key=key[:20]))
+        await plane.replace_sa(replace(into, encryption_key=key[:20]))
+        assert len(passes()) == 1
+        # The same key again: the window's state goes along, and so does what the AH is around.
+        await plane.replace_sa(replace(ah_in, integrity_key=key, replay_window=64))
+        assert len(passes()) == 1
+        await plane.settle()
+        assert len(passes()) == 1
+        # Other ends of the AH alone: nothing leaves until the ESP has them too.
+        elsewhere = IPv4Address("192.0.2.77")
+        await plane.replace_sa(replace(ah_out, remote=elsewhere))
+        assert passes() == [] and gateway.drops()["bundle"] == 1
+        await plane.replace_sa(replace(out, remote=elsewhere))
+        (wire,) = gateway.out(packet)
+        assert (wire[9], wire[16:20]) == (51, elsewhere.packed)
+        # Without its AH there is no ESP.
+        plane.remove_sa("ah-out")
+        assert gateway.out(packet) == [] and gateway.drops()["bundle"] == 2
+        plane.add_sa(replace(ah_out, remote=elsewhere))
+        plane.set_sa_adjacency("ah-out", WAN, 1500)
+        assert len(gateway.out(packet)) == 1
+        for name in ("ah-in", "in", "out", "ah-out"):
+            plane.remove_sa(name)
+        await plane.settle()
+        assert plane.stats().sas == ()
+
+    asyncio.run(scenario())
+
+
+def test_bundles_that_cannot_be(plane: DataPlane) -> None:
+    """An outer SA that is not there, goes another way or is no AH between the same ends; nothing is added then."""
+    out, _, around, _ = bundled(plane)
+    other = replace(out, name="other", spi=0xC0000005, encryption_key=bytes(range(20)))
+    for change, message in (
+        ({"outer": "moon"}, "outer 'moon' is no SA that there is"),
+        ({"outer": "other"}, "an SA cannot be its own outer"),
+        ({"outer": "out"}, "outer 'out' has protocol ESP; wanted AH"),
+        ({"outer": "ah-in"}, "outer 'ah-in' has direction in; wanted out"),
+        (
+            {"outer": "ah-out", "remote": IPv4Address("192.0.2.9")},
+            "remote address 192.0.2.2; wanted 192.0.2.9",
+        ),
+        ({"outer": "ah-out", "encap": Encap()}, "outer and encap exclude each other"),
+    ):
+        with pytest.raises(DataPlaneError, match=f"SA 'other': .*{message}"):
+            plane.add_sa(replace(other, **change))  # type: ignore[arg-type]
+    for change, message in (
+        ({"outer": "moon"}, "SA 'out': outer 'moon' is no SA"),
+        ({"remote": IPv4Address("192.0.2.9")}, "SA 'out': outer 'ah-out' has remote address 192.0.2.2"),
+    ):
+        with pytest.raises(DataPlaneError, match=message):
+            asyncio.run(plane.replace_sa(replace(out, **change)))  # type: ignore[arg-type]
+    with pytest.raises(DataPlaneError, match="outer is for ESP: a bundle is AH around ESP, and this is AH"):
+        plane.add_sa(replace(around, name="third", outer="ah-out"))
+    with pytest.raises(DataPlaneError, match="has mode tunnel; wanted transport"):
+        plane.add_sas(
+            [other_ah := replace(around, name="wide", mode=Mode.TUNNEL), replace(other, outer="wide")]
+        )
+    assert other_ah.name not in [sa.name for sa in plane.stats().sas]
+    assert len(plane.stats().sas) == 4

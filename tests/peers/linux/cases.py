@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 from control.config import parse_proposal
 from control.lab.gateway import toml_table
-from tests.conformance import LINUX
+from tests.conformance import BUNDLE, LINUX
 
 # Outer addresses by family: ours, the kernel's.
 OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8:f::1", "2001:db8:f::2")}
@@ -66,6 +66,7 @@ class Case:
     encap: bool = False
     driver: str = "packet"  # of our ports
     jumbo: bool = True  # whether the links take packets of 9000 bytes, or of 1500
+    around: str = ""  # of an SA bundle, AH around ESP: the algorithm of the AH
 
     @property
     def world(self) -> tuple[str, str, bool]:
@@ -76,7 +77,10 @@ class Case:
     def agreement(self) -> dict[str, object]:
         """What it is about, for the table of conformance."""
         names = ("protocol", "mode", "suite", "mix", "esn", "encap")
-        return {"peer": LINUX, **{name: getattr(self, name) for name in names}}
+        found = {"peer": LINUX, **{name: getattr(self, name) for name in names}}
+        if self.around:
+            found |= {"protocol": BUNDLE, "suite": f"{self.suite} in {self.around}"}
+        return found
 
     @property
     def mix(self) -> str:
@@ -87,7 +91,13 @@ class Case:
 
     def __str__(self) -> str:
         """The test's name."""
-        words = [self.protocol, self.mode, self.mix, self.suite]
+        words = [
+            self.protocol,
+            self.mode,
+            self.mix,
+            self.suite,
+            *([f"ah-{self.around}"] if self.around else []),
+        ]
         words += ["esn"] * self.esn + ["udp"] * self.encap + ["1500"] * (not self.jumbo)
         return "-".join([*words, *([self.driver] if self.driver != "packet" else [])])
 
@@ -113,6 +123,16 @@ class Pair:
     def spi_in(self) -> int:
         """Of the SA that the kernel sends by."""
         return self.spi_out + 1
+
+    @property
+    def spis(self) -> tuple[int, ...]:
+        """Of all its SAs: out and in, and in a bundle those around them."""
+        return (self.spi_out, self.spi_in, *((self._around, self._around + 1) if self.case.around else ()))
+
+    @property
+    def _around(self) -> int:
+        """The SPI of the AH around what we send; the other is one more."""
+        return 0x20000 + 2 * self.number
 
     @property
     def local(self) -> str:
@@ -150,6 +170,13 @@ class Pair:
         }
 
     @property
+    def _around_keys(self) -> dict[str, bytes]:
+        """Of the AH in a bundle, by direction."""
+        length = parse_proposal(f"null-{self.case.around}").integrity_key_length
+        chance = random.Random(-1 - self.number)
+        return {direction: chance.randbytes(length) for direction in ("out", "in")}
+
+    @property
     def _keywords(self) -> str:
         return self.case.suite + ("-esn" if self.case.esn else "")
 
@@ -180,9 +207,29 @@ class Pair:
             }
             values |= {"encryption_key": encryption.hex()} if encryption else {}
             values |= {"integrity_key": integrity.hex()} if integrity else {}
+            if self.case.around:
+                values |= {"outer": f"{self.name}-ah-{direction}"}
+                text += self._table_around(direction)
             text += toml_table("[sa]", values)
         policy = {"name": self.name, "local": self.local, "remote": self.remote}
         return text + toml_table("[policy]", policy | {"out": f"{self.name}-out", "in": f"{self.name}-in"})
+
+    def _table_around(self, direction: str) -> str:
+        """The AH of a bundle."""
+        ours, theirs = self._outer
+        values = {
+            "name": f"{self.name}-ah-{direction}",
+            "direction": direction,
+            "protocol": "ah",
+            "mode": "transport",
+            "spi": self._around + (direction == "in"),
+            "local": ours,
+            "remote": theirs,
+            "proposal": self.case.around + ("-esn" if self.case.esn else ""),
+            "sequence": self.first,
+            "integrity_key": self._around_keys[direction].hex(),
+        }
+        return toml_table("[sa]", values)
 
     # --- the kernel's --------------------------------------------------------------------------------
 
@@ -190,7 +237,14 @@ class Pair:
         """Its SAs, as `ip` commands."""
         ours, theirs = self._outer
         sides = (("out", ours, theirs, self.spi_out), ("in", theirs, ours, self.spi_in))
-        return [
+        around = [
+            f"xfrm state add src {source} dst {target} proto ah spi {self._around + (direction == 'in'):#x} "
+            f"mode transport {self._flags_around} {self._numbers(inbound=direction == 'out')} "
+            f"{_ah_algorithm(self.case.around, self._around_keys[direction])}"
+            for direction, source, target, _ in sides
+            if self.case.around
+        ]
+        return around + [
             f"xfrm state add src {source} dst {target} proto {self.case.protocol} spi {spi:#x} "
             f"mode {self.case.mode} {self._flags} {self._numbers(inbound=direction == 'out')} "
             f"{self._algorithms(direction)} {self._encap}"
@@ -205,6 +259,12 @@ class Pair:
         flags += ["esn"] * self.case.esn
         return "flag " + " ".join(flags) if flags else ""
 
+    @property
+    def _flags_around(self) -> str:
+        """Of the AH in a bundle."""
+        flags = ["align4"] * (self.case.outer == 4) + ["esn"] * self.case.esn
+        return "flag " + " ".join(flags) if flags else ""
+
     def _numbers(self, *, inbound: bool) -> str:
         """Replay window, and the last number had or sent."""
         last = self.first - 1
@@ -217,8 +277,7 @@ class Pair:
     def _algorithms(self, direction: str) -> str:
         encryption, integrity = (f'"0x{key.hex()}"' if key else '""' for key in self.keys[direction])
         if self.case.protocol == "ah":
-            name, bits = INTEGRITIES[self.case.suite]
-            return f'auth-trunc "{name}" {integrity} {bits}'
+            return _ah_algorithm(self.case.suite, self.keys[direction][1])
         if self.case.suite in AEADS:
             name, bits = AEADS[self.case.suite]
             return f'aead "{name}" {encryption} {bits}'
@@ -238,10 +297,21 @@ class Pair:
         length = HOST_LENGTH[self.case.inner]
         here, there = f"{self.local}/{length}", f"{self.remote}/{length}"
         tail = f"proto {self.case.protocol} mode {self.case.mode}"
+        out, back = f"src {theirs} dst {ours}", f"src {ours} dst {theirs}"
+        # The first template is what is done first.
+        around = "proto ah mode transport"
+        more_out = f" tmpl {out} spi {self._around + 1:#x} {around}" if self.case.around else ""
+        more_back = f" tmpl {back} {around}" if self.case.around else ""
         return [
-            f"xfrm policy add src {there} dst {here} dir out tmpl src {theirs} dst {ours} spi {self.spi_in:#x} {tail}",
-            f"xfrm policy add src {here} dst {there} dir in tmpl src {ours} dst {theirs} {tail}",
+            f"xfrm policy add src {there} dst {here} dir out tmpl {out} spi {self.spi_in:#x} {tail}{more_out}",
+            f"xfrm policy add src {here} dst {there} dir in tmpl {back} {tail}{more_back}",
         ]
+
+
+def _ah_algorithm(keyword: str, key: bytes) -> str:
+    """AH's algorithm in the words of `ip xfrm`."""
+    name, bits = INTEGRITIES[keyword]
+    return f'auth-trunc "{name}" "0x{key.hex()}" {bits}'
 
 
 def numbered(cases: Sequence[Case]) -> dict[Case, Pair]:

@@ -206,9 +206,9 @@ class World:
                 pings_lost=pings[at] + pings_back[at],
                 datagrams=sent[at],
                 streamed=streams[at],
-                kernel={spi: kernel[spi] for spi in (pair.spi_out, pair.spi_in)},
+                kernel={spi: kernel[spi] for spi in pair.spis},
                 kernel_errors=kernel_errors,
-                ours={spi: ours[spi] for spi in (pair.spi_out, pair.spi_in)},
+                ours={spi: ours[spi] for spi in pair.spis},
                 our_drops=our_drops,
                 count=count,
             )
@@ -217,7 +217,7 @@ class World:
 
     def _counters(self, pairs: Sequence[Pair]) -> tuple[dict[int, Counters], dict[int, Counters]]:
         """The kernel's and ours once they agree, or will not any more: the last of a stream may be on its way."""
-        spis = {spi for pair in pairs for spi in (pair.spi_out, pair.spi_in)}
+        spis = {spi for pair in pairs for spi in pair.spis}
         deadline = time.monotonic() + SETTLED_SECONDS
         while True:
             kernel, ours = kernel_counters(self.guest), our_counters(self.ours.status(), spis)
@@ -253,7 +253,7 @@ class Agreement:
         assert self.streamed == STREAM, self
         assert self.kernel_errors == {}, self
         assert self.our_drops == {}, self
-        for spi in (pair.spi_out, pair.spi_in):
+        for spi in pair.spis:
             assert self.kernel[spi] == self.ours[spi], self
             assert self.kernel[spi].packets > self.count, self
             assert not any(self.kernel[spi].refused.values()), self
