@@ -21,6 +21,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,6 +29,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from control.ike.events import Datagram, PeerPath
 from control.net.kernel import SO_RCVBUFFORCE
+from control.net.limiter import RateLimiter
 from dataplane.model import OUTER_MARK, Address
 
 log = logging.getLogger("esplanade.ike.udp")
@@ -37,6 +39,7 @@ KEEPALIVE = b"\xff"
 DATAGRAM_MAX = 65535
 PATHS = 4096  # of each socket that are remembered
 BURST = 64  # datagrams of one socket before the loop looks at anything else
+ERRORS_PER_SECOND, ERRORS_AT_ONCE = 100.0, 200.0  # of ICMP that are told
 RECEIVE_BUFFER = 4 << 20  # bytes: floods meet cookies, not a full buffer
 
 _IP_PKTINFO = 8
@@ -93,8 +96,9 @@ class UdpSockets:
         ports: tuple[int, int] = (500, 4500),
         shed: Shed = lambda data, sender: None,
         received: Callable[[], None] = lambda: None,
+        errors: RateLimiter | None = None,
     ) -> None:
-        """`ports` are the plain and the NAT-traversal port; nothing is opened yet.
+        """`ports` are the plain and the NAT-traversal port; nothing is opened yet. `errors` limits those of ICMP.
 
         `shed` is asked before `receive`: what it gives is sent back at once, and that is all. `received` is called when
         `receive` has had all that waited on a socket.
@@ -105,6 +109,7 @@ class UdpSockets:
         self._shed = shed
         self._received = received
         self._path_error = path_error
+        self._errors = errors or RateLimiter(rate=ERRORS_PER_SECOND, burst=ERRORS_AT_ONCE)
         self._sockets: list[_Socket] = []
         self._by_end: dict[tuple[Address, int], _Socket] = {}
         self._senders: dict[tuple[str, int], _Socket] = {}  # by our address, as text, and port
@@ -284,6 +289,8 @@ class UdpSockets:
                 _, ancillary, _, name = bound.sock.recvmsg(512, _ANCILLARY, _MSG_ERRQUEUE)
             except OSError:
                 return
+            if not self._errors.allow("", time.monotonic()):
+                continue  # anyone can forge them, at any rate: they are told to every IKE SA
             text = _error_text(ancillary, bound.family)
             if text is not None and name:
                 self._path_error(self._path(bound, ancillary, name), text)

@@ -7,10 +7,12 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 
 import pytest
 
 from control.ike.events import Datagram, PeerPath
+from control.net.limiter import RateLimiter
 from control.net.udp import UdpError, UdpSockets, source_address
 from dataplane.api import DataPlane
 from dataplane.model import Address, PortSpec, Role
@@ -27,11 +29,12 @@ class Ike:
     messages: list[tuple[bytes, PeerPath]] = field(default_factory=list)
     errors: list[tuple[PeerPath, str]] = field(default_factory=list)
 
-    def sockets(self, ports: tuple[int, int]) -> UdpSockets:
+    def sockets(self, ports: tuple[int, int], **rest: Any) -> UdpSockets:
         return UdpSockets(
             lambda data, path: self.messages.append((data, path)),
             lambda path, text: self.errors.append((path, text)),
             ports=ports,
+            **rest,
         )
 
 
@@ -129,6 +132,35 @@ def test_icmp_errors_are_heard(ports: tuple[int, int], address: Address) -> None
             )
             sockets.send(Datagram(path=path, data=b"hello"))
             assert other.recv(100) == b"hello"
+        sockets.close()
+
+    asyncio.run(body())
+
+
+def test_icmp_errors_are_told_so_often(ports: tuple[int, int]) -> None:
+    """Anyone can forge them, and each is held against every IKE SA: a few are told, all are read."""
+    address = IPv4Address("127.0.0.1")
+
+    async def body() -> None:
+        ike = Ike()
+        sockets = ike.sockets(ports, errors=RateLimiter(rate=0.0, burst=5))
+        sockets.open()
+        with peer(str(address)) as other:
+            closed = other.getsockname()[1]
+        path = PeerPath(local=address, local_port=ports[0], remote=address, remote_port=closed)
+        for _ in range(20):
+            sockets.send(Datagram(path=path, data=b"anyone?"))
+            await asyncio.sleep(0.01)
+        await until(lambda: len(ike.errors) >= 5)
+        with peer(str(address)) as other:
+            back = PeerPath(
+                local=address, local_port=ports[0], remote=address, remote_port=other.getsockname()[1]
+            )
+            sockets.send(Datagram(path=back, data=b"hello"))
+            assert other.recv(100) == b"hello"
+            other.sendto(b"and back", (str(address), ports[0]))
+            await until(lambda: bool(ike.messages))
+        assert len(ike.errors) == 5
         sockets.close()
 
     asyncio.run(body())
