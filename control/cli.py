@@ -1,4 +1,4 @@
-"""The command line: `esplanade run | status | up | down | rekey | log | keys | pcap | doctor | demo | bench`.
+"""The command line: `esplanade run | status | up | down | rekey | log | keys | pcap | doctor | pki | demo | bench`.
 
 Exit status: 0 done, 1 failed (the text says why), 2 wrong usage or a configuration with errors.
 Each command's code is imported when it is called, so that `status` does not wait for numpy.

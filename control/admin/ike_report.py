@@ -1,4 +1,4 @@
-"""The IKE part of the status document: connections with their SAs, pools, last errors. Keys never enter it."""
+"""The IKE part of the status document: connections with last errors, SAs, pools, datagrams. Keys never enter it."""
 
 from __future__ import annotations
 

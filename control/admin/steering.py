@@ -1,4 +1,4 @@
-"""What the commands `up`, `down`, `rekey` and `status` ask of the running IKE daemon, and no more than that."""
+"""What `up`, `down`, `rekey`, `log`, `keys` and `status` ask of the running IKE daemon, and no more than that."""
 
 from __future__ import annotations
 

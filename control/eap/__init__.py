@@ -1,6 +1,6 @@
 """EAP, sans-IO: how remote clients prove themselves by password or by a TLS certificate (RFC 3748).
 
-    server.py, client.py   one conversation: EAP packets in, EAP packets and a verdict out
+    server.py, client.py   one conversation (conversation.py): EAP packets in, EAP packets and a verdict out
     method.py              what a method is             mschapv2.py, md4.py   by password (RFC 2759)
     tls.py                 by certificates (RFC 5216, RFC 9190)
 

@@ -18,6 +18,7 @@ from functools import cached_property
 from control.ike.numbers import Protocol
 from control.ike.record import record
 from control.ike.settings import ChildSettings, Network, TrafficSelector
+from control.text import one_line
 from dataplane.model import Address, EspProposal, Mode
 
 LONGEST = 4000  # characters of a text that a log or a status shows
@@ -28,12 +29,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     """`text` with what would disturb a log or a terminal escaped, and cut where it is very long; `lines` may stay."""
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}... ({len(text)} characters)"
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() or (lines and each == "\n") else each.encode("unicode_escape").decode()
-        for each in text
-    )
+    return one_line(text, lines=lines)
 
 
 @record(frozen=True, kw_only=True)

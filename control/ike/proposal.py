@@ -103,7 +103,6 @@ class NoProposalChosen(PeerError):
 
 def is_aead(transform: Transform) -> bool:
     """True for a cipher that brings its own integrity."""
-
     return transform.type == TransformType.ENCR and transform.id in AEAD
 
 
@@ -234,11 +233,11 @@ class Suite:
     protocol: Protocol
     transforms: tuple[Transform, ...]
     encr: int = field(init=False, repr=False, compare=False, default=0)  # the encryption algorithm's number
-    # 0 where the cipher has one only, or none.
+    # Bits of the cipher's key; 0 where it has one length only, or no key.
     key_bits: int = field(init=False, repr=False, compare=False, default=0)
     prf: int = field(init=False, repr=False, compare=False, default=0)  # 0 for ESP
     integ: int = field(init=False, repr=False, compare=False, default=0)  # 0 with an AEAD cipher
-    # Of the first key exchange; 0 without one.
+    # The method of the first key exchange; 0 without one.
     group: int = field(init=False, repr=False, compare=False, default=0)
     esn: bool = field(init=False, repr=False, compare=False, default=False)  # extended sequence numbers
     # Methods of the additional exchanges in the order they are done, NONE skipped (RFC 9370 section 2.2.2).

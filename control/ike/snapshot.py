@@ -25,7 +25,7 @@ class IkeSnapshot:
 
     id: int
     connection: str  # "" while none is chosen
-    state: str  # connecting, established, rekeying, rekeyed, reauthenticating, deleting
+    state: str  # a word of control.ike.v2.states.State, or rekeying
     initiator: bool
     path: PeerPath
     spi_initiator: bytes

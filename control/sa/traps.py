@@ -19,7 +19,7 @@ from control.sa.spd import Spd, Trap
 from dataplane.model import Address
 
 
-def traps(
+def traps_of(
     connections: Iterable[Connection], source: SourceAddress, left: Collection[tuple[str, str]] = ()
 ) -> list[Trap]:
     """The traps of all connections; `source` tells from which address the kernel would reach a peer.
@@ -59,7 +59,7 @@ class Traps:
         """
         self._connections = {connection.name: connection for connection in connections}
         self._left = {each for each in self._left if each[0] not in forget and each not in ended}
-        self._spd.set_traps(traps(self._connections.values(), self._source, self._left))
+        self._spd.set_traps(traps_of(self._connections.values(), self._source, self._left))
 
     def closed(self, event: ChildClosed) -> None:
         """A child that traffic is to bring back has a policy from now on, if it had none by itself."""

@@ -12,6 +12,7 @@ from tests.rules.cython_source import ROOT
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TOP = "bench|control|dataplane|docs|ext|tests"
 IN_CODE = re.compile(rf"`((?:{TOP})/[\w./-]*)`")
+OWN_MODULE = re.compile(r"(?<![\w/.])(\w+\.py)\b")
 LINK = re.compile(r"\]\(([\w./-]+)(?:#[\w-]+)?\)")
 IN_SOURCE = re.compile(rf"(?<![\w/.])((?:{TOP}|v2|wire)/[\w/.-]*\w)")
 SOURCES = sorted(
@@ -51,3 +52,17 @@ def test_paths_in_sources_exist() -> None:
         if not exists(name) and not exists(f"control/ike/{name}")
     ]
     assert len(mentions) > 30 and not missing, f"there is no such file: {', '.join(missing)}"
+
+
+def test_maps_of_packages_are_whole() -> None:
+    """A package whose docstring names its modules names all of them, and a module that went is not there."""
+    maps = 0
+    for path in sorted((ROOT / "control").rglob("__init__.py")):
+        text, folder = path.read_text(), path.parent
+        named = set(OWN_MODULE.findall(text))
+        if len(named) < 3:
+            continue
+        maps += 1
+        modules = {each.name for each in folder.glob("*.py")} - {"__init__.py"}
+        assert named == modules, f"{path.relative_to(ROOT)}: {', '.join(sorted(named ^ modules))}"
+    assert maps >= 4

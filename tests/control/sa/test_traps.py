@@ -6,7 +6,7 @@ import pytest
 
 from control.ike.events import ChildClosed, Closed
 from control.ike.settings import DpdAction, StartAction
-from control.sa.traps import left_behind, traps
+from control.sa.traps import left_behind, traps_of
 from tests.control.ike.pair import ADDRESS_A, child, connection_a
 
 TRAP, NONE = StartAction.TRAP, StartAction.NONE
@@ -38,6 +38,6 @@ def test_left_behind(why: Closed, close: StartAction, dpd: DpdAction, left: bool
 def test_traps_of_children_that_left_one() -> None:
     """They are set again with all others when the configuration is read anew."""
     connection = connection_a(children=(child(start_action=NONE), child("other", start_action=NONE)))
-    assert traps([connection], lambda remote: ADDRESS_A) == []
-    found = traps([connection], lambda remote: ADDRESS_A, {("a-b", "net")})
+    assert traps_of([connection], lambda remote: ADDRESS_A) == []
+    found = traps_of([connection], lambda remote: ADDRESS_A, {("a-b", "net")})
     assert [(each.connection, each.child, len(each.selectors)) for each in found] == [("a-b", "net", 1)]

@@ -4,9 +4,9 @@
                                                     <--  HDR, SAr1, KEr, Nr, notifications
     or                                              <--  HDR, N(COOKIE) or N(INVALID_KE_PAYLOAD), or both in turn
 
-A responder's half of it makes no IKE SA known before it succeeds: the endpoint runs it and answers what it refuses
-without keeping anything. Errors that come in clear could be anyone's (section 2.21.1), but only of someone who has
-seen our random SPI; they end the attempt, so that a user is told at once.
+A responder's half of it makes no IKE SA known before it succeeds: v2/strangers.py runs it and answers what it
+refuses without keeping anything. Errors that come in clear could be anyone's (section 2.21.1), but only of someone
+who has seen our random SPI; they end the attempt, so that a user is told at once.
 """
 
 from __future__ import annotations
