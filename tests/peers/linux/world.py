@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from control.lab.gateway import toml_table
 from control.lab.space import PREFIX, LabError, free_tag, make_spaces
 from tests.peers.daemon import Daemon
 from tests.peers.linux import traffic
@@ -32,7 +33,6 @@ from tests.peers.linux.cases import (
     Case,
     Pair,
     numbered,
-    table,
 )
 from tests.peers.linux.guest import LINK_MTU, Guest
 
@@ -150,8 +150,8 @@ class World:
             lan = {"driver": "tun", "interface": "esp0", "mtu": self.mtu}
         wan: dict[str, object] = {"driver": self.driver}
         wan |= {"interface": "wan0"} if self.driver in ("packet", "xdp") else {}
-        text += table("[port]", {"name": "lan", "role": "protected", **lan})
-        text += table("[port]", {"name": "wan", "role": "unprotected", **wan})
+        text += toml_table("[port]", {"name": "lan", "role": "protected", **lan})
+        text += toml_table("[port]", {"name": "wan", "role": "unprotected", **wan})
         return text + "".join(pair.tables() for pair in self.pairs.values())
 
     def _largest(self, case: Case) -> int:
