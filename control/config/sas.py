@@ -31,46 +31,21 @@ def read_sa(table: Table) -> SaSpec | None:
     direction = table.choice("direction", ("in", "out"), None)
     mode = Mode(table.choice("mode", tuple(mode.value for mode in Mode), "tunnel", MODES) or "tunnel")
     spi = _spi(table)
-    local = table.parsed("local", parse_unicast, required="this gateway's outer address")
-    remote = table.parsed("remote", parse_unicast, required="the peer's outer address")
-    if local is not None and remote is not None and local.version != remote.version:
-        table.error(
-            "remote", f"got an IPv{remote.version} address and local is IPv{local.version}, want one family"
-        )
+    local, remote = _ends(table)
     protocol = Protocol[(table.choice("protocol", ("esp", "ah"), "esp", PROTOCOLS) or "esp").upper()]
-    if protocol is Protocol.AH:
-        proposal = table.parsed(
-            "proposal", parse_ah_proposal, required=f"integrity algorithms such as {AH_EXAMPLES}"
-        )
-    else:
-        proposal = table.parsed("proposal", parse_proposal, required=f"ESP algorithms such as {EXAMPLES}")
+    proposal = _proposal(table, protocol)
     encryption_key = _key(table, "encryption_key", protocol, proposal)
     integrity_key = _key(table, "integrity_key", protocol, proposal)
     largest = 2**64 - 2 if proposal is not None and proposal.esn else 2**32 - 1
     sequence = table.integer("sequence", 1, largest, 1, "the first number to send or expect")
-    window = replay_window(table)
-    if proposal is not None and proposal.esn and window == 0:
-        # RFC 4303 appendix A2: the window is what tells the high half of a number.
-        table.error(
-            "replay_window",
-            f"got 0 (off), which extended sequence numbers cannot do without; want 64 to {REPLAY_WINDOW}",
-        )
+    window = _window(table, proposal)
     encap = _encap(table)
-    for key in ("tfc_dummies", "tfc_padding"):
-        if protocol is Protocol.AH and table.has(key):
-            table.error(key, 'has no meaning with protocol = "ah", which hides nothing')
-    if protocol is Protocol.AH and encap is not None:
-        table.error(
-            "encap", "has no place with AH, which protects the very addresses that NAT changes; want ESP"
-        )
+    if protocol is Protocol.AH:
+        _check_ah(table, encap)
     nat_original = _nat_original(table, mode, direction, encap)
     outer = _outer(table, name, protocol, encap)
     if mode is Mode.TRANSPORT:
-        for key in ("dscp", "ttl", "df", "fragment", "tfc_padding", "tfc_dummies"):
-            if table.has(key):
-                table.error(
-                    key, 'has no meaning with mode = "transport", where packets keep their own IP header'
-                )
+        _check_transport(table)
     dscp = dscp_of(table)
     ttl = table.integer("ttl", 1, 255, 64, "hops")
     df = table.choice("df", tuple(df.value for df in Df), "copy") or "copy"
@@ -133,6 +108,55 @@ def _spi(table: Table) -> int | None:
         table.error("spi", f"got {show(value)}, {want}")
         return None
     return spi
+
+
+def _ends(table: Table) -> tuple[Address | None, Address | None]:
+    """The outer addresses, ours and the peer's."""
+    local = table.parsed("local", parse_unicast, required="this gateway's outer address")
+    remote = table.parsed("remote", parse_unicast, required="the peer's outer address")
+    if local is not None and remote is not None and local.version != remote.version:
+        table.error(
+            "remote", f"got an IPv{remote.version} address and local is IPv{local.version}, want one family"
+        )
+    return local, remote
+
+
+def _proposal(table: Table, protocol: Protocol) -> EspProposal | None:
+    """The algorithms, of ESP or of AH."""
+    if protocol is Protocol.AH:
+        return table.parsed(
+            "proposal", parse_ah_proposal, required=f"integrity algorithms such as {AH_EXAMPLES}"
+        )
+    return table.parsed("proposal", parse_proposal, required=f"ESP algorithms such as {EXAMPLES}")
+
+
+def _window(table: Table, proposal: EspProposal | None) -> int:
+    """The replay window, which tells the high half of extended numbers (RFC 4303 appendix A2): these need one."""
+    window = replay_window(table)
+    if proposal is not None and proposal.esn and window == 0:
+        table.error(
+            "replay_window",
+            f"got 0 (off), which extended sequence numbers cannot do without; want 64 to {REPLAY_WINDOW}",
+        )
+    return window
+
+
+def _check_ah(table: Table, encap: Encap | None) -> None:
+    """What is ESP's alone."""
+    for key in ("tfc_dummies", "tfc_padding"):
+        if table.has(key):
+            table.error(key, 'has no meaning with protocol = "ah", which hides nothing')
+    if encap is not None:
+        table.error(
+            "encap", "has no place with AH, which protects the very addresses that NAT changes; want ESP"
+        )
+
+
+def _check_transport(table: Table) -> None:
+    """What is about the outer header, which transport mode does not make."""
+    for key in ("dscp", "ttl", "df", "fragment", "tfc_padding", "tfc_dummies"):
+        if table.has(key):
+            table.error(key, 'has no meaning with mode = "transport", where packets keep their own IP header')
 
 
 def _key(table: Table, key: str, protocol: Protocol, proposal: EspProposal | None) -> bytes:
