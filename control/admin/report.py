@@ -94,6 +94,7 @@ def _sa(gateway: Gateway, sa: SaStats) -> dict[str, Any]:
         "protocol": spec.protocol.name.lower() if spec is not None else "",
         "proposal": format_proposal(spec.proposal, spec.protocol) if spec is not None else "",
         "encap": spec is not None and spec.encap is not None,
+        "outer": spec.outer if spec is not None else None,
         "packets": sa.packets,
         "bytes": sa.bytes,
         # Seconds since the last packet, by the clock that workers read; None: never used.

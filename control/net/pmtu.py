@@ -5,13 +5,14 @@
     PathMtus      TooBig -> may it be believed? -> the path's MTU, for a while
 
 Nobody signs these errors, and who could send us any might shrink every tunnel (RFC 4301 section 6.1). Believed is only
-what quotes an ESP packet that we have just sent: addresses, SPI and a sequence number among the last WINDOW of that SA,
-which only someone on the path sees; which says less than the quoted packet had; and never less than what the family
-guarantees. Errors about packets *inside* tunnels come by an SA and are authenticated: they are the packet path's.
+what quotes an ESP or AH packet that we have just sent: addresses, SPI and a sequence number among the last WINDOW of
+that SA, which only someone on the path sees; which says less than the quoted packet had; and never less than what the
+family guarantees. Errors about packets *inside* tunnels come by an SA and are authenticated: those are the packet
+path's.
 
 What is learned holds for every SA between the two addresses: the SA that follows a rekeyed one takes the same way.
-Errors that quote too little to show the SPI (RFC 792 allows 8 bytes; with UDP before ESP that is not enough) are not
-heeded.
+Errors that quote too little to show the number (RFC 792 allows 8 bytes; with UDP before ESP, and of AH, that is not
+enough) are not heeded.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ LEAST = {4: 576, 6: 1280}  # bytes; RFC 791 section 3.1, RFC 8200 section 5
 PLATEAUS = (32000, 17914, 8166, 4352, 2002, 1492, 1280, 1006, 576)  # RFC 1191 section 7.1, as far as they go
 ERRORS_PER_SECOND, ERRORS_AT_ONCE = 100.0, 200.0  # that are looked at, per sender
 
-_ESP, _UDP, _FRAGMENT = 50, 17, 44
+_UDP = 17
+# By protocol, where SPI and number are (RFC 4303 section 2, RFC 3948 section 2.1, RFC 4302 section 2).
+_SPI_AT = {50: 0, _UDP: 8, 51: 4}
 _UNREACHABLE, _FRAGMENTATION_NEEDED, _PACKET_TOO_BIG = 3, 4, 2
 _SOL_RAW, _ICMP_FILTER = 255, 1
 _ICMP6_FILTER = 1  # IPPROTO_ICMPV6
@@ -56,7 +59,7 @@ class TooBig:
 
 
 def read_error(icmp: bytes, family: int) -> TooBig | None:
-    """An ICMP message from its type on; None where it is no such error or quotes none of our ESP packets."""
+    """An ICMP message from its type on; None where it is no such error or quotes no ESP or AH."""
     if len(icmp) < 8 or (icmp[0], icmp[1]) != (
         (_UNREACHABLE, _FRAGMENTATION_NEEDED) if family == 4 else (_PACKET_TOO_BIG, 0)
     ):
@@ -94,13 +97,18 @@ def _quoted_ipv6(packet: bytes, mtu: int) -> TooBig | None:
 def _quoted(
     rest: bytes, *, protocol: int, mtu: int, length: int, local: Address, remote: Address
 ) -> TooBig | None:
-    encapsulated = protocol == _UDP
-    rest = rest[8:] if encapsulated else rest
-    if protocol not in (_ESP, _UDP) or len(rest) < 8:
+    at = _SPI_AT.get(protocol)
+    if at is None or len(rest) < at + 8:
         return None
-    spi, number = struct.unpack_from(">II", rest)
+    spi, number = struct.unpack_from(">II", rest, at)
     return TooBig(
-        mtu=mtu, length=length, local=local, remote=remote, spi=spi, number=number, encapsulated=encapsulated
+        mtu=mtu,
+        length=length,
+        local=local,
+        remote=remote,
+        spi=spi,
+        number=number,
+        encapsulated=protocol == _UDP,
     )
 
 

@@ -410,10 +410,10 @@ def test_moving_never_repeats_a_number(plane: DataPlane) -> None:
     asyncio.run(scenario())
 
 
-def bundled(plane: DataPlane) -> list[SaSpec]:
+def bundled(plane: DataPlane, **rest: object) -> list[SaSpec]:
     """`tunnel`, with AH around it in both directions; all four are added at once, inner ones first."""
-    out = make_sa("out", outer="ah-out", outer_length=28)
-    around = make_sa("ah-out", AH, spi=0xA0000001, protocol=Protocol.AH, mode=Mode.TRANSPORT)
+    out = make_sa("out", outer="ah-out", outer_length=28, **rest)
+    around = make_sa("ah-out", AH, spi=0xA0000001, protocol=Protocol.AH, mode=Mode.TRANSPORT, **rest)
     ends = {"direction": Direction.IN, "local": out.remote, "remote": out.local}
     esp = SelectorSpec.from_networks(IPv4Network(out.remote), IPv4Network(out.local), protocol=50)
     found = [
@@ -513,3 +513,34 @@ def test_bundles_that_cannot_be(plane: DataPlane) -> None:
         )
     assert other_ah.name not in [sa.name for sa in plane.stats().sas]
     assert len(plane.stats().sas) == 4
+
+
+def test_both_sas_of_a_bundle_keep_their_numbers(tmp_path: Path) -> None:
+    """With keys by hand each of the two goes on where it stood, out and in, when the gateway begins anew."""
+    specs: list[SaSpec] = []
+
+    async def course() -> None:
+        plane = DataPlane.create(ports=memory_ports(), limits=SMALL, state_dir=tmp_path)
+        try:
+            if specs:
+                plane.add_sas(specs)
+                plane.set_sa_adjacency("out", WAN, 1500)
+                plane.set_sa_adjacency("ah-out", WAN, 1500)
+            else:
+                specs.extend(bundled(plane, negotiated=False))
+            await plane.set_policies([replace(POLICY, sa="out")])
+            await plane.set_routes([RouteSpec(prefix=THERE, adjacency=LAN)])
+            gateway = Gateway(plane)
+            wires = [gateway.out(udp("10.1.0.5", "10.2.0.9"))[0] for _ in range(3)]
+            assert [len(gateway.back(wire)) for wire in wires] == [1, 1, 1]
+            assert [gateway.back(wire) for wire in seen] == [[], [], []][: len(seen)]
+            seen[:] = wires
+            numbers.append((plane.next_number("out"), plane.next_number("ah-out")))
+        finally:
+            plane.close()
+
+    seen: list[bytes] = []
+    numbers: list[tuple[int, int]] = []
+    asyncio.run(course())
+    asyncio.run(course())
+    assert numbers == [(4, 4), (7, 7)]

@@ -16,10 +16,13 @@ from scapy.layers.inet6 import HBHOptUnknown, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHd
 from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.packet import bind_layers, split_layers
 
+from control.config.proposal import format_proposal
 from dataplane.model import (
     Action,
     Cipher,
+    Df,
     EspProposal,
+    Fragment,
     Integrity,
     Mode,
     PolicySpec,
@@ -28,6 +31,8 @@ from dataplane.model import (
     SelectorSpec,
 )
 from tests import packets as make
+from tests.conformance import BUNDLE, SCAPY
+from tests.conftest import Agreement
 from tests.exchange import test_scapy_ah as ah
 from tests.exchange import test_transport as transport
 from tests.exchange.suites import SPI_IN, SPI_OUT, inbound_sa, mirror, outbound_sa, suite_id
@@ -35,6 +40,8 @@ from tests.exchange.test_scapy import CROSSING, inner_packets, parse
 from tests.exchange.test_scapy import scapy_sa as scapy_tunnel
 from tests.exchange.test_scapy_ah_transport import whole_icv
 from tests.exchange.test_transport import ends, host_selector
+from tests.ext.test_dummies import seconds_of
+from tests.ext.test_fragments import together
 from tests.fuzz.world import turned
 from tests.gateway import ANY4, ANY6, Gateway, MakeGateway, engine_and_way  # noqa: F401
 from tests.packets import udp_packet
@@ -117,9 +124,24 @@ def between(family: int, mode: Mode, *, back: bool) -> list[bytes]:
 @pytest.mark.parametrize(("family", "mode"), list(product((4, 6), Mode)))
 @pytest.mark.parametrize(("esp", "auth", "first"), CASES, ids=IDS)
 def test_agreement(
-    make_gateway: MakeGateway, esp: EspProposal, auth: EspProposal, first: int, family: int, mode: Mode
+    make_gateway: MakeGateway,
+    esp: EspProposal,
+    auth: EspProposal,
+    first: int,
+    family: int,
+    mode: Mode,
+    agreement: Agreement,
 ) -> None:
     """Both ways, every size; both SAs count every packet."""
+    if auth.integrity is not Integrity.AES_GMAC and esp.esn == auth.esn:
+        words = (
+            format_proposal(replace(esp, esn=False)),
+            format_proposal(replace(auth, esn=False), Protocol.AH),
+        )
+        mixes = [f"IPv{family}"] if mode is Mode.TRANSPORT else [f"{inner}in{family}" for inner in (4, 6)]
+        for mix in mixes:
+            about = {"protocol": BUNDLE, "mode": mode.value, "mix": mix, "esn": esp.esn}
+            agreement(peer=SCAPY, suite=" in ".join(words), **about)
     sas = bundle(esp, auth, family=family, mode=mode, first=first)
     gateway = added(make_gateway(mtu=1700), sas, family, mode)
     inner = between(family, mode, back=False)
@@ -287,3 +309,56 @@ def test_numbers_run_out(make_gateway: MakeGateway) -> None:
     assert sent.verdicts == {"pass": 2, "sequence_exhausted": 3}
     assert sent.drops == {"ah-out": {"sequence_exhausted": 3}}
     assert sent.passed["ah-out"][0] == 2
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_cut_after(make_gateway: MakeGateway, family: int) -> None:
+    """What is cut after encapsulation is cut behind the AH: put together again, it is whole."""
+    gateway = make_gateway(mtu=1280)
+    sas = bundle(GCM, SHA256, family=family)
+    sas["out"] = replace(sas["out"], fragment=Fragment.AFTER, df=Df.CLEAR)
+    gateway.add(*sas.values(), *mirrored(sas, family, Mode.TUNNEL).values())
+    gateway.protect("out")
+    packet = make.ip(4, bytes(range(250)) * 6, protocol=253)
+    sent = gateway.send([packet])
+    assert sent.verdicts == {"pass": 2, "fragmented": 1}
+    assert all(len(piece) <= 1280 for piece in sent.packets)
+    head, body = sent.packets[0][: 20 if family == 4 else 40], together(sent.packets)
+    if family == 4:
+        whole = bytearray(head + body)
+        whole[2:4], whole[6:8], whole[10:12] = len(whole).to_bytes(2, "big"), b"\0\0", b"\0\0"
+        whole[10:12] = make.checksum(bytes(whole[:20])).to_bytes(2, "big")
+    else:
+        whole = bytearray(head + body)
+        whole[4:7] = len(body).to_bytes(2, "big") + bytes([make.AH])
+    got = gateway.receive([bytes(whole)])
+    assert (got.verdicts, got.packets) == ({"pass": 1}, [packet])
+    assert gateway.replay_top("in") == gateway.replay_top("ah-in") == 1
+
+
+def test_cut_before(make_gateway: MakeGateway) -> None:
+    """Pieces that are enciphered one by one each fit with both headers."""
+    gateway = make_gateway(mtu=1280)
+    looped(gateway)
+    packet = make.ip(4, bytes(1400), protocol=253)
+    sent = gateway.send([packet])
+    assert sent.verdicts == {"pass": 2, "fragmented": 1}
+    got = gateway.receive(sent.packets)
+    assert got.verdicts == {"pass": 2}
+    assert together(got.packets) == packet[20:]
+
+
+def test_dummies(make_gateway: MakeGateway) -> None:
+    """They are under AH as all others are, and count as little."""
+    gateway = make_gateway()
+    sas = bundle(GCM, SHA256)
+    sas["out"] = replace(sas["out"], tfc_dummies=200)
+    sas |= mirrored(sas, 4, Mode.TUNNEL)
+    sas["in"] = replace(sas["in"], tfc_dummies=0)
+    added(gateway, sas, 4, Mode.TUNNEL)
+    sent = seconds_of(gateway, 20)
+    assert sent and {wire[9] for wire in sent} == {make.AH}
+    got = gateway.receive(sent)
+    assert got.verdicts == {"dummy": len(sent)}
+    counters = gateway.tables.sa_counters[0][gateway.indices["out"]]
+    assert (counters["packets"], counters["bytes"], counters["last_used"]) == (0, 0, 0)

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from control.net.pmtu import LEAST, PLATEAUS, WINDOW, OutboundSa, PathMtus, TooBig, read_error
-from tests.packets import ESP, UDP, ip
+from tests.packets import AH, ESP, UDP, ip
 
 ENDS = {
     4: (ip_address("192.0.2.1"), ip_address("198.51.100.7")),
@@ -19,16 +19,20 @@ ENDS = {
 SPI, NUMBER = 0xC0FFEE01, 5000
 
 
-def outer(family: int, *, encap: bool = False, length: int = 1500, number: int = NUMBER) -> bytes:
+def outer(
+    family: int, *, encap: bool = False, ah: bool = False, length: int = 1500, number: int = NUMBER
+) -> bytes:
     """One of our packets as a router quotes it."""
     esp = struct.pack(">II", SPI, number)
     head = 20 if family == 4 else 40
+    if ah:
+        esp = struct.pack(">BBH", 50, 4, 0) + esp
     if encap:
         esp = struct.pack(">HHHH", 4500, 4500, length - head, 0) + esp
     return ip(
         family,
         esp.ljust(length - head, b"\xaa"),
-        protocol=UDP if encap else ESP,
+        protocol=UDP if encap else AH if ah else ESP,
         source=ENDS[family][0],
         destination=ENDS[family][1],
     )
@@ -52,10 +56,10 @@ def sa(family: int, **rest: object) -> OutboundSa:
     return replace(made, **rest)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("encap", [False, True])
+@pytest.mark.parametrize(("encap", "ah"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("family", [4, 6])
-def test_reading(family: int, encap: bool) -> None:
-    packet = outer(family, encap=encap)
+def test_reading(family: int, encap: bool, ah: bool) -> None:
+    packet = outer(family, encap=encap, ah=ah)
     expected = TooBig(
         mtu=1300,
         length=1500,
@@ -65,7 +69,7 @@ def test_reading(family: int, encap: bool) -> None:
         number=NUMBER,
         encapsulated=encap,
     )
-    least = (20 if family == 4 else 40) + (8 if encap else 0) + 8
+    least = (20 if family == 4 else 40) + (8 if encap else 4 if ah else 0) + 8
     for quoted in (packet, packet[:528], packet[:least]):
         assert read_error(error(family, 1300, quoted), family) == expected
     for size in range(least):
