@@ -47,7 +47,7 @@ class Strangers:
         if len(data) > MAX_INIT:
             contacts.counters["long"] += 1
             return
-        if contacts.under_load(settings, now) or contacts.crowded(key[1], settings, now):
+        if contacts.crowded(key[1], settings, now) or contacts.under_load(settings, now):
             answer = contacts.cookie(data, key[1:3], now)
             if answer is not None:
                 self._send([answer], path)

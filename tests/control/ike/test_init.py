@@ -274,9 +274,11 @@ def test_who_forges_an_address_does_not_block_it() -> None:
     assert pair.a.established and pair.b.established
 
 
-def test_who_fails_again_and_again_waits() -> None:
+@pytest.mark.parametrize("threshold", [30, 0])
+def test_who_fails_again_and_again_waits(threshold: int) -> None:
     """A handshake that fails counts as half open for five seconds more: no one guesses secrets as fast as he can."""
-    pair = Pair(credentials_a=psk(b"a guess"))
+    settings = EndpointSettings(cookie_threshold=threshold)
+    pair = Pair(credentials_a=psk(b"a guess"), settings_b=settings)
     for _ in range(5):
         pair.initiate()
         pair.run(0.2)
