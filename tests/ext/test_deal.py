@@ -12,13 +12,14 @@ from dataclasses import replace
 
 import pytest
 
-from dataplane.model import Protocol
+from dataplane.layout import BUNDLE_OUTER
+from dataplane.model import Mode, Protocol
 from ext.deal import Team, team_size
 from tests import ah
 from tests.esp import Peer
-from tests.exchange.suites import AH_GMACS, NULL_SHA256, SUITES, suite_id
+from tests.exchange.suites import AH_GMACS, NULL_SHA256, SPI_IN, SUITES, inbound_sa, suite_id
 from tests.ext.dealers import FRAME_SIZE, FRAMES, Dealers, in_threads
-from tests.packets import CLIENT4, SERVER4, udp_packet
+from tests.packets import AH, CLIENT4, ESP, SERVER4, ip, udp_packet
 
 COUNT = 6000
 SECONDS = 20.0  # for a loaded machine
@@ -114,6 +115,50 @@ def test_order_and_verdicts(dealers: Dealers) -> None:
     assert team.pool.free_count == FRAMES
     assert dealers.count(1, "helped") > 0
     assert dealers.count(0, "helped") == 0
+
+
+def test_bundles_wait_for_who_received_them(pair: Dealers) -> None:
+    """The helper opens nothing of SA bundles: their owner takes off AH and ESP, in order; bare ESP is dropped."""
+    around = inbound_sa(NULL_SHA256, name="ah-in", spi=SPI_IN + 2, seed=3)
+    around = replace(around, protocol=Protocol.AH, mode=Mode.TRANSPORT, replay_window=4096)
+    outer = pair.tables.add_sa(around, start=1, limit=0)
+    pair.tables.view.set_bundle(outer, BUNDLE_OUTER)
+    pair.tables.view.set_bundle(pair.inward, outer + 1)
+    pair.tables.publish_inbound(around.spi, outer)
+    peer = Peer(pair.theirs)
+    loop, lan, wan, team = pair.worker(0)
+    helper, *_ = pair.worker(1)
+    threads = in_threads([helper, loop])
+
+    def carry(first: int) -> None:
+        """COUNT packets, and some of them as bare ESP, too."""
+        arriving: list[bytes] = []
+        for at in range(first, first + COUNT):
+            esp = peer.packet(inner(at))
+            if at % 50 == 0:
+                arriving.append(esp)
+            body = ah.header(around, at + 1, ESP) + esp[20:]
+            whole = ip(4, body, source=around.remote, destination=around.local, protocol=AH)
+            arriving.append(ah.sign(around, whole, at + 1))
+        before = pair.verdicts()
+        wan.inject(arriving)
+        wait(lambda: sum((pair.verdicts() - before).values()) == len(arriving), "all have their verdict")
+        wait(lambda: lan.transmitted[0] == first + COUNT, "all have been sent")
+        assert [number_of(packet) for packet in lan.collect()] == list(range(first, first + COUNT))
+        assert pair.verdicts() - before == {"pass": COUNT, "bundle": len(arriving) - COUNT}
+        assert pair.tables.replay_top(pair.inward) == pair.tables.replay_top(outer) == first + COUNT
+
+    try:
+        for turn in range(50):
+            carry(turn * COUNT)
+            if pair.count(1, "helped"):
+                break
+    finally:
+        pair.stop()
+        for thread in threads:
+            thread.join()
+    assert team.pool.free_count == FRAMES
+    assert pair.count(1, "helped") > 0
 
 
 def test_step_leaves_nothing_under_way(pair: Dealers) -> None:
