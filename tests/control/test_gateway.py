@@ -16,6 +16,7 @@ import pytest
 from control.lab.gateway import Gateway, Gateways, Tunnel, make_lab
 from control.lab.space import wait_until
 from control.lab.topology import Lab
+from tests.bundles import bundled
 
 pytestmark = pytest.mark.root
 
@@ -77,6 +78,30 @@ def test_traffic_and_status(lab: Lab, gateways: Gateways) -> None:
     # Nobody else may read or ask.
     run = gateways.a.directory / "run"
     assert (run / "status.sock").stat().st_mode & 0o777 == 0o600
+
+
+def test_bundles_come_and_go(lab: Lab, gateways: Gateways) -> None:
+    """AH around the ESP that runs, another key for the AH, and ESP alone again, by reloads of both sides."""
+    plain = {gateway: gateway.config_path.read_text() for gateway in (gateways.a, gateways.b)}
+    course = (
+        ("5", "2 SAs added, 2 SAs replaced"),
+        ("6", "2 SAs replaced"),
+        (None, "2 SAs replaced, 2 SAs removed"),
+    )
+    for key, changes in course:
+        for gateway, text in plain.items():
+            reload(gateway, text if key is None else bundled(text, key), f"reloaded: {changes}$")
+        for target in SERVER:
+            ping(lab, target)
+        sas = {sa["name"]: sa for sa in gateways.a.status()["sas"]}
+        assert ("ah-from-gwa" in sas) == (key is not None)
+        if key is not None:
+            assert sas["from-gwa"]["outer"] == "ah-from-gwa"
+            assert sas["from-gwa"]["inner_mtu"] == 1446 - sum((12, 16))
+            for name in ("ah-from-gwa", "ah-from-gwb"):
+                assert sas[name]["packets"] >= 6 and not sum(sas[name]["drops"].values())
+        else:
+            assert sas["from-gwa"]["outer"] is None
 
 
 def test_kernel_is_asked_first_and_then_left_alone(lab: Lab, gateways: Gateways) -> None:

@@ -7,15 +7,15 @@ answers ARP for both ends. Towards B it carries less than the gateways' links.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from control.lab.gateway import Gateways, make_lab, toml_table
+from control.lab.gateway import Gateways, make_lab
 from control.lab.space import Space, wait_until
 from control.lab.topology import Lab, address
+from tests.bundles import bundled
 
 pytestmark = pytest.mark.root
 
@@ -33,18 +33,6 @@ def make_router(lab: Lab, mtu: int) -> None:
         f"route add {address('gwa', 'wan0')} dev port-a",
         f"route add {address('gwb', 'wan0')} dev port-b mtu lock {mtu}",
     )
-
-
-def bundled(text: str) -> str:
-    """A gateway's configuration with AH around both of its SAs, on keys by the sender's name."""
-    for sa in tomllib.loads(text)["sa"]:
-        name = sa["name"]
-        around = {key: sa[key] for key in ("direction", "local", "remote")}
-        around |= {"name": f"ah-{name}", "protocol": "ah", "mode": "transport", "spi": sa["spi"] + 0x1000}
-        around |= {"proposal": "sha256-esn", "integrity_key": name.encode().hex().ljust(64, "5")}
-        text = text.replace(f'name = "{name}"\n', f'name = "{name}"\nouter = "ah-{name}"\n')
-        text += toml_table("[sa]", around)
-    return text
 
 
 @contextmanager
