@@ -33,7 +33,8 @@ What agrees with which other implementation, in both directions. This page is ma
 
 A cell names the ways that passed: **P** plain, **E** with extended sequence numbers (across 2^32), **U** in UDP, **B**
 both. A way in ~~strokes~~ failed, one in (brackets) was not run. A dash is what the peer does not have, or what no test
-tries. Linux has a column per mix of families, the inner in the outer.
+tries. Linux has a column per mix of families, the inner in the outer. Of SA bundles, ESP is in the mode
+that is named and AH around it in transport mode; Linux has none whose tunnel changes the family.
 """
 
 

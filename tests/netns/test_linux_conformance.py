@@ -100,7 +100,7 @@ BUNDLE_SUITES = (
 BUNDLE_SHORT = [
     *(
         replace(tunnel(suite, (mix, esn, False)), around=around)
-        for (mix, esn), (suite, around) in zip(BUNDLE_MIXES, BUNDLE_SUITES, strict=True)
+        for (mix, esn), (suite, around) in list(zip(BUNDLE_MIXES, BUNDLE_SUITES, strict=True))[::3]
     ),
     *(
         replace(transport(suite, (family, esn, False)), around=around)
