@@ -27,7 +27,6 @@ from dataplane.model import (
     Network,
     PolicySpec,
     PortSpec,
-    Protocol,
     RouteSpec,
     SaSpec,
     Source,
@@ -153,7 +152,7 @@ class Book:
         """Names and inbound SPIs that nobody has; values that an SA can have."""
         names: set[str] = set()
         spis: set[int] = set()
-        outers = {spec.name: spec for spec in specs if spec.protocol is Protocol.AH}
+        outers = {spec.name: spec for spec in specs}
         for spec in specs:
             with named(f"SA {spec.name!r}"):
                 check_sa(spec)

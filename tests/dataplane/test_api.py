@@ -511,6 +511,8 @@ def test_bundles_that_cannot_be(plane: DataPlane) -> None:
         plane.add_sas(
             [other_ah := replace(around, name="wide", mode=Mode.TUNNEL), replace(other, outer="wide")]
         )
+    with pytest.raises(DataPlaneError, match="outer 'esp' has protocol ESP; wanted AH"):
+        plane.add_sas([replace(other, outer="esp"), replace(other, name="esp", outer=None, spi=0xC0000006)])
     assert other_ah.name not in [sa.name for sa in plane.stats().sas]
     assert len(plane.stats().sas) == 4
 
