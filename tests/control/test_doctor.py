@@ -16,7 +16,7 @@ from control.doctor.findings import bad, ok
 from control.net.kernel import Interface
 from control.net.xdpinfo import XdpFeatures
 from dataplane.model import Role
-from tests.control.test_config import changed
+from tests.control.config.good import changed
 
 ETH = Interface(name="eth0", index=7, mtu=1500, up=True, ethernet=True, driver="ixgbe", receive_queues=2)
 NATIVE = {7: XdpFeatures(native=True, zero_copy=True)}

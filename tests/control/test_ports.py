@@ -13,7 +13,7 @@ from control.net.mirror import Mirror, MirrorPort
 from control.net.tun import routes_for
 from control.ports import PortSetupError, helper_specs, mirror_ports, port_specs, tun_mtu
 from dataplane.model import Action, PolicySpec, PortSpec, Role, SelectorSpec
-from tests.control.test_config import GOOD
+from tests.control.config.good import GOOD
 
 
 def link(index: int, name: str, **values: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from control.config import Config, ConfigError, parse
 from control.reload import IkeChanges, compare
 from dataplane.model import Direction
-from tests.control.test_config import GOOD, changed
+from tests.control.config.good import GOOD, changed
 
 OLD = parse(GOOD)
 ALIVE = {sa.name: sa for sa in OLD.sas}

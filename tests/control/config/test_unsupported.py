@@ -30,8 +30,8 @@ from control.config.unsupported import (
 from control.ike.keywords import GROUPS, KEYWORDS, REFUSED
 from control.ike.numbers import Protocol
 from control.ike.proposal import parse_proposal
-from tests.control.test_config import GOOD
-from tests.control.test_config import problems as problems_of
+from tests.control.config.good import GOOD
+from tests.control.config.good import problems as problems_of
 
 #: What a fresh installation of strongSwan's swanctl has, every key in a comment.
 SWANCTL = Path("/etc/swanctl/swanctl.conf")
