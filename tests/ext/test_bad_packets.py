@@ -63,6 +63,7 @@ ELSEWHERE = {
     "ah_truncated": "tests/ext/test_ah.py",
     "ah_length": "tests/ext/test_ah.py",
     "ip_option": "tests/ext/test_ah.py",
+    "bundle": "tests/exchange/test_bundles.py",
     "no_frame": "counted by drivers: tests/ext/test_xsk.py",
 }
 
