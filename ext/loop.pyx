@@ -297,7 +297,7 @@ cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexce
             source = _first_protected(worker, packet.family)
             if source == NULL:
                 continue
-        # The drop itself is counted here: `dispatch` will see the answer, not the packet.
+        # The drop itself is counted here: `_dispatch` will see the answer, not the packet.
         _count(worker, packet)
         verdict = icmp_answer(packet, source, mtu, &worker.limit, now)
         if verdict != ICMP_SENT:

@@ -200,7 +200,7 @@ cdef uint64_t sum_bytes(const uint8_t *at, uint32_t length) noexcept nogil:
 
 
 cdef void complete_checksum(Packet *packet) noexcept nogil:
-    """Compute the TCP or UDP checksum of a whole packet; `mend_checksum` decides who needs it."""
+    """Compute the TCP or UDP checksum of a whole packet; the caller has decided who needs it."""
     cdef uint32_t rest = packet.length - packet.transport
     cdef uint8_t *transport = packet.data + packet.transport
     cdef uint32_t at = TCP_CHECKSUM_AT if packet.protocol == PROTOCOL_TCP else UDP_CHECKSUM_AT

@@ -13,7 +13,7 @@ cannot do what the first could, all must be opened anew, on a new pool, with zer
 
 The kernel knows frames of a page at most, and engines want a packet in one piece. So of a larger frame (jumbo packets)
 only the first page is filled by the kernel: a packet of several descriptors is put together in the frame of its first,
-whose other pages are free, and leaves again as one descriptor per page that it touches (`_parts` functions, ADR 71).
+whose other pages are free, and leaves again as one descriptor per page that it touches (`xsk_receive_parts`, ADR 71).
 
 Limits: a packet is at most frame_size - 256 bytes with its Ethernet header. With frames of a page or less the kernel
 drops longer ones and counts them as `rx_dropped`; in larger ones the rest is cut off, and the parser drops what is
