@@ -18,7 +18,7 @@ Fragments and ESP behind extension headers other than those `wire` walks end in 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from ext.ah cimport AH_HEADER, Ah, ah_prepare, ah_strip, ah_unwrap, speaks_ah
+from ext.ah cimport AH_HEADER, Ah, AhHeaders, ah_prepare, ah_strip, ah_unwrap, speaks_ah
 from ext.counters cimport (
     BYPASSED, DROP_AH_TRUNCATED, DROP_BUNDLE, DROP_CLEARTEXT, DROP_DUMMY, DROP_ECN, DROP_ENCAP_MISMATCH,
     DROP_ESP_MISALIGNED, DROP_ESP_TRUNCATED, DROP_FRAGMENT, DROP_INNER_MALFORMED, DROP_INNER_SELECTORS,
@@ -40,9 +40,9 @@ from ext.sa cimport (
 )
 from ext.wire cimport (
     ETHERNET_HEADER, PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_NONE, PROTOCOL_TCP,
-    PROTOCOL_UDP, Flow, bswap32, bswap64, clamp_mss, complete_checksum, decrement_ttl, fold, likely, load16, load32,
-    load64, parse_next, put_raw16, put_raw32, put_raw64, raw16, raw32, raw64, restamp_ipv4, store16, store32,
-    store64, sum_bytes, swap_port, touch, unlikely,
+    PROTOCOL_UDP, Flow, bswap32, bswap64, clamp_mss, complete_checksum, decrement_ttl, flow_begin, fold, likely,
+    load16, load32, load64, parse_next, put_raw16, put_raw32, put_raw64, raw16, raw32, raw64, restamp_ipv4, store16,
+    store32, store64, sum_bytes, swap_port, touch, unlikely,
 )
 
 cdef extern from *:
@@ -54,8 +54,19 @@ cdef extern from *:
         241,242,243,244,245,246,247,248,249,250,251,252,253,254,255,0
     #undef ROW
     };
+    /* Of the eight bytes before the trailer: which are padding, and what they have to be, where n of them are. */
+    static const uint64_t esp_pad_mask[8] = {
+        0, ~0ULL << 56, ~0ULL << 48, ~0ULL << 40, ~0ULL << 32, ~0ULL << 24, ~0ULL << 16, ~0ULL << 8,
+    };
+    #define PAD 0x0807060504030201ULL
+    static const uint64_t esp_pad_word[8] = {
+        0, PAD << 56, PAD << 48, PAD << 40, PAD << 32, PAD << 24, PAD << 16, PAD << 8,
+    };
+    #undef PAD
     """
     const uint8_t esp_pad_bytes[256]
+    const uint64_t esp_pad_mask[8]
+    const uint64_t esp_pad_word[8]
 
 cdef enum:
     ESP_HEADER = 8
@@ -523,9 +534,7 @@ cdef inline uint8_t _check_padding(const uint8_t *end, uint32_t padding, uint32_
     if unlikely(padding + ESP_TRAILER > text_length, 0):
         return DROP_PADDING
     if likely(padding < 8, 1):
-        # The usual few pad bytes, from the word before the trailer; two shifts, for padding 0 would need one by 64.
-        if unlikely((raw64(end - 10) ^ (<uint64_t>0x0807060504030201ULL << (63 - 8 * padding) << 1))
-                    >> 1 >> (63 - 8 * padding) != 0, 0):
+        if unlikely(raw64(end - 10) & esp_pad_mask[padding] != esp_pad_word[padding], 0):
             return DROP_PADDING
     elif memcmp(end - 2 - padding, esp_pad_bytes, padding) != 0:
         return DROP_PADDING
@@ -649,6 +658,36 @@ cdef void _from_elsewhere(const Packet *packet, uint32_t index, Tables *tables, 
         note_source(place, &tables.sas[packet.sa], tables)
 
 
+cdef struct Finish:             # what the jobs of one SA have in common, taken once per run
+    Replay *replay              # locked; NULL: there is no run yet
+    uint32_t iv_block           # bytes of IV that Job.text begins with
+    bint tunnel                 # of ESP: `_strip_one` does it
+    bint transport
+    bint more                   # something is to be done once the inner packet is parsed, besides ECN
+    uint32_t clamp_mtu          # 0: TCP's MSS stays
+
+
+cdef void _begin_run(const Packet *packet, uint32_t index, Tables *tables, Inbound *scratch, uint64_t now,
+                     Finish *run) noexcept nogil:
+    """The window of the packet's SA is locked, and the SA used now."""
+    cdef const Sa *sa = &tables.sas[packet.sa]
+    if run.replay != NULL:
+        replay_unlock(run.replay)
+    run.replay = &scratch.blank if scratch.unsettled else &tables.sas[packet.sa].replay
+    replay_lock(run.replay, tables.worker_index + 1)
+    if not scratch.unsettled:
+        tables.sa_counters[packet.sa].last_used = now
+    # What is right of the top will be accepted, for certain: nobody else moves the window meanwhile.
+    if (sa.hot.flags & SA_ENCAP and (packet.sequence > run.replay.top or scratch.unsettled)
+            and unlikely(not comes_from_peer(packet, &sa.hot), 0)):
+        _from_elsewhere(packet, index, tables, scratch)
+    run.iv_block = 16 if sa.hot.iv_length == 16 else 0
+    run.transport = sa.hot.header_length == 0
+    run.tunnel = not run.transport and not speaks_ah(&sa.hot)
+    run.clamp_mtu = sa.hot.inner_mtu if sa.hot.flags & SA_MSS_CLAMP else 0
+    run.more = run.transport or run.clamp_mtu != 0
+
+
 cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) noexcept nogil:
     """Move the replay windows, strip and parse what is new; leaders are now those of inner flows, within one SA.
 
@@ -658,18 +697,14 @@ cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) n
     cdef uint32_t index
     cdef uint32_t count = scratch.jobs.count
     cdef uint32_t sa = NO_INDEX
-    cdef uint32_t iv_block = 0
-    cdef uint32_t clamp = 0
-    cdef bint transport = False
     cdef uint8_t tos
     cdef uint8_t verdict
     cdef const Job *job
     cdef Packet *packet
-    cdef Replay *replay = NULL
+    cdef Finish run
     cdef Flow flow
-    flow.first = 0
-    flow.second = 0
-    flow.leader = NO_INDEX
+    memset(&run, 0, sizeof(Finish))
+    flow_begin(&flow)
     scratch.leaders.count = 0
     for at in range(count):
         job = &scratch.jobs.jobs[at]
@@ -678,49 +713,48 @@ cdef void finish(Batch *batch, Tables *tables, Inbound *scratch, uint64_t now) n
         if unlikely(not job.ok, 0):
             packet.verdict = DROP_INTEGRITY
             continue
-        if packet.sa != sa:
-            if replay != NULL:
-                replay_unlock(replay)
+        if unlikely(packet.sa != sa, 0):
             sa = packet.sa
-            replay = &scratch.blank if scratch.unsettled else &tables.sas[sa].replay
-            replay_lock(replay, tables.worker_index + 1)
-            if not scratch.unsettled:
-                tables.sa_counters[sa].last_used = now
-            # What is right of the top is accepted below, for certain: nobody else moves the window meanwhile.
-            if (tables.sas[sa].hot.flags & SA_ENCAP and (packet.sequence > replay.top or scratch.unsettled)
-                    and unlikely(not comes_from_peer(packet, &tables.sas[sa].hot), 0)):
-                _from_elsewhere(packet, index, tables, scratch)
-            iv_block = 16 if tables.sas[sa].hot.iv_length == 16 else 0
-            clamp = tables.sas[sa].hot.flags & SA_MSS_CLAMP
-            transport = tables.sas[sa].hot.header_length == 0
-            flow.first = 0
-            flow.leader = NO_INDEX
-        verdict = replay_accept(replay, packet.sequence)
+            _begin_run(packet, index, tables, scratch, now, &run)
+            flow_begin(&flow)
+        verdict = replay_accept(run.replay, packet.sequence)
         if likely(verdict == PASS, 1):
             tos = packet.tos
-            if unlikely(packet.protocol == PROTOCOL_AH, 0):
-                verdict = (ah_unwrap(packet, _next_header_at(packet, packet.transport), &scratch.ah.headers[index])
-                           if transport else ah_strip(packet))
-            elif likely(not transport, 1):
-                verdict = _strip_one(packet, job, iv_block)
-            else:
-                verdict = _strip_transport(packet, job, iv_block)
+            verdict = (_strip_one(packet, job, run.iv_block) if likely(run.tunnel, 1)
+                       else _strip_other(packet, job, &run, &scratch.ah.headers[index]))
             if likely(verdict == PASS, 1):
                 if unlikely(parse_next(batch, index, &scratch.leaders, &flow) != PASS, 0):
                     packet.verdict = DROP_INNER_MALFORMED
                     continue
                 packet.inner_bytes = packet.length
-                if unlikely(transport, 0):
-                    verdict = _check_payload(packet, &tables.sas[sa])
-                    if tables.sas[sa].replay.bundle == <uint32_t>BUNDLE_OUTER and verdict == PASS:
-                        verdict = _set_aside(packet, index, tables, scratch)
-                elif unlikely(tos & ECN_MASK, 0):
-                    verdict = _merge_ecn(packet, tos)
-                if unlikely(clamp and packet.protocol == PROTOCOL_TCP, 0):
-                    clamp_mss(packet, tables.sas[sa].hot.inner_mtu)
+                if unlikely(tos & ECN_MASK or run.more, 0):
+                    verdict = _look_inside(packet, index, tos, tables, scratch, &run)
         packet.verdict = verdict
-    if replay != NULL:
-        replay_unlock(replay)
+    if run.replay != NULL:
+        replay_unlock(run.replay)
+
+
+cdef uint8_t _strip_other(Packet *packet, const Job *job, const Finish *run, AhHeaders *headers) noexcept nogil:
+    """AH, and ESP in transport mode."""
+    if packet.protocol != PROTOCOL_AH:
+        return _strip_transport(packet, job, run.iv_block)
+    return ah_unwrap(packet, _next_header_at(packet, packet.transport), headers) if run.transport else ah_strip(packet)
+
+
+cdef uint8_t _look_inside(Packet *packet, uint32_t index, uint8_t outer_tos, Tables *tables, Inbound *scratch,
+                          const Finish *run) noexcept nogil:
+    """ECN or, in transport mode, the payload; then TCP's MSS."""
+    cdef const Sa *sa = &tables.sas[packet.sa]
+    cdef uint8_t verdict
+    if run.transport:
+        verdict = _check_payload(packet, sa)
+        if sa.replay.bundle == <uint32_t>BUNDLE_OUTER and verdict == PASS:
+            verdict = _set_aside(packet, index, tables, scratch)
+    else:
+        verdict = _merge_ecn(packet, outer_tos)
+    if run.clamp_mtu and packet.protocol == PROTOCOL_TCP:
+        clamp_mss(packet, run.clamp_mtu)
+    return verdict
 
 
 cdef inline bint _selected(const Tables *tables, const Sa *sa, const Packet *packet,

@@ -109,12 +109,11 @@ cdef uint32_t step(Worker *worker) noexcept nogil:
             parse_batch(batch, port, &worker.out.leaders)
             outbound(batch, worker.tables, worker.engine, &worker.out, port.link == LINK_ETHERNET, now)
             report_acquires(batch, &worker.out.leaders, worker.tables, &worker.acquires, now)
-            _leave(worker, batch, port, now)
+            _leave(worker, batch, port, NULL, now)
         else:
             parse_batch(batch, port, &worker.into.leaders)
             inbound(batch, worker.tables, worker.engine, &worker.into, now)
-            _turn_back(worker, batch, &worker.into.leaders)
-            _leave(worker, batch, port, now)
+            _leave(worker, batch, port, &worker.into.leaders, now)
             full |= count == BATCH_MAX
     if deal != NULL:
         deal_measure(deal, total, full, now)
@@ -163,8 +162,7 @@ cdef void _commit(Worker *worker) noexcept nogil:
             if unlikely(slot.waiting != 0, 0):
                 inbound_late(&slot.batch, worker.tables, worker.engine, &worker.into, &slot.leaders, now)
             if unlikely(_send_ready(worker, &slot.batch) < slot.batch.count, 0):
-                _turn_back(worker, &slot.batch, &slot.leaders)
-                _leave(worker, &slot.batch, deal_port(deal), now)
+                _leave(worker, &slot.batch, deal_port(deal), &slot.leaders, now)
         deal_drop(deal)
 
 
@@ -182,16 +180,23 @@ cdef uint32_t _send_ready(Worker *worker, Batch *batch) noexcept nogil:
         elif packet.leaves_by != NO_PORT:
             packet.verdict = DROP_NO_ROUTE  # a port that only the helper has
     worker.tables.worker.verdicts[<int>PASS] += passed
-    for index in range(worker.port_count):
-        if worker.queued[index]:
-            _transmit(worker, worker.ports[index], index, DROP_TX_FULL)
+    _hand_over(worker)
     return passed
 
 
-cdef inline void _leave(Worker *worker, Batch *batch, Port *port, uint64_t now) noexcept nogil:
-    """A batch that came in by `port` has its verdicts: answers, then every packet to where it goes."""
+cdef void _leave(Worker *worker, Batch *batch, Port *port, const Leaders *leaders, uint64_t now) noexcept nogil:
+    """A batch that came in by `port` has its verdicts: every packet to where it goes, and answers to what was refused.
+
+    `leaders` is of packets that came out of a tunnel, else NULL. Most batches pass whole.
+    """
+    if likely(_forward(worker, batch) == batch.count, 1):
+        _hand_over(worker)
+        return
+    if leaders != NULL:
+        _turn_back(worker, batch, leaders)
     _answer(worker, batch, port, now)
-    _dispatch(worker, batch)
+    _dispose(worker, batch)
+    _hand_over(worker)
     if worker.returns.count:
         _send_own(worker, &worker.returns, now)
         _answer(worker, &worker.returns, port, now)
@@ -546,25 +551,47 @@ cdef inline void _queue(Worker *worker, uint32_t port, Packet *packet) noexcept 
 
 cdef void _dispatch(Worker *worker, Batch *batch) noexcept nogil:
     """Every packet of the batch leaves here: to a port, to the kernel, or back to the pool."""
+    if _forward(worker, batch) < batch.count:
+        _dispose(worker, batch)
+    _hand_over(worker)
+
+
+cdef uint32_t _forward(Worker *worker, Batch *batch) noexcept nogil:
+    """Queue what passed for the port that its adjacency names; returns how many. What has none becomes TO_KERNEL."""
     cdef uint32_t index
     cdef uint32_t passed = 0
+    cdef uint32_t found = NO_INDEX              # `adjacency` is this one
+    cdef const Adjacency *adjacency = NULL      # NULL where it cannot be used
     cdef Packet *packet
-    cdef const Adjacency *adjacency
     for index in range(batch.count):
         packet = &batch.packets[index]
-        if packet.verdict == PASS:
-            if packet.adjacency != NO_INDEX:
-                adjacency = &worker.tables.adjacencies[packet.adjacency]
-                if adjacency.valid and adjacency.port < worker.port_count:
-                    if adjacency.link_length:
-                        packet.data -= LINK_HEADER
-                        packet.length += LINK_HEADER
-                        memcpy(packet.data, adjacency.link_header, LINK_HEADER)
-                    _queue(worker, adjacency.port, packet)
-                    passed += 1
-                    continue
+        if unlikely(packet.verdict != PASS, 0):
+            continue
+        if unlikely(packet.adjacency != found, 0):
+            found = packet.adjacency
+            adjacency = &worker.tables.adjacencies[found] if found != NO_INDEX else NULL
+            if adjacency != NULL and (not adjacency.valid or adjacency.port >= worker.port_count):
+                adjacency = NULL
+        if unlikely(adjacency == NULL, 0):
             packet.verdict = TO_KERNEL
-        if packet.verdict == ICMP_SENT:
+            continue
+        if adjacency.link_length:
+            packet.data -= LINK_HEADER
+            packet.length += LINK_HEADER
+            memcpy(packet.data, adjacency.link_header, LINK_HEADER)
+        _queue(worker, adjacency.port, packet)
+        passed += 1
+    worker.tables.worker.verdicts[<int>PASS] += passed
+    return passed
+
+
+cdef void _dispose(Worker *worker, Batch *batch) noexcept nogil:
+    """What `_forward` left: to the kernel, or back to the pool."""
+    cdef uint32_t index
+    cdef Packet *packet
+    for index in range(batch.count):
+        packet = &batch.packets[index]
+        if packet.verdict == PASS or packet.verdict == ICMP_SENT:
             continue
         if packet.verdict == TO_KERNEL or packet.verdict == BYPASSED:
             if worker.kernel != NULL:
@@ -574,7 +601,11 @@ cdef void _dispatch(Worker *worker, Batch *batch) noexcept nogil:
             packet.verdict = DROP_NO_ROUTE
         _count(worker, packet)
         _release(worker, packet)
-    worker.tables.worker.verdicts[<int>PASS] += passed
+
+
+cdef void _hand_over(Worker *worker) noexcept nogil:
+    """All queues to their ports."""
+    cdef uint32_t index
     for index in range(worker.port_count):
         if worker.queued[index]:
             _transmit(worker, worker.ports[index], index, DROP_TX_FULL)

@@ -179,10 +179,31 @@ cdef inline bint same_flow(const Packet *one, const Packet *other) noexcept nogi
     return (raw64(a + 8) == raw64(b + 8) and raw64(a + 16) == raw64(b + 16)
             and raw64(a + 24) == raw64(b + 24) and raw64(a + 32) == raw64(b + 32))
 
+cdef enum:
+    FLOW_UNSEEN = 1             # Flow.first, which has no such bit: there is no leader yet, or it came by the slow way
+
 cdef struct Flow:               # the last leader, as parse_next compares with it
-    uint64_t first              # IPv4: source and protocol; 0: the last leader came by the slow way
+    uint64_t first              # IPv4: source and protocol, or FLOW_UNSEEN
     uint64_t second             # IPv4: destination and ports (ESP: and SPI)
     uint32_t leader             # its index in the batch; NO_INDEX: none yet
+
+cdef inline void flow_begin(Flow *flow) noexcept nogil:
+    """There is no leader yet."""
+    flow.first = FLOW_UNSEEN
+    flow.second = 0
+    flow.leader = NO_INDEX
+
+cdef inline bint _sums_up(uint64_t first, uint64_t second, uint64_t third) noexcept nogil:
+    """The checksum of an IPv4 header of 20 bytes holds; `third` begins with its last four."""
+    return likely(fold(<uint64_t><uint32_t>first + (first >> 32) + <uint32_t>second + (second >> 32)
+                       + <uint32_t>third) == 0xFFFF, 1)
+
+cdef inline void _fill_in(Packet *packet, uint64_t first, uint32_t protocol, uint32_t total) noexcept nogil:
+    """What parse_next finds out about every packet that it takes."""
+    # family, protocol and transport offset in one store
+    put_raw32(&packet.family, 4 | protocol << 8 | 20 << 16)
+    packet.tos = <uint8_t>(first >> 8)
+    packet.length = total
 
 cdef inline uint8_t parse_next(Batch *batch, uint32_t index, Leaders *leaders, Flow *flow) noexcept nogil:
     """Check the IP header at `data` of packet `index`, fill in its fields and say whom it follows.
@@ -195,8 +216,9 @@ cdef inline uint8_t parse_next(Batch *batch, uint32_t index, Leaders *leaders, F
     cdef uint64_t first
     cdef uint64_t second
     cdef uint64_t third
+    cdef uint64_t flow_first
     cdef uint32_t total
-    cdef uint8_t protocol
+    cdef uint32_t protocol
     cdef uint8_t verdict
     if likely(packet.length >= 28, 1):
         first = raw64(header)           # version .. fragment offset
@@ -204,41 +226,43 @@ cdef inline uint8_t parse_next(Batch *batch, uint32_t index, Leaders *leaders, F
         third = raw64(header + 16)      # destination, ports or SPI
         protocol = <uint8_t>(second >> 8)
         total = bswap16(<uint16_t>(first >> 16))
-        if likely(first & <uint64_t>0xFFBF0000000000FFULL == 0x45 and total - 28 <= packet.length - 28
-                  and (protocol == PROTOCOL_TCP or protocol == PROTOCOL_UDP or protocol == PROTOCOL_ESP), 1):
-            if unlikely(fold(<uint64_t><uint32_t>first + (first >> 32) + <uint32_t>second + (second >> 32)
-                             + <uint32_t>third) != 0xFFFF, 0):
-                leaders.leader[index] = NO_LEADER
-                return DROP_CHECKSUM
-            # family, protocol and transport offset in one store
-            put_raw32(&packet.family, 4 | <uint32_t>protocol << 8 | 20 << 16)
-            packet.tos = <uint8_t>(first >> 8)
-            packet.length = total
-            second &= <uint64_t>0xFFFFFFFF0000FF00ULL
-            if likely(flow.first == second and flow.second == third, 1):
+        if likely(first & <uint64_t>0xFFBF0000000000FFULL == 0x45 and total - 28 <= packet.length - 28, 1):
+            flow_first = second & <uint64_t>0xFFFFFFFF0000FF00ULL
+            if likely(flow.first == flow_first and flow.second == third, 1):
+                if unlikely(not _sums_up(first, second, third), 0):
+                    leaders.leader[index] = NO_LEADER
+                    return DROP_CHECKSUM
+                _fill_in(packet, first, protocol, total)
                 leaders.leader[index] = <uint8_t>flow.leader
                 return PASS
-            packet.source_port = bswap16(<uint16_t>(third >> 32))
-            packet.destination_port = bswap16(<uint16_t>(third >> 48))
-            if protocol == PROTOCOL_ESP:
-                packet.flags |= PACKET_NO_PORTS
-            flow.first = second
-            flow.second = third
-            flow.leader = index
-            leaders.leader[index] = <uint8_t>index
-            leaders.packets[leaders.count] = <uint8_t>index
-            leaders.count += 1
-            return PASS
+            if likely(protocol == PROTOCOL_TCP or protocol == PROTOCOL_UDP or protocol == PROTOCOL_ESP, 1):
+                if unlikely(not _sums_up(first, second, third), 0):
+                    leaders.leader[index] = NO_LEADER
+                    return DROP_CHECKSUM
+                _fill_in(packet, first, protocol, total)
+                packet.source_port = bswap16(<uint16_t>(third >> 32))
+                packet.destination_port = bswap16(<uint16_t>(third >> 48))
+                if protocol == PROTOCOL_ESP:
+                    packet.flags |= PACKET_NO_PORTS
+                flow.first = flow_first
+                flow.second = third
+                _lead(index, leaders, flow)
+                return PASS
     verdict = parse_slowly(packet)
     if verdict != PASS:
         leaders.leader[index] = NO_LEADER
         return verdict
-    if flow.leader != NO_INDEX and flow.first == 0 and same_flow(&batch.packets[flow.leader], packet):
+    if (flow.leader != NO_INDEX and flow.first == FLOW_UNSEEN
+            and same_flow(&batch.packets[flow.leader], packet)):
         leaders.leader[index] = <uint8_t>flow.leader
         return PASS
-    flow.first = 0
+    flow.first = FLOW_UNSEEN
+    _lead(index, leaders, flow)
+    return PASS
+
+cdef inline void _lead(uint32_t index, Leaders *leaders, Flow *flow) noexcept nogil:
+    """Packet `index` is a leader."""
     flow.leader = index
     leaders.leader[index] = <uint8_t>index
     leaders.packets[leaders.count] = <uint8_t>index
     leaders.count += 1
-    return PASS

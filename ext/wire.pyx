@@ -14,7 +14,7 @@ from ext.counters cimport (
     DROP_VLAN, PASS,
 )
 from ext.packet cimport (
-    LINK_ETHERNET, NO_INDEX, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders,
+    LINK_ETHERNET, NO_LEADER, PACKET_FRAGMENT, PACKET_NO_PORTS, ROLE_PROTECTED, Leaders,
 )
 
 cdef enum:
@@ -37,9 +37,7 @@ cdef void parse_batch(Batch *batch, const Port *port, Leaders *leaders) noexcept
     cdef Flow flow
     cdef bint ethernet = port.link == LINK_ETHERNET
     cdef bint protected = port.role == ROLE_PROTECTED
-    flow.first = 0
-    flow.second = 0
-    flow.leader = NO_INDEX
+    flow_begin(&flow)
     leaders.count = 0
     for index in range(batch.count):
         packet = &batch.packets[index]
