@@ -76,27 +76,26 @@ cdef inline void _place(MemoryState *state, FramePool *pool, Packet *packet, uin
     hide_bytes(packet.data + length + tail, <size_t>(frame + pool.frame_size - packet.data) - length - tail)
 
 
-cdef inline void _reset(Port *port, Packet *packet, uint64_t frame, uint32_t length, uint8_t flags) noexcept nogil:
-    """Describe `length` bytes that will lie in `frame`."""
-    packet.frame = frame
+cdef inline uint32_t _fill(Port *port, MemoryState *state, FramePool *pool, Packet *packet, const uint8_t *what,
+                           uint32_t length, uint8_t flags) noexcept nogil:
+    """Copy `length` bytes into packet.frame, and describe them; returns what counters count."""
     packet.length = length
     packet.sa = NO_INDEX
     packet.adjacency = NO_INDEX
     packet.verdict = PASS
     packet.flags = flags
     packet.port = port.index
-    _place(<MemoryState *>port.state, port.frames, packet, length)
+    _place(state, pool, packet, length)
+    memcpy(packet.data, what, length)
+    return ip_bytes(port, length)
 
 
 cdef uint32_t memory_receive(Port *port, Batch *batch) noexcept nogil:
     """Copy what was injected, or the next templates, into frames."""
     cdef MemoryState *state = <MemoryState *>port.state
-    cdef uint32_t count
     cdef uint64_t bytes_seen = 0
-    cdef uint32_t index
-    count = _receive_replay(port, batch) if state.template_count else _receive_injected(port, batch)
-    for index in range(count):
-        bytes_seen += ip_bytes(port, batch.packets[index].length)
+    cdef uint32_t count = (_receive_replay(port, state, port.frames, batch, &bytes_seen) if state.template_count
+                           else _receive_injected(port, state, port.frames, batch, &bytes_seen))
     batch.count = count
     state.received += count
     state.received_bytes += bytes_seen
@@ -105,43 +104,35 @@ cdef uint32_t memory_receive(Port *port, Batch *batch) noexcept nogil:
     return count
 
 
-cdef uint32_t _receive_injected(Port *port, Batch *batch) noexcept nogil:
-    cdef MemoryState *state = <MemoryState *>port.state
+cdef uint32_t _receive_injected(Port *port, MemoryState *state, FramePool *pool, Batch *batch,
+                                uint64_t *bytes_seen) noexcept nogil:
     cdef Ring *ring = &state.inbound
-    cdef uint32_t waiting = load(&ring.head, ACQUIRE) - ring.tail
+    cdef uint32_t waiting = min(load(&ring.head, ACQUIRE) - ring.tail, <uint32_t>BATCH_MAX)
     cdef uint32_t count = 0
     cdef uint32_t slot
-    cdef uint64_t frame
-    while count < waiting and count < BATCH_MAX:
-        if not frame_take(port.frames, &frame):
-            break
+    while count < waiting and frame_take(pool, &batch.packets[count].frame):
         slot = (ring.tail + count) & ring.mask
-        _reset(port, &batch.packets[count], frame, ring.lengths[slot], ring.flags[slot])
-        memcpy(batch.packets[count].data, ring.area + <uint64_t>slot * ring.slot_size, ring.lengths[slot])
+        bytes_seen[0] += _fill(port, state, pool, &batch.packets[count], ring.area + <uint64_t>slot * ring.slot_size,
+                               ring.lengths[slot], ring.flags[slot])
         count += 1
     store(&ring.tail, ring.tail + count, RELEASE)
     return count
 
 
-cdef uint32_t _receive_replay(Port *port, Batch *batch) noexcept nogil:
-    cdef MemoryState *state = <MemoryState *>port.state
+cdef uint32_t _receive_replay(Port *port, MemoryState *state, FramePool *pool, Batch *batch,
+                              uint64_t *bytes_seen) noexcept nogil:
+    cdef uint32_t wanted = <uint32_t>min(state.replay_left, <uint64_t>BATCH_MAX)
     cdef uint32_t count = 0
     cdef uint32_t slot = state.template_next
-    cdef uint64_t frame
-    while count < BATCH_MAX and state.replay_left > 0:
-        if not frame_take(port.frames, &frame):
-            break
-        _reset(port, &batch.packets[count], frame, state.template_lengths[slot], <uint8_t>state.template_flags)
-        memcpy(
-            batch.packets[count].data,
-            state.templates + <uint64_t>slot * port.frames.frame_size,
-            state.template_lengths[slot],
-        )
+    while count < wanted and frame_take(pool, &batch.packets[count].frame):
+        bytes_seen[0] += _fill(port, state, pool, &batch.packets[count],
+                               state.templates + <uint64_t>slot * pool.frame_size, state.template_lengths[slot],
+                               <uint8_t>state.template_flags)
         slot += 1
         if slot == state.template_count:
             slot = 0
-        state.replay_left -= 1
         count += 1
+    state.replay_left -= count
     state.template_next = slot
     return count
 
