@@ -45,6 +45,24 @@ cdef enum:
     HIGH_HALF = 4               # bytes behind the packet that the sequence number's high half is lent
 
 
+# An ICV of 12 to ICV_MAX bytes, by words that may overlap.
+
+cdef inline void _zero_icv(uint8_t *icv, uint32_t length) noexcept nogil:
+    put_raw64(icv, 0)
+    put_raw64(icv + length - 8, 0)
+    if length > 16:
+        put_raw64(icv + 8, 0)
+        put_raw64(icv + length - 16, 0)
+
+
+cdef inline void _copy_icv(uint8_t *into, const uint8_t *icv, uint32_t length) noexcept nogil:
+    put_raw64(into, raw64(icv))
+    put_raw64(into + length - 8, raw64(icv + length - 8))
+    if length > 16:
+        put_raw64(into + 8, raw64(icv + 8))
+        put_raw64(into + length - 16, raw64(icv + length - 16))
+
+
 # What may change on the way: put by, and zero.
 
 cdef uint8_t hide(uint8_t *header, uint32_t before, bint arriving, AhHeaders *headers) noexcept nogil:
@@ -189,7 +207,8 @@ cdef uint8_t ah_write(Packet *packet, uint32_t before, uint8_t next_header, cons
     put_raw32(ah, next_header | ((length >> 2) - 2) << 8)
     memcpy(ah + 4, &sa.hot.spi, 4)
     store32(ah + 8, <uint32_t>sequence)
-    memset(ah + AH_HEADER, 0, length - AH_HEADER)
+    put_raw32(ah + length - 4, 0)       # padding, where there is any
+    _zero_icv(ah + AH_HEADER, sa.hot.iv_length + sa.hot.icv_length)
     _fill_job(packet, sa, sequence, job)
     job.icv = ah + AH_HEADER + sa.hot.iv_length
     if sa.hot.iv_length:
@@ -260,10 +279,10 @@ cdef uint8_t ah_prepare(Packet *packet, uint32_t index, Sa *sa, AhHeaders *heade
     verdict = hide(packet.data, packet.transport, True, headers)
     if unlikely(verdict != PASS, 0):
         return verdict
-    memcpy(headers.icv, ah + AH_HEADER + iv_length, ICV_MAX if sa.hot.icv_length == ICV_MAX else sa.hot.icv_length)
+    _copy_icv(headers.icv, ah + AH_HEADER + iv_length, sa.hot.icv_length)
     if iv_length:
         _fill_nonce(sa, raw64(ah + AH_HEADER), job)
-    memset(ah + AH_HEADER + iv_length, 0, sa.hot.icv_length)
+    _zero_icv(ah + AH_HEADER + iv_length, sa.hot.icv_length)
     _fill_job(packet, sa, sequence, job)
     job.icv = headers.icv
     job.key = &sa.key
