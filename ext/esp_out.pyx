@@ -66,6 +66,7 @@ cdef enum:
     HEAD_MOST = AH_MOST         # the most that goes before a packet: more than the 72 of IPv6, UDP, ESP and CBC's IV
     BUNDLE_MOST = HEAD_MOST + AH_MOST - 40      # the same where AH without an IP header of its own comes before ESP
     TAIL_MOST = 49 + TRAILER_SLACK      # 15 of padding, 2 of trailer, 32 of ICV: the most that goes behind
+    UDP6_LEAST = 40             # ESP in UDP over IPv6 is no shorter: Linux (6.1) drops what is, uncounted (ADR 30)
 
 
 cdef void outbound(Batch *batch, const Tables *tables, Engine *engine, Outbound *scratch, bint forwards,
@@ -514,6 +515,20 @@ cdef uint32_t _header_in_front(const Packet *packet, uint32_t *next_at) noexcept
     return front
 
 
+cdef uint32_t _lengthen(uint8_t *text, uint32_t length, uint32_t least, uint32_t align_mask) noexcept nogil:
+    """Count the padding of a text that has its trailer on until it is `least` bytes long, and aligned (RFC 4303 2.4)."""
+    cdef uint32_t wanted = (least + align_mask) & ~align_mask
+    cdef uint8_t padding = text[length - 2]
+    cdef uint8_t next_header = text[length - 1]
+    while length < wanted:
+        padding += 1
+        text[length - 2] = padding
+        length += 1
+    text[length - 2] = padding
+    text[length - 1] = next_header
+    return length
+
+
 cdef void _build_transport(Batch *batch, Outbound *scratch, uint64_t sequence, const Sa *sa, const Stamp *stamp,
                            uint32_t first, uint32_t end) noexcept nogil:
     """Packets of one SA in transport mode: their own header moves to the left, changed in length and protocol."""
@@ -535,6 +550,8 @@ cdef void _build_transport(Batch *batch, Outbound *scratch, uint64_t sequence, c
         header = packet.data - shift
         job.text = packet.data + front
         job.text_length = _write_trailer(job.text, packet.length - front, packet.data[next_at], stamp.align_mask)
+        if unlikely(encap and packet.family == 6 and job.text_length + stamp.overhead < UDP6_LEAST, 0):
+            job.text_length = _lengthen(job.text, job.text_length, UDP6_LEAST - stamp.overhead, stamp.align_mask)
         job.icv = job.text + job.text_length
         if unlikely(raw16(hot.header + <int>OWN_PORT) != 0, 0) and packet.family == 4:
             # Of several peers behind one NAT: the packet goes to the port that this one has itself.

@@ -21,9 +21,15 @@ def test_workers_share_one_sa() -> None:
 
 
 def test_one_receives_and_the_other_helps() -> None:
-    """Every packet comes out, alone and with help."""
+    """Every packet comes out, alone and with help; a helper that a busy machine stops for long is given up (ADR 55)."""
     cpus = sorted(os.sched_getaffinity(0))
     with scaling.dealers(1408, [cpus[0], cpus[-1]]) as one_slice:
-        rates = one_slice()
+        for patience in (2, 1, 0):
+            try:
+                rates = one_slice()
+                break
+            except RuntimeError:
+                if not patience:
+                    raise
     assert set(rates) == {1, 2}
     assert min(rates.values()) > 0.01

@@ -20,7 +20,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.ipsec import ESP, SecurityAssociation
 
-from control.config import format_proposal
+from control.config import format_proposal, parse_proposal
 from dataplane.model import Action, EspProposal, Mode, PolicySpec, SaSpec, SelectorSpec
 from tests import packets as make
 from tests.conformance import SCAPY
@@ -178,6 +178,23 @@ def test_families(
     assert received.verdicts == {"pass": len(inner)}
     assert received.packets == inner
     assert received.passed == {"in": (len(inner), sum(map(len, inner)))}
+
+
+@pytest.mark.parametrize("keywords", ["aes128gcm8", "null-sha1", "null-sha256", "aes256ccm8-esn"])
+def test_the_least_that_linux_takes(make_gateway: MakeGateway, keywords: str) -> None:
+    """ESP in UDP over IPv6 is padded to 40 bytes, and by the numbers that padding has (RFC 4303 section 2.4)."""
+    here, there = make_gateway(), make_gateway()
+    ours, _ = transport_pair(parse_proposal(keywords), 6, encap=True)
+    here.add(ours)
+    here.protect("out", [host_selector(6)])
+    there.add(mirror(ours, selectors=(SelectorSpec.from_networks(*map(ip_network, reversed(OUTER[6]))),)))
+    inner = [make.ip(6, b"", protocol=253, **ends(6))]
+    inner += [make.udp_packet(6, data, **ends(6)) for data in payloads(list(range(13)))]
+    sent = here.send(inner)
+    assert sent.verdicts == {"pass": len(inner)}
+    sizes = [parse(wire)[UDP].len - 8 for wire in sent.packets]
+    assert sizes[0] == 40 and sizes == sorted(sizes)
+    assert there.receive(sent.packets).packets == inner
 
 
 OPTIONS = [
