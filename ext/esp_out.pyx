@@ -516,7 +516,7 @@ cdef uint32_t _header_in_front(const Packet *packet, uint32_t *next_at) noexcept
 
 
 cdef uint32_t _lengthen(uint8_t *text, uint32_t length, uint32_t least, uint32_t align_mask) noexcept nogil:
-    """Count the padding of a text that has its trailer on until it is `least` bytes long, and aligned (RFC 4303 2.4)."""
+    """Count the padding of a text that has its trailer on until it is `least` bytes long, aligned (RFC 4303 2.4)."""
     cdef uint32_t wanted = (least + align_mask) & ~align_mask
     cdef uint8_t padding = text[length - 2]
     cdef uint8_t next_header = text[length - 1]
