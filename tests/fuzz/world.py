@@ -1,7 +1,8 @@
 """Gateways for the fuzzer: a tunnel for every suite, outer family, encapsulation and numbering, on ports in memory.
 
 Tunnel n's outbound SA and the inbound SA that opens it lie in one gateway, which is its own peer. A second inbound SA
-of its own SPI and keys, n's `forge`, belongs to the fuzzer: it seals whatever it likes with that.
+of its own SPI and keys, n's `forge`, belongs to the fuzzer: it seals whatever it likes with that. The last tunnels are
+bundles, AH around ESP.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import product
 
-from dataplane.model import Action, Cipher, Df, EspProposal, PolicySpec, Protocol, SaSpec, SelectorSpec
+from dataplane.model import Action, Cipher, Df, EspProposal, Mode, PolicySpec, Protocol, SaSpec, SelectorSpec
 from dataplane.tables import Limits
 from ext.crypto import EngineHandle
 from tests.ah import Peer
@@ -35,6 +36,8 @@ DISCARDED, BYPASSED, WITHOUT_SA = (
     251,
     252,
 )  # third byte, or fourth group, of destinations with such policies
+
+BUNDLES = 4  # tunnels, the last ones, that have AH around them
 
 AH_SUITES = [EspProposal(cipher=Cipher.NULL, key_bits=0, integrity=integrity) for integrity in HMACS]
 #: IPv4 options and IPv6 extension headers (with the first one's type) that may stand before an AH.
@@ -188,6 +191,7 @@ class World:
             for at, suite in enumerate(AH_SUITES)
             for esn in (False, True)
         ]
+        kinds += [(Protocol.ESP, suite, False, family, False) for suite in SUITES[:2] for family in (4, 6)]
         for number, (protocol, suite, esn, family, encap) in enumerate(kinds):
             proposal = replace(suite, esn=esn)
             out = outbound_sa(
@@ -205,10 +209,28 @@ class World:
             )
             # The first of each numbering comes to an end, or crosses into the next 2**32.
             out = replace(out, **_numbers(number, esn))
+            bundle: dict[str, object] = {}
+            if number >= len(kinds) - BUNDLES:
+                # AH goes around it, and has the number that is seen. What is forged comes without: it ends as `bundle`.
+                around = outbound_sa(
+                    AH_SUITES[number % len(AH_SUITES)],
+                    family=family,
+                    seed=chance.getrandbits(64),
+                    name=f"around{number}",
+                    protocol=Protocol.AH,
+                    mode=Mode.TRANSPORT,
+                    spi=out.spi,
+                )
+                out = replace(out, spi=0xD0000000 + number, outer=around.name, outer_length=around.ah_length)
+                between = SelectorSpec.from_networks(ip_network(around.remote), ip_network(around.local))
+                within = mirror(around, name=f"within{number}", selectors=(between,))
+                self.gateway.add(around)
+                self.gateway.add(within)
+                bundle = {"outer": within.name}
             window = chance.choice((64, 1024, 4096) if esn else (0, 64, 1024, 4096))
             # Tunnel 0 carries answers and the web traffic of others, too.
             selectors = (*networks(0), *answers(), *EVERYTHING) if number == 0 else networks(number)
-            opened = {"selectors": tuple(map(turned, selectors)), "replay_window": window}
+            opened = {"selectors": tuple(map(turned, selectors)), "replay_window": window, **bundle}
             into = mirror(out, name=f"in{number}", sequence=max(1, out.sequence - 100), **opened)
             other = outbound_sa(
                 proposal, family=family, encap=encap, seed=chance.getrandbits(64), protocol=protocol
