@@ -52,21 +52,8 @@ def try_driver(driver: str, seconds: int, course: Course = TUNNEL) -> DriverResu
     total = proof.rekeys + rekeys.done
     if course.protocol == "esp":
         say(f"{driver:7} rekeyed meanwhile: {total.child} times child SAs, {total.ike} times IKE SAs")
-    return DriverResult(
-        tcp_gbps=tcp.gbps,
-        udp_gbps=udp.gbps,
-        pings_sent=proof.pings_sent,
-        pings_lost=proof.pings_lost,
-        cleartext_packets=proof.cleartext_packets,
-        esp_packets=proof.esp_packets,
-        active_mode=proof.active_mode,
-        ike_suite=proof.ike_suite,
-        esp_suite=proof.esp_suite,
-        child_rekeys=total.child,
-        ike_rekeys=total.ike,
-        protocol=course.protocol,
-        ah_packets=proof.ah_packets,
-    )
+    speeds = {"tcp_gbps": tcp.gbps, "udp_gbps": udp.gbps}
+    return DriverResult(**(vars(proof) | speeds | {"rekeys": total}), protocol=course.protocol)
 
 
 def prove(

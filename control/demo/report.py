@@ -32,36 +32,26 @@ class Rekeys:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The part of a DriverResult that comes from the tapped cable."""
+    """What the tapped cable showed; packets are those between the gateways."""
 
     pings_sent: int
     pings_lost: int
     cleartext_packets: int
     esp_packets: int
+    ah_packets: int
     active_mode: str
     ike_suite: str
     esp_suite: str
     rekeys: Rekeys
-    ah_packets: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriverResult:
-    """What one driver showed; packets are those between the gateways during the proof."""
+class DriverResult(Proof):
+    """What one driver showed: the proof, and speed; `rekeys` are those of both."""
 
     tcp_gbps: float
     udp_gbps: float
-    pings_sent: int
-    pings_lost: int
-    cleartext_packets: int
-    esp_packets: int
-    active_mode: str
-    ike_suite: str
-    esp_suite: str
-    child_rekeys: int
-    ike_rekeys: int
-    protocol: str = "esp"
-    ah_packets: int = 0
+    protocol: str
 
     @property
     def passed(self) -> bool:
@@ -84,8 +74,9 @@ def verdict(result: DriverResult) -> str:
         return ", ".join(reasons)
     if not result.esp_packets:
         reasons.append("no ESP packet between the gateways")
-    if result.child_rekeys < CHILD_REKEYS or result.ike_rekeys < IKE_REKEYS:
-        reasons.append(f"{result.child_rekeys} rekeys of child SAs and {result.ike_rekeys} of IKE SAs only")
+    rekeys = result.rekeys
+    if rekeys.child < CHILD_REKEYS or rekeys.ike < IKE_REKEYS:
+        reasons.append(f"{rekeys.child} rekeys of child SAs and {rekeys.ike} of IKE SAs only")
     return ", ".join(reasons)
 
 
@@ -119,7 +110,7 @@ def format_table(plain: Plain, results: dict[str, DriverResult]) -> str:
                 str(result.esp_packets),
                 str(result.ah_packets),
                 str(result.cleartext_packets),
-                f"{result.child_rekeys} + {result.ike_rekeys}",
+                f"{result.rekeys.child} + {result.rekeys.ike}",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
@@ -132,7 +123,7 @@ def format_table(plain: Plain, results: dict[str, DriverResult]) -> str:
     return "\n".join(["", *lines, "", *used, ""])
 
 
-def suites(result: DriverResult | Proof) -> str:
+def suites(result: Proof) -> str:
     """The algorithms, in one line."""
     if result.ike_suite:
         return f"IKE {result.ike_suite}, ESP {result.esp_suite}"
@@ -145,8 +136,13 @@ def write_json(path: Path, plain: Plain, results: dict[str, DriverResult]) -> No
     def rounded(values: dict[str, object]) -> dict[str, object]:
         return {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
 
+    def flat(result: DriverResult) -> dict[str, object]:
+        values = asdict(result)
+        rekeys = values.pop("rekeys")
+        return values | {f"{what}_rekeys": count for what, count in rekeys.items()}
+
     document = {
-        "drivers": {driver: rounded(asdict(result)) for driver, result in results.items()},
+        "drivers": {driver: rounded(flat(result)) for driver, result in results.items()},
         "plain": rounded(asdict(plain)),
     }
     path.write_text(json.dumps(document, indent=2) + "\n")

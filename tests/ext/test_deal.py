@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -41,6 +42,25 @@ def wait(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"still not after {SECONDS} s: {what}"
         time.sleep(0.001)
+
+
+def carry_until_helped(
+    workers: Dealers, threads: list[threading.Thread], carry: Callable[[int], None]
+) -> None:
+    """Carry COUNT packets after the other until the helper has opened some; then end the loops.
+
+    On a busy machine the helper may sleep while all of them pass.
+    """
+    try:
+        for turn in range(50):
+            carry(turn * COUNT)
+            if workers.count(1, "helped"):
+                break
+    finally:
+        workers.stop()
+        for thread in threads:
+            thread.join()
+    assert workers.count(1, "helped") > 0
 
 
 KINDS = [
@@ -102,18 +122,8 @@ def test_order_and_verdicts(dealers: Dealers) -> None:
         assert dealers.tables.replay_top(dealers.inward) == first + COUNT
         assert dealers.count(0, "dealt") - dealt > COUNT // 64 // 2
 
-    try:
-        # On a busy machine the helper may sleep while all of them pass.
-        for turn in range(50):
-            carry(turn * COUNT)
-            if dealers.count(1, "helped"):
-                break
-    finally:
-        dealers.stop()
-        for thread in threads:
-            thread.join()
+    carry_until_helped(dealers, threads, carry)
     assert team.pool.free_count == FRAMES
-    assert dealers.count(1, "helped") > 0
     assert dealers.count(0, "helped") == 0
 
 
@@ -148,17 +158,8 @@ def test_bundles_wait_for_who_received_them(pair: Dealers) -> None:
         assert pair.verdicts() - before == {"pass": COUNT, "bundle": len(arriving) - COUNT}
         assert pair.tables.replay_top(pair.inward) == pair.tables.replay_top(outer) == first + COUNT
 
-    try:
-        for turn in range(50):
-            carry(turn * COUNT)
-            if pair.count(1, "helped"):
-                break
-    finally:
-        pair.stop()
-        for thread in threads:
-            thread.join()
+    carry_until_helped(pair, threads, carry)
     assert team.pool.free_count == FRAMES
-    assert pair.count(1, "helped") > 0
 
 
 def test_step_leaves_nothing_under_way(pair: Dealers) -> None:
