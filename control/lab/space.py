@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ NETNS_DIRECTORY = Path("/run/netns")
 PREFIX = "esp"
 STOP_SECONDS = 5.0
 CLONE_NEWNET = 0x40000000
+_tags = itertools.count(1)
 
 # Run inside the new mount namespace. A mount that fails (a chroot whose root is no mount point, no bpf in
 # the kernel) must not keep the program from running: it then sees the host's /sys.
@@ -219,13 +221,9 @@ def sweep() -> list[str]:
 
 
 def free_tag() -> str:
-    """The part of a lab's names that is ours alone: the pid, with a number when this process has several."""
-    number = 1
-    while True:
-        tag = f"{os.getpid()}" if number == 1 else f"{os.getpid()}.{number}"
-        if not any(NETNS_DIRECTORY.glob(f"{PREFIX}-{tag}-*")):
-            return tag
-        number += 1
+    """The part of a lab's names that is ours alone: the pid, with a number from the second on; never twice."""
+    number = next(_tags)
+    return f"{os.getpid()}" if number == 1 else f"{os.getpid()}.{number}"
 
 
 def ip_batch(commands: Sequence[str], *through: str) -> None:

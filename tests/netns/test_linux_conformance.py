@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from control.lab.space import LabError
 from tests.conftest import Agreement as Agrees
 from tests.peers.linux.cases import INTEGRITIES, SUITES, Case, Pair
-from tests.peers.linux.guest import Guest
+from tests.peers.linux.guest import Guest, booted
 from tests.peers.linux.world import Agreement, World
 
 pytestmark = pytest.mark.root
@@ -139,52 +140,113 @@ PARAMETERS = [
 
 BATCH = 16  # cases that are proven at a time
 DATAGRAMS, DATAGRAMS_MORE = 500, 1000  # each way, through each case
+GUESTS = min(os.cpu_count() or 1, 4)
 
 
-class Matrix:
-    """All cases of a run, some at a time: what the first of them asks for is there when the others do."""
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What came of a case, and what the gateway and the guest had said by then."""
 
-    def __init__(self, guest: Guest, cases: Sequence[Case], *, full: bool) -> None:
-        """Nothing happens before `proven`. `full` is for more datagrams through those of `DEFAULT`."""
+    found: Agreement
+    pair: Pair
+    said: str
+
+
+class Station:
+    """A guest, and the gateway that is beside it at the moment."""
+
+    def __init__(self, guest: Guest, cases: Iterable[Case]) -> None:
+        """Nothing happens before `prove`. `cases` are all of the run."""
         self.guest = guest
-        self._more = set(DEFAULT) if full else set()
-        self._batches: dict[Case, list[Case]] = {}
-        for _, alike in itertools.groupby(cases, key=lambda case: (case.world, case in self._more)):
-            while batch := list(itertools.islice(alike, BATCH)):
-                self._batches |= dict.fromkeys(batch, batch)
-        self._found: dict[Case, Agreement | Exception] = {}
+        self._cases = list(cases)
         self._stack = contextlib.ExitStack()
-        self.world: World | None = None
+        self._world: World | None = None
 
-    def proven(self, case: Case) -> tuple[Agreement, Pair]:
-        """What came of a case. What kept its batch from being proven is raised for each of them."""
-        if case not in self._found:
-            batch = self._batches[case]
-            try:
-                self._found |= self._open(case).prove(
-                    batch, DATAGRAMS_MORE if case in self._more else DATAGRAMS
-                )
-            except Exception as error:
-                self._found |= dict.fromkeys(batch, error)
-        found = self._found[case]
-        if isinstance(found, Exception):
-            raise LabError("the cases that were proven together came to no result") from found
-        return found, self._open(case).pairs[case]
+    def prove(self, batch: Sequence[Case], datagrams: int) -> dict[Case, Proof]:
+        """Prove the cases together, with so many datagrams through each; an error carries what was said."""
+        try:
+            world = self._open(batch[0])
+            found = world.prove(batch, datagrams)
+        except Exception as error:
+            error.add_note(self._said())
+            raise
+        return {case: Proof(found=found[case], pair=world.pairs[case], said=self._said()) for case in batch}
 
     def _open(self, case: Case) -> World:
         """The gateway for a case, with all others of the run that it suits; one is open at a time."""
-        if self.world is None or case not in self.world.pairs:
+        if self._world is None or case not in self._world.pairs:
             self.close()
-            world = World(
-                self.guest, [each for each in self._batches if each.world == case.world], *case.world
-            )
-            self.world = self._stack.enter_context(world.opened())
-        return self.world
+            world = World(self.guest, [each for each in self._cases if each.world == case.world], *case.world)
+            self._world = self._stack.enter_context(world.opened())
+        return self._world
+
+    def _said(self) -> str:
+        ours = self._world.ours.log(30) if self._world is not None else ""
+        return f"---- ours said\n{ours}\n---- the guest's console\n{self.guest.console(30)}"
 
     def close(self) -> None:
         """End the gateway."""
-        self.world = None
+        self._world = None
         self._stack.close()
+
+
+class Matrix:
+    """All cases of a run, a batch at a time on each of some guests: the emulation of one keeps one core busy.
+
+    What is begun with the first case that is asked for goes on by itself, in the order of the tests.
+    """
+
+    def __init__(self, guest: Guest, cases: Sequence[Case], *, full: bool) -> None:
+        """Nothing happens before `proven`. `full` is for more datagrams through those of `DEFAULT`."""
+        more = set(DEFAULT) if full else set()
+        batches: list[tuple[list[Case], int]] = []
+        for (_, doubled), alike in itertools.groupby(cases, key=lambda case: (case.world, case in more)):
+            while batch := list(itertools.islice(alike, BATCH)):
+                batches.append((batch, DATAGRAMS_MORE if doubled else DATAGRAMS))
+        self._waiting = iter(batches)
+        self._proofs: dict[Case, Future[Proof]] = {case: Future() for case in cases}
+        self._guests = [guest]
+        self._beside = min(GUESTS, len(batches)) - 1
+        # Programs end with the thread that started them, so each guest has one that stays to the end.
+        self._pool = ThreadPoolExecutor(1 + self._beside, thread_name_prefix="guest")
+        self._threads: list[Future[None]] = []
+
+    def proven(self, case: Case) -> Proof:
+        """What came of a case. What kept its batch from being proven is raised for each of them."""
+        if not self._threads:
+            self._threads.append(self._pool.submit(self._work, self._guests[0]))
+            self._threads += [self._pool.submit(self._work_beside) for _ in range(self._beside)]
+        return self._proofs[case].result()
+
+    def _work(self, guest: Guest) -> None:
+        """Prove what is waiting, batch for batch."""
+        with contextlib.closing(Station(guest, self._proofs)) as station:
+            while (each := next(self._waiting, None)) is not None:
+                batch, datagrams = each
+                try:
+                    proofs = station.prove(batch, datagrams)
+                except Exception as error:
+                    for case in batch:
+                        self._proofs[case].set_exception(error)
+                else:
+                    for case, proof in proofs.items():
+                        self._proofs[case].set_result(proof)
+
+    def _work_beside(self) -> None:
+        """The same on one more guest."""
+        with booted() as guest:
+            self._guests.append(guest)
+            self._work(guest)
+
+    def close(self) -> None:
+        """End everything; an error of a further guest is raised here. What is under way is not waited for."""
+        self._waiting = iter(())
+        if not all(proof.done() for proof in self._proofs.values()):
+            for guest in self._guests:
+                guest.close()
+        self._pool.shutdown()
+        for thread in self._threads:
+            thread.result()
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +261,9 @@ def matrix(request: pytest.FixtureRequest, linux: Guest) -> Iterator[Matrix]:
 def test_agreement(matrix: Matrix, case: Case, agreement: Agrees) -> None:
     """One case: nothing lost, nothing wrong, no error counted."""
     agreement(**case.agreement)
+    proof = matrix.proven(case)
     try:
-        found, pair = matrix.proven(case)
-        found.check(pair)
-    except Exception as error:
-        ours = matrix.world.ours.log(30) if matrix.world is not None else ""
-        error.add_note(f"---- ours said\n{ours}\n---- the guest's console\n{matrix.guest.console(30)}")
+        proof.found.check(proof.pair)
+    except AssertionError as error:
+        error.add_note(proof.said)
         raise

@@ -293,13 +293,16 @@ def streams(flows: Sequence[Flow], size: int, timeout: float = 60.0, port: int =
     """
     contents = [random.Random(seed).randbytes(size) for _, _, seed, _ in flows]
     received = [bytearray() for _ in flows]
+    deadline = time.monotonic() + timeout
     with contextlib.ExitStack() as stack:
         threads = []
         for number, (source, target, *_) in enumerate(flows):
             sock = stack.enter_context(_bound(source, socket.SOCK_STREAM))
-            sock.settimeout(timeout)
+            # Of all together: a target that is no more would take the whole time for each.
+            sock.settimeout(max(deadline - time.monotonic(), 0.1))
             with contextlib.suppress(OSError):
                 sock.connect((target, port))
+            sock.settimeout(timeout)
             threads += [
                 threading.Thread(target=_send_stream, args=(sock, contents[number])),
                 threading.Thread(target=_receive_stream, args=(sock, received[number])),
