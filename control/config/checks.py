@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from control.config.policies import Policy
 from control.config.problems import nearest, show
+from control.config.sas import warn_of_sockets
 from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS, PortConfig
 from control.config.table import Report, Table
 from dataplane.model import Action, Cipher, Direction, Mode, Protocol, Role, SaSpec
@@ -203,6 +204,8 @@ def _check_unprotected(
                 "encap.source_port",
                 f"got {sa.encap.source_port}, and the unprotected ports have encap_port {listed}; want the same",
             )
+        if sa.encap is not None and drivers <= set(SOCKET_DRIVERS):
+            warn_of_sockets(table)  # of sockets, raw ones carry no ESP in UDP
 
 
 def _check_bound(ports: list[tuple[Table, PortConfig]], sas: list[tuple[Table, SaSpec]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from control.config.proposals import read_proposals
-from control.config.sas import dscp_of, fragment_of, replay_window, tfc_dummies, tfc_padding
+from control.config.sas import dscp_of, fragment_of, replay_window, tfc_dummies, tfc_padding, warn_of_sockets
 from control.config.selectors import parse_selector
 from control.config.table import Table
 from control.config.unsupported import CHILD, MODES
@@ -50,12 +50,14 @@ def read_child(
     dials_in: bool = False,
     embedded: bool = False,
     remote_access: bool = False,
+    only_udp: bool = False,
 ) -> ChildSettings | None:
     """The child in `table`. `started`: the peer has an address to initiate to, so traffic may start the child.
 
     `dials_in`: we ask the peer for an address. No traffic has it before, so the child starts at once.
     Problems go to the table's report. An `embedded` child shares its table with the connection, whose reader
-    finishes it, and has the default lifetimes: these keys are the connection's there.
+    finishes it, and has the default lifetimes: these keys are the connection's there. `only_udp`: every
+    unprotected port is a UDP socket.
     """
     before = len(table.report.problems)
     local, remote = _selectors(table, "local_ts"), _selectors(table, "remote_ts")
@@ -90,6 +92,8 @@ def read_child(
         tfc_dummies=tfc_dummies(table),
         per_cpu_sas=table.boolean("per_cpu_sas", False),
     )
+    if only_udp:
+        warn_of_sockets(table)
     if not embedded:
         table.finish(CHILD)
     _check_families(table, local, remote)

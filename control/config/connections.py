@@ -48,7 +48,7 @@ class Defaults:
     retransmission: Retransmission
     fragment_size: int
     keepalive: float
-    encap: bool  # every unprotected port is a UDP socket
+    only_udp: bool  # every unprotected port is a UDP socket
     pools: tuple[str, ...]  # names that there are
 
 
@@ -77,7 +77,12 @@ def _read(table: Table, name: str, credentials: Credentials, defaults: Defaults)
     proposals = read_proposals(table, "proposals", Protocol.IKE, remote_access=bool(pools))
     rekey, reauth = duration(table, "rekey_time", 14400.0), duration(table, "reauth_time", 0.0)
     children = _children(
-        table, name, started=initiates and not pools, dials_in=bool(virtual), remote_access=bool(pools)
+        table,
+        name,
+        started=initiates and not pools,
+        dials_in=bool(virtual),
+        remote_access=bool(pools),
+        only_udp=defaults.only_udp,
     )
     ppk_id = table.text("ppk_id")
     connection = Connection(
@@ -103,7 +108,7 @@ def _read(table: Table, name: str, credentials: Credentials, defaults: Defaults)
         fragmentation=_forced(table, "fragmentation", _FRAGMENTATION),
         fragment_size=defaults.fragment_size,
         mobike=_mobike(table, children),
-        encap=_encap(table, defaults.encap),
+        encap=_encap(table, defaults.only_udp),
         childless=_forced(table, "childless", _CHILDLESS),
         unique=Unique(table.choice("unique", [each.value for each in Unique], "no") or "no"),
         send_certificate=table.choice("send_cert", ("always", "never", "ifasked"), "ifasked") or "ifasked",
@@ -165,14 +170,20 @@ def _virtual(table: Table) -> tuple[Address, ...]:
 
 
 def _children(
-    table: Table, name: str, *, started: bool, dials_in: bool, remote_access: bool
+    table: Table, name: str, *, started: bool, dials_in: bool, remote_access: bool, only_udp: bool
 ) -> tuple[ChildSettings, ...]:
     """The children's tables, or the one child that the connection's own keys describe."""
     value = table.raw("children")
     own = [key for key in CHILD_KEYS if table.has(key)]
     if value is None:
         child = read_child(
-            table, name, started=started, dials_in=dials_in, embedded=True, remote_access=remote_access
+            table,
+            name,
+            started=started,
+            dials_in=dials_in,
+            embedded=True,
+            remote_access=remote_access,
+            only_udp=only_udp,
         )
         return () if child is None else (child,)
     if own:
@@ -200,6 +211,7 @@ def _children(
             started=started,
             dials_in=dials_in,
             remote_access=remote_access,
+            only_udp=only_udp,
         )
         if child is not None:
             children.append(child)

@@ -58,7 +58,7 @@ def read_ike(top: Table, directory: Path, *, only_udp: bool) -> IkeConfig:
             retransmission=retransmission,
             fragment_size=fragment_size,
             keepalive=keepalive,
-            encap=only_udp,
+            only_udp=only_udp,
             pools=tuple(pool.name for pool in pools),
         ),
     )

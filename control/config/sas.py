@@ -23,6 +23,13 @@ from dataplane.model import (
     SaSpec,
 )
 
+# Key: the value that comes to what a UDP socket does, and what that is (dataplane/ports/udp.py).
+_SOCKETS = {
+    "df": ("set", "a UDP socket sends every packet with DF set"),
+    "ttl": (None, "a UDP socket sends packets with the TTL or hop limit of their route"),
+    "fragment": ("before", "a UDP socket sends no fragments, so packets are cut before encapsulation"),
+}
+
 
 def read_sa(table: Table) -> SaSpec | None:
     """One [[sa]]; None, and problems in the table's report, where it is not usable."""
@@ -289,6 +296,15 @@ def dscp_of(table: Table) -> int | None:
 def fragment_of(table: Table) -> Fragment:
     """When packets that are too big, and may be fragmented, are: before or after encapsulation."""
     return Fragment(table.choice("fragment", tuple(each.value for each in Fragment), "before") or "before")
+
+
+def warn_of_sockets(table: Table) -> None:
+    """Name what is written about the outer header and a UDP socket, which makes that header, does otherwise."""
+    for key, (kept, instead) in _SOCKETS.items():
+        value = table.values.get(key)
+        word = value.lower() if isinstance(value, str) else value
+        if table.has(key) and word != kept:
+            table.warn(key, f"got {show(value)}, which udp ports do not heed: {instead}")
 
 
 def tfc_padding(table: Table) -> int:

@@ -507,6 +507,37 @@ def test_warnings() -> None:
     assert any("ike.export_keys" in line for line in warnings)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("df", "clear", "a UDP socket sends every packet with DF set"),
+        ("df", "copy", "a UDP socket sends every packet with DF set"),
+        ("fragment", "after", "a UDP socket sends no fragments, so packets are cut before encapsulation"),
+    ],
+)
+def test_what_udp_ports_do_not_heed(key: str, value: str, instead: str) -> None:
+    """Over UDP sockets alone, the default, each such key is named where it is written; over others it has effect."""
+    line, socket = f'{key} = "{value}"\n', '[[port]]\nrole = "unprotected"\ndriver = "udp"\n'
+    child = SHORTEST.replace("local_ts", f"[connections.branch.children.net]\n{line}local_ts")
+    lan = '[[port]]\nrole = "protected"\ndriver = "tun"\ninterface = "tun7"\n'
+    said = f"got '{value}', which udp ports do not heed: {instead}"
+    for text, path in (
+        (SHORTEST + line, "connections.branch"),
+        (SHORTEST + line + lan + socket, "connections.branch"),
+        (child, "connections.branch.children.net"),
+    ):
+        assert [str(warning) for warning in read(text).warnings] == [f"{path}.{key}: {said}"]
+    for driver in ("raw", "packet"):
+        wan = socket.replace("udp", driver) + ('interface = "eth0"\n' if driver == "packet" else "")
+        assert read(SHORTEST + line + lan + wan).warnings == ()
+
+
+def test_what_udp_ports_do_anyway() -> None:
+    """Defaults are no news, nor is what comes to the same."""
+    for rest in ("", 'df = "set"\n', 'fragment = "before"\n', "dscp = 46\n", "mss_clamp = true\n"):
+        assert read(SHORTEST + rest).warnings == ()
+
+
 def test_a_secret_in_a_file_of_its_own(tmp_path: Path) -> None:
     """Who may read it is said; how an editor ends its line, or marks its text, is no part of it."""
     path, secret = tmp_path / "x.toml", tmp_path / "psk"

@@ -31,6 +31,37 @@ AH_SA = {
 }
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "got", "instead"),
+    [
+        ("df", "clear", "'clear'", "a UDP socket sends every packet with DF set"),
+        ("df", "copy", "'copy'", "a UDP socket sends every packet with DF set"),
+        ("ttl", 64, "64", "a UDP socket sends packets with the TTL or hop limit of their route"),
+        (
+            "fragment",
+            "after",
+            "'after'",
+            "a UDP socket sends no fragments, so packets are cut before encapsulation",
+        ),
+    ],
+)
+def test_what_udp_ports_do_not_heed(key: str, value: object, got: str, instead: str) -> None:
+    """Where an SA's packets leave by a UDP socket each such key is named; defaults, and what comes to them, are not."""
+    values = changed("sa.0.encap", True)
+    for unheard in ("df", "ttl", "fragment"):
+        del values["sa"][1][unheard]
+    values["sa"][0][key] = value
+    assert parse(values).warnings == ()
+    values["port"][1] = {"name": "wan", "role": "unprotected", "driver": "udp"}
+    said = [f'sa[0].{key} ("ab"): got {got}, which udp ports do not heed: {instead}']
+    assert [str(warning) for warning in parse(values).warnings] == said
+    values["port"].append({"name": "bare", "role": "unprotected", "driver": "raw"})
+    assert [str(warning) for warning in parse(values).warnings] == said
+    del values["sa"][0][key]
+    values["sa"][0] |= {"df": "set", "fragment": "before"}
+    assert parse(values).warnings == ()
+
+
 def test_ah() -> None:
     """Integrity alone, with its keywords; what AH cannot do is refused by name."""
     values = copy.deepcopy(GOOD)
