@@ -46,7 +46,7 @@ from control.net.udp import UdpError, UdpSockets, source_address
 from control.pki.fetch import CrlFetcher
 from control.pki.load import CredentialFileError, load_credentials
 from control.pki.store import Credentials
-from control.reload import IkeChanges
+from control.reload import IkeChanges, as_running
 from control.sa.children import Children, Ways
 from control.sa.flusher import Flusher
 from control.sa.lent import LentAddresses, VirtualAddresses
@@ -311,8 +311,10 @@ class IkeDaemon:
     async def reload(self, config: IkeConfig, changes: IkeChanges) -> None:
         """Bring another configuration into effect: tunnels of connections that stay as they are go on untouched.
 
-        IkeSetupError, for credentials that cannot be read, leaves everything as it was.
+        The sockets and workers are those of the start, whatever it says of them. IkeSetupError, for credentials that
+        cannot be read, leaves everything as it was.
         """
+        config = as_running(self._config, config)
         credentials = _load(config, self._credentials)
         now = self.now()
         touched = {*changes.removed, *(connection.name for connection in changes.changed)}

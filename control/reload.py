@@ -7,7 +7,7 @@ theirs is named, and the rest is applied.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from control.config import Config
 from control.config.ike import IkeConfig
@@ -138,7 +138,23 @@ def compare(old: Config, alive: Mapping[str, SaSpec], new: Config) -> Changes:
         policies=old.policies != new.policies,
         removed=tuple(name for name in gone if name not in first),
         restart=tuple(restart),
-        ike=compare_ike(old.ike, new.ike),
+        ike=compare_ike(old.ike, as_running(old.ike, new.ike)),
+    )
+
+
+def as_running(running: IkeConfig, new: IkeConfig) -> IkeConfig:
+    """`new` with the workers and UDP ports of `running`, which are fixed from the start on.
+
+    A connection initiates from one of the two ports of [ike]: here from the one that has a socket.
+    """
+    fixed = running.settings.nat_ports
+    ports = dict(zip(new.settings.nat_ports, fixed, strict=True))
+    return replace(
+        new,
+        settings=replace(new.settings, nat_ports=fixed, workers=running.settings.workers),
+        connections=tuple(
+            replace(each, local_port=ports.get(each.local_port, each.local_port)) for each in new.connections
+        ),
     )
 
 

@@ -50,6 +50,7 @@ class Defaults:
     keepalive: float
     only_udp: bool  # every unprotected port is a UDP socket
     pools: tuple[str, ...]  # names that there are
+    ports: tuple[int, int]  # our UDP ports: of IKE, and of IKE and ESP behind NAT
 
 
 def read_connections(
@@ -89,7 +90,7 @@ def _read(table: Table, name: str, credentials: Credentials, defaults: Defaults)
         name=name,
         local_addresses=local_addresses,
         remote_addresses=remote_addresses,
-        local_port=table.integer("local_port", 1, 65535, 500),
+        local_port=_local_port(table, defaults.ports),
         remote_port=table.integer("remote_port", 1, 65535, 500),
         proposals=proposals,
         local=local,
@@ -150,6 +151,16 @@ def _check_outer(
             table.error(
                 "remote_addrs", f"got {address}, which is in local_addrs too; want the peer's address"
             )
+
+
+def _local_port(table: Table, bound: tuple[int, int]) -> int:
+    """Where we initiate from: a port that a socket of ours is bound to."""
+    port = table.integer("local_port", 1, 65535, bound[0])
+    if port not in bound:
+        table.error(
+            "local_port", f"got {port}, want {bound[0]} or {bound[1]}, which are port and nat_port of [ike]"
+        )
+    return port
 
 
 def _pools(table: Table, known: Sequence[str]) -> tuple[str, ...]:

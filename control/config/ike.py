@@ -60,6 +60,7 @@ def read_ike(top: Table, directory: Path, *, only_udp: bool) -> IkeConfig:
             keepalive=keepalive,
             only_udp=only_udp,
             pools=tuple(pool.name for pool in pools),
+            ports=settings.nat_ports,
         ),
     )
     return IkeConfig(

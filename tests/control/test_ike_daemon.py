@@ -31,7 +31,7 @@ from control.ike.settings import (
 from control.ike_daemon import IkeDaemon
 from control.net.mirror import Way
 from control.pki.settings import CredentialSettings, PresharedKey
-from control.reload import compare_ike
+from control.reload import as_running, compare_ike
 from control.sa.spd import Spd
 from dataplane.api import DataPlane
 from dataplane.model import AdjacencySpec, Mode, RouteSpec, SaSpec
@@ -367,5 +367,31 @@ def test_a_reload_leaves_alone_what_stays(tmp_path: Path) -> None:
             )
             await world.up()
             assert "more" not in daemon.connections
+
+    asyncio.run(scenario())
+
+
+def test_ports_and_workers_wait_for_a_restart(tmp_path: Path) -> None:
+    """A reload that has others leaves tunnels alone, and what begins then begins from the sockets that there are."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, left=START) as world:
+            await world.up()
+            daemon, before, config = world.left.daemon, world.left.daemon.snapshot()[0], world.left.config
+            running, others = config.settings, (2, 3)  # of nobody
+            moved = replace(
+                config,
+                settings=replace(running, nat_ports=others, workers=7, cookie_threshold=1),
+                connections=(replace(config.connections[0], local_port=others[0]),),
+            )
+            await daemon.reload(moved, compare_ike(config, as_running(config, moved)))
+            assert [each.id for each in daemon.snapshot()] == [before.id] and world.carried()
+            assert daemon.endpoint.settings == daemon.settings == replace(running, cookie_threshold=1)
+            daemon.terminate_ike(before.id)
+            await until(lambda: not world.left.children and not world.right.children)
+            daemon.initiate("to-right", "net")
+            await world.up()
+            [after] = daemon.snapshot()
+            assert after.id != before.id and after.path.local_port == running.nat_ports[1]
 
     asyncio.run(scenario())

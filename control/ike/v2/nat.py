@@ -9,6 +9,8 @@ from hashlib import sha1
 from control.ike.events import PeerPath
 from dataplane.model import Address
 
+PLAIN, MARKED = 500, 4500  # UDP ports of IKE, and of IKE and ESP behind NAT
+
 
 def detection_hash(spi_i: bytes, spi_r: bytes, address: Address, port: int) -> bytes:
     """SHA-1(SPIi | SPIr | IP | port): the data of the two NAT_DETECTION notifications. SPIs as in the header."""
@@ -38,8 +40,12 @@ def found(
 
 
 def floated(path: PeerPath, ports: tuple[int, int]) -> PeerPath:
-    """The path with both ports moved from 500 to 4500 (`ports`), where they are not ports of the user's choice."""
+    """The path with both ports moved from 500 to 4500; ours are `ports`.
+
+    The peer has those of the RFC, or the same as we have. Any other is the user's choice, and both stay.
+    """
     plain, marked = ports
-    if path.remote_port != plain or path.local_port != plain:
+    theirs = {plain: marked, PLAIN: MARKED}
+    if path.local_port != plain or path.remote_port not in theirs:
         return path
-    return replace(path, local_port=marked, remote_port=marked)
+    return replace(path, local_port=marked, remote_port=theirs[path.remote_port])

@@ -178,6 +178,16 @@ def test_a_tunnel_in_five_lines() -> None:
     assert [port.driver for port in config.ports] == ["tun", "udp"] and connection.encap
 
 
+def test_initiations_leave_by_a_port_of_ours() -> None:
+    assert read(SHORTEST).ike.connections[0].local_port == 500
+    assert read(SHORTEST + "[ike]\nport = 1500\n").ike.connections[0].local_port == 1500
+    other = SHORTEST + "local_port = 4600\n"
+    assert read(other + "[ike]\nnat_port = 4600\n").ike.connections[0].local_port == 4600
+    assert problems(other) == [
+        "connections.branch.local_port: got 4600, want 500 or 4500, which are port and nat_port of [ike]"
+    ]
+
+
 @pytest.mark.parametrize("name", ["site-to-site-ike.toml", "remote-access.toml", "host-to-office.toml"])
 def test_examples(name: str) -> None:
     assert load(EXAMPLES / name).ike.connections

@@ -101,6 +101,20 @@ def test_float_for_mobike() -> None:
     assert pair.a.endpoint.snapshot()[0].mobike
 
 
+def test_float_from_other_ports() -> None:
+    """Ports of our own choice move to ours, those of the peer to the RFC's."""
+    for ours, theirs in ((1500, 500), (500, 500), (1500, 1500), (1500, 2500)):
+        a = connection_a(local_port=ours, remote_port=theirs)
+        pair = Pair(a=a, b=mirror(a), settings_a=EndpointSettings(nat_ports=(ours, 4600))).up()
+        moved = {500: (4600, 4500), 1500: (4600, 4600), 2500: (ours, theirs)}[theirs]
+        assert {
+            (way.path.local_port, way.path.remote_port) for way in pair.carried if way.path.local == ADDRESS_A
+        } == {
+            (ours, theirs),
+            moved,
+        }
+
+
 @pytest.mark.parametrize("who", ["a", "b"])
 def test_forced_encapsulation(who: str) -> None:
     """One side wants ESP in UDP: both do it."""
