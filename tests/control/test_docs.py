@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
+from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from control.admin.events import snake
+from control.admin.report import build_status
 from control.config import ConfigError, parse
 from control.config.children import CHILD_KEYS
 from control.config.table import Table
 from control.ike import events
-from ext.counters import DROP_NAMES
+from control.ike.settings import PoolSettings
+from control.ike_daemon import IkeDaemon
+from control.net.mirror import Way
+from control.net.udp import UdpCounters
+from dataplane.api import PortStats, SaStats, WorkerStats
+from dataplane.model import Direction
+from ext.counters import DROP_NAMES, VERDICT_NAMES
+from tests.control.config.good import GOOD
+from tests.control.ike.pair import Pair
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -49,6 +62,101 @@ def test_every_event_is_described() -> None:
     documented = section(DOCS / "operations.md", "## Tunnels")
     for kind in set(kinds) - {events.Event}:
         assert f"`{snake(kind.__name__)}`" in documented, kind
+
+
+def documented_fields() -> dict[str, set[str]]:
+    """The tables of the status document: of each object, by its path, the keys that it is said to hold."""
+    text = section(DOCS / "operations.md", "## Status")
+    found = {}
+    for heading, above in (("key of the JSON object", ""), ("key of `ike`", "ike.")):
+        _, table = text.split(f"| {heading} |", 1)
+        for path, said in re.findall(
+            r"^\| `([a-z_.]+)` \| (.*) \|$", table.split("\n\n", 1)[0], re.MULTILINE
+        ):
+            found[above + path] = set(re.findall(r"`([a-z_]+)`", re.sub(r"\([^()]*\)", "", said)))
+    return found
+
+
+def made(kind: type, **values: object) -> Any:
+    """One of the dataplane's reports, with 0 for whatever is not given."""
+    return kind(**{field.name: 0 for field in fields(kind)} | values)
+
+
+def status() -> dict[str, Any]:
+    """The status of a gateway with a port, a worker, SAs both ways, a pool, and a tunnel that once failed."""
+    config, pair = parse(GOOD), Pair().up()
+    ends = {"local": ip_address("192.0.2.1"), "remote": ip_address("192.0.2.2")}
+    sas = [
+        made(SaStats, name=name, direction=direction, drops={}, **ends)
+        for name, direction in (("ab", Direction.OUT), ("ba", Direction.IN))
+    ]
+    dataplane = {"engine": "openssl", "policies": 1, "tables_locked": True, "sas": sas}
+    dataplane |= {"ports": [made(PortStats)], "workers": [made(WorkerStats)], "drops": {}}
+    dataplane["verdicts"] = {name: 0 for number, name in VERDICT_NAMES.items() if number not in DROP_NAMES}
+    daemon: Any = SimpleNamespace(
+        sockets=SimpleNamespace(counters=UdpCounters()),
+        limiter=SimpleNamespace(refused=0),
+        endpoint=pair.a.endpoint,
+    )
+    ike = SimpleNamespace(
+        now=lambda: pair.now,
+        traffic=dict,
+        snapshot=pair.a.endpoint.snapshot,
+        feed=SimpleNamespace(
+            last_errors=lambda: {"a-b": (0.0, events.Failure(code="peer_silent", text="no answer"))}
+        ),
+        leases=dict,
+        connections={each.name: each for each in pair.a.endpoint.connections},
+        pools=[PoolSettings(name="p", ranges=((ip_address("10.9.0.1"), ip_address("10.9.0.9")),))],
+        datagrams=lambda: IkeDaemon.datagrams(daemon),
+    )
+    gateway: Any = SimpleNamespace(
+        dataplane=SimpleNamespace(stats=lambda: SimpleNamespace(**dataplane)),
+        mirror=SimpleNamespace(route_count=0, mirror=SimpleNamespace(neighbours={})),
+        config=config,
+        started=0.0,
+        reloads=0,
+        links=SimpleNamespace(of=lambda port: None),
+        paths=SimpleNamespace(of=lambda name: Way()),
+        sa={sa.name: sa for sa in config.sas}.get,
+        ike=ike,
+    )
+    return build_status(gateway)
+
+
+def shapes(path: str, value: object) -> dict[str, set[str]]:
+    """Of each object in a document, by its path, its keys; those of one list are taken together."""
+    if isinstance(value, list):
+        found: dict[str, set[str]] = {}
+        for each in value:
+            for where, keys in shapes(path, each).items():
+                found[where] = found.get(where, set()) | keys
+        return found
+    if not isinstance(value, dict):
+        return {}
+    found = {path: set(value)} if path else {}
+    for key, below in value.items():
+        found |= shapes(f"{path}.{key}" if path else key, below)
+    return found
+
+
+def test_every_status_field_is_described() -> None:
+    """Object by object, what the code behind `esplanade status` makes; drops have a section of their own."""
+    document, described = status(), documented_fields()
+    found = {path: keys for path, keys in shapes("", document).items() if not path.endswith("drops")}
+    assert {
+        "ports",
+        "workers",
+        "sas",
+        "ike.connections.last_error",
+        "ike.ike_sas.children",
+        "ike.pools",
+    } < set(found)
+    for path, keys in found.items():
+        assert described[path] == keys, path
+    assert {path for path, keys in described.items() if keys} == set(found)
+    assert {path for path in described if "." not in path} == set(document)
+    assert {path.removeprefix("ike.") for path in described if path.count(".") == 1} == set(document["ike"])
 
 
 CONNECTION = {"connections": {"c": {"children": {"d": {}}, "local": {}, "remote": {}}}}
