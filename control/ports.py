@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from control.config import Config, PortConfig
-from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS
+from control.config.schema import SOCKET_DRIVERS, reassembling
 from control.net.mirror import Mirror, MirrorPort
 from dataplane.model import Address, Direction, PortSpec, Role, SaSpec
 
@@ -56,10 +56,6 @@ def port_specs(config: Config, mirror: Mirror, path_mtu: PathMtu) -> list[PortSp
 
 def helper_specs(config: Config, specs: Sequence[PortSpec]) -> list[PortSpec]:
     """Ports beside the configured ones, for ESP and AH that the kernel had to reassemble, in UDP too."""
-    outside = [spec for spec in specs if spec.role is Role.UNPROTECTED]
-    read = [spec for spec in outside if spec.mac]
-    if not read:
-        return []
     room = max(spec.mtu for spec in specs) + ENCAPSULATION_MOST  # for the largest that can be delivered
     common: dict[str, Any] = {
         "role": Role.UNPROTECTED,
@@ -68,20 +64,17 @@ def helper_specs(config: Config, specs: Sequence[PortSpec]) -> list[PortSpec]:
         "options": {"seldom": "on"},
         "helper": True,
     }
-    made = []
-    if all(spec.driver != "raw" for spec in outside):
-        made.append(PortSpec(name="reassembled", driver="raw", **common))
-    if reassembles_udp(config):
-        for port in sorted({spec.encap_port for spec in read}):
-            made.append(PortSpec(name=f"reassembled-{port}", driver="udp", encap_port=port, **common))
-    return made
+    return [
+        PortSpec(name=f"reassembled-{port}", driver=driver, encap_port=port, **common)
+        if driver == "udp"
+        else PortSpec(name="reassembled", driver=driver, **common)
+        for driver, port in reassembling(specs, encapsulated=config.encapsulated)
+    ]
 
 
 def reassembles_udp(config: Config) -> bool:
     """Whether `helper_specs` has sockets for ESP in UDP: something may come so, and no configured port has them."""
-    drivers = {port.driver for port in config.ports if port.role is Role.UNPROTECTED}
-    encapsulated = bool(config.ike.connections) or any(sa.encap is not None for sa in config.sas)
-    return encapsulated and not drivers.isdisjoint(LINK_DRIVERS) and "udp" not in drivers
+    return any(driver == "udp" for driver, _ in reassembling(config.ports, encapsulated=config.encapsulated))
 
 
 def _port_spec(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from control.config.policies import Policy
 from control.config.problems import nearest, show
 from control.config.sas import warn_of_sockets
-from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS, PortConfig
+from control.config.schema import LINK_DRIVERS, SOCKET_DRIVERS, PortConfig, reassembling
 from control.config.table import Report, Table
 from dataplane.model import Action, Cipher, Direction, Mode, Protocol, Role, SaSpec
 
@@ -129,9 +129,9 @@ def _check_outer(table: Table, sa: SaSpec, outer: SaSpec) -> None:
 
 
 def check_ports(
-    report: Report, ports: list[tuple[Table, PortConfig]], sas: list[tuple[Table, SaSpec]]
+    report: Report, ports: list[tuple[Table, PortConfig]], sas: list[tuple[Table, SaSpec]], *, ike: bool
 ) -> None:
-    """There is a port on either side, no interface is used twice, and each driver stands where it can."""
+    """A port on either side, not too many, no interface used twice, and each driver where it can stand."""
     interfaces: dict[str, Table] = {}
     for table, port in ports:
         if port.interface and port.interface in interfaces:
@@ -159,8 +159,7 @@ def check_ports(
                 report.error(
                     "port", f'no port has role = "{role.value}"; want at least one [[port]] on either side'
                 )
-    if len(ports) > PORTS_MOST:
-        report.error("port", f"got {len(ports)} ports, want at most {PORTS_MOST}")
+    _check_number(report, [port for _, port in ports], ike or any(sa.encap is not None for _, sa in sas))
     zero_copy = {
         port.zero_copy: table for table, port in ports if port.driver == "xdp" and port.zero_copy != "auto"
     }
@@ -169,6 +168,20 @@ def check_ports(
             "zero_copy", "differs from another port's, and all xdp ports share their frames; want one value"
         )
     _check_unprotected(report, [entry for entry in ports if entry[1].role is Role.UNPROTECTED], sas)
+
+
+def _check_number(report: Report, ports: list[PortConfig], encapsulated: bool) -> None:
+    """A worker has the configured ports, and the sockets that some of them want beside them."""
+    sockets = reassembling(ports, encapsulated=encapsulated)
+    if len(ports) + len(sockets) <= PORTS_MOST:
+        return
+    beside = (
+        f" beside {len(sockets)} socket{'s' if len(sockets) > 1 else ''} of our own, for what the kernel puts together "
+        "of fragments on unprotected xdp and packet ports"
+    )
+    report.error(
+        "port", f"got {len(ports)} ports, want at most {PORTS_MOST - len(sockets)}{beside if sockets else ''}"
+    )
 
 
 def _check_unprotected(

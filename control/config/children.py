@@ -217,8 +217,8 @@ def _lifetime(table: Table) -> Lifetime:
     return lifetime
 
 
-def duration(table: Table, key: str, default: float, *, least: float = _LEAST) -> float:
-    """Seconds: a number, or text such as "4h"; 0 is never."""
+def duration(table: Table, key: str, default: float, *, least: float = _LEAST, never: bool = True) -> float:
+    """Seconds: a number, or text such as "4h"; 0 is never, where `never` has a meaning."""
     value = table.raw(key)
     if value is None:
         return default
@@ -228,8 +228,8 @@ def duration(table: Table, key: str, default: float, *, least: float = _LEAST) -
         seconds = table.parsed(key, parse_duration)
     if seconds is None:
         return default
-    if seconds and not least <= seconds <= 1e9:
-        table.error(key, f"got {seconds:g} s, want 0 (never) or at least {least:g} s")
+    if (seconds or not never) and not least <= seconds <= 1e9:
+        table.error(key, f"got {seconds:g} s, want {'0 (never) or ' if never else ''}at least {least:g} s")
         return default
     return seconds
 

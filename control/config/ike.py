@@ -91,7 +91,9 @@ def _read_settings(table: Table) -> tuple[EndpointSettings, Retransmission, int,
         cookie_threshold=table.integer("cookie_threshold", 0, 1000000, default.cookie_threshold, "SAs"),
         block_threshold=table.integer("block_threshold", 1, 1000000, default.block_threshold, "SAs"),
         half_open_limit=table.integer("half_open_limit", 1, 1000000, default.half_open_limit, "SAs"),
-        half_open_timeout=duration(table, "half_open_timeout", default.half_open_timeout, least=1.0),
+        half_open_timeout=duration(
+            table, "half_open_timeout", default.half_open_timeout, least=1.0, never=False
+        ),
         initial_contact=table.boolean("initial_contact", default.initial_contact),
         send_vendor_id=table.boolean("send_vendor_id", default.send_vendor_id),
         export_keys=table.boolean("export_keys", default.export_keys),
@@ -106,7 +108,7 @@ def _read_settings(table: Table) -> tuple[EndpointSettings, Retransmission, int,
         table.error("retransmit_base", f"got {kind(base)} ({base!r:.20}), want a number from 1 to 10")
         base = None
     retransmission = Retransmission(
-        timeout=duration(table, "retransmit_timeout", sent_again.timeout, least=0.1),
+        timeout=duration(table, "retransmit_timeout", sent_again.timeout, least=0.1, never=False),
         base=float(base) if isinstance(base, int | float) else sent_again.base,
         tries=table.integer("retransmit_tries", 1, 100, sent_again.tries, "times"),
         limit=duration(table, "retransmit_limit", sent_again.limit, least=0.1),

@@ -86,7 +86,7 @@ def parse(
         check_names(tables)
     check_sas(report, sas)
     check_bundles(sas, names, policies)
-    check_ports(report, ports, sas)
+    check_ports(report, ports, sas, ike=bool(ike.connections))
     check_policies(policies, {sa.name: sa for _, sa in sas})
     check_use(sas, policy_tables)
     if report.problems:
@@ -176,7 +176,7 @@ def _read_gateway(table: Table) -> GatewaySettings:
         run_dir=_directory(table, "run_dir", "/run/esplanade"),
         log_level=table.choice("log_level", ("debug", "info", "warning", "error"), "info") or "info",
         log_json=table.boolean("log_json", False),
-        path_mtu_age=duration(table, "path_mtu_age", 600.0, least=1.0) or 600.0,
+        path_mtu_age=duration(table, "path_mtu_age", 600.0, least=1.0, never=False),
     )
     table.finish()
     return settings

@@ -6,13 +6,14 @@ system knows (MAC, MTU, addresses), which `control.ports` adds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 from control.config.ike import IkeConfig
 from control.config.problems import Problem
-from dataplane.model import Address, PolicySpec, Role, SaSpec
+from dataplane.model import Address, PolicySpec, PortSpec, Role, SaSpec
 
 InterfaceAddress = IPv4Interface | IPv6Interface
 
@@ -56,6 +57,21 @@ class PortConfig:
     routes: bool = True  # tun: add routes for the remote ranges of protect and discard policies
 
 
+def reassembling(ports: Iterable[PortConfig | PortSpec], *, encapsulated: bool) -> list[tuple[str, int]]:
+    """(driver, UDP port) of every socket that takes what the kernel puts together of fragments, beside `ports`.
+
+    Unprotected interfaces want them where no port of theirs has such a socket. `encapsulated`: ESP may come in UDP.
+    """
+    outside = [port for port in ports if port.role is Role.UNPROTECTED]
+    drivers = {port.driver for port in outside}
+    if drivers.isdisjoint(LINK_DRIVERS):
+        return []
+    found = [] if "raw" in drivers else [("raw", 0)]
+    if encapsulated and "udp" not in drivers:
+        found += sorted({("udp", port.encap_port) for port in outside if port.driver in LINK_DRIVERS})
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole configuration that passed every check."""
@@ -67,6 +83,11 @@ class Config:
     policies: tuple[PolicySpec, ...]
     ike: IkeConfig = field(default_factory=IkeConfig)
     warnings: tuple[Problem, ...] = field(default=())
+
+    @property
+    def encapsulated(self) -> bool:
+        """Whether ESP in UDP may come."""
+        return bool(self.ike.connections) or any(sa.encap is not None for sa in self.sas)
 
     def port(self, name: str) -> PortConfig:
         """The port of this name; KeyError if there is none."""

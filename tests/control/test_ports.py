@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from control.config import parse
+from control.config import Config, ConfigError, parse
 from control.net.mirror import Mirror, MirrorPort
 from control.net.tun import routes_for
 from control.ports import PortSetupError, helper_specs, mirror_ports, port_specs, tun_mtu
+from dataplane.layout import PORTS_MAX
 from dataplane.model import Action, PolicySpec, PortSpec, Role, SelectorSpec
 from tests.control.config.good import GOOD
 
@@ -131,6 +132,49 @@ def test_helpers_for_what_the_kernel_reassembles() -> None:
     )
     both = [*specs, PortSpec(name="more", role=Role.UNPROTECTED, driver="raw", interface="")]
     assert not helper_specs(config, both)
+
+
+@pytest.mark.parametrize(
+    ("driver", "encap_ports", "bare", "most"),
+    [
+        ("udp", (4500,), False, 7),
+        ("raw", (), True, 7),
+        ("packet", (), True, 6),
+        ("packet", (4500,), False, 5),
+        ("packet", (4500, 4501), False, 4),
+    ],
+)
+def test_as_many_ports_as_a_worker_takes(
+    driver: str, encap_ports: tuple[int, ...], bare: bool, most: int
+) -> None:
+    """What the file may have is what a start can have, helpers among it."""
+    outside = [
+        {"name": f"wan{number}", "role": "unprotected", "driver": driver}
+        | ({"interface": f"wan{number}"} if driver == "packet" else {})
+        | ({"encap_port": port} if port else {})
+        for number, port in enumerate(encap_ports or (0,))
+    ]
+
+    def read(count: int) -> Config:
+        inside = [
+            {"name": f"lan{number}", "role": "protected", "driver": "packet", "interface": f"lan{number}"}
+            for number in range(count - len(outside))
+        ]
+        given = values(*inside, *outside)
+        for sa in given["sa"]:
+            sa.pop("encap", None)
+            if not bare:
+                sa["encap"] = True
+        return parse(given)
+
+    config = read(most)
+    mirror = Mirror(mirror_ports(config.ports))
+    for index, port in enumerate(config.ports):
+        mirror.apply(link(index + 2, port.interface))
+    specs = port_specs(config, mirror, lambda _name: None)
+    assert len([*specs, *helper_specs(config, specs)]) == PORTS_MAX - 1
+    with pytest.raises(ConfigError, match=f"port: got {most + 1} ports, want at most {most}"):
+        read(most + 1)
 
 
 def test_routes_into_the_device() -> None:

@@ -501,6 +501,22 @@ def test_messages(text: str, message: str) -> None:
     assert message in problems(text)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "least"),
+    [
+        ("ike", "half_open_timeout", "1"),
+        ("ike", "retransmit_timeout", "0.1"),
+        ("gateway", "path_mtu_age", "1"),
+    ],
+)
+def test_times_that_cannot_be_nothing(section: str, key: str, least: str) -> None:
+    """0 is no "never" where each handshake would end, or be sent again, at once."""
+    for value, read_as in (("0", "0"), ('"0s"', "0"), ("0.05", "0.05")):
+        [line] = problems(SHORTEST + f"[{section}]\n{key} = {value}\n")
+        assert line == f"{section}.{key}: got {read_as} s, want at least {least} s"
+    assert read(SHORTEST + f"[{section}]\n{key} = {least}\n")
+
+
 def test_all_problems_at_once() -> None:
     text = SHORTEST.replace("10.1.0.0/24", "x").replace("198.51.100.1", "y") + 'dpd_delay = "z"\nfoo = 1\n'
     assert len(problems(text)) == 4
