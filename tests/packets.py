@@ -110,13 +110,15 @@ def tcp(
     source: object = CLIENT4,
     destination: object = SERVER4,
     ports: tuple[int, int] = (4000, 80),
+    sequence: int = 1,
     flags: int = 0x10,
     options: bytes = b"",
     half: bool = False,
 ) -> bytes:
     """A TCP segment; `options` are padded to a multiple of 4 bytes."""
     options += bytes(-len(options) % 4)
-    head = struct.pack(">HHIIBBHHH", *ports, 1, 2, (5 + len(options) // 4) << 4, flags, 65535, 0, 0) + options
+    words = 5 + len(options) // 4
+    head = struct.pack(">HHIIBBHHH", *ports, sequence, 2, words << 4, flags, 65535, 0, 0) + options
     start = pseudo(source, destination, TCP, len(head) + len(data))
     value = ~checksum(start) & 0xFFFF if half else checksum(start + head + data)
     return head[:16] + struct.pack(">H", value) + head[18:] + data

@@ -65,13 +65,12 @@ def test_tcp_over_a_wire_of_two_ports(spaces: MakeSpaces, target: str) -> None:
     assert pool.free_count == 2048
 
 
-def test_super_frames_are_what_the_kernel_would_have_sent(spaces: MakeSpaces) -> None:
-    """The same bytes sent with TSO, cut by us, and without, cut by the kernel: equal payloads and header rules."""
+def test_kernel_segments_what_we_join(spaces: MakeSpaces) -> None:
+    """A burst that the port joined is cut by the kernel that forwards it to where no TSO is: the same packets."""
     left, middle, right = spaces("left", "middle", "right")
     wire_up(left, middle, right)
     pool = Pool(2048)
     a, b = (open_unfiltered(middle, pool, name) for name in ("veth-a", "veth-b"))
-    # A super-frame of our own making, sent to the kernel that forwards it where no TSO is.
     left.ip(
         "link add name vx type veth peer name vy",
         "link set vx up",
