@@ -75,7 +75,11 @@ def build_parser(wanted: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     if list(wanted) == ["demo"]:
         _add_demo(demo)
-    commands.add_parser("bench", help="measure kernels, tables, ports or a chain of gateways", add_help=False)
+    commands.add_parser(
+        "bench",
+        help="measure kernels, rings, tables, scaling, ports, rate, latency, chain or ike (in a source tree)",
+        add_help=False,
+    )
     return parser
 
 

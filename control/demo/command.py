@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from control.lab.space import LabError
 from control.lab.topology import check_tools
 
 SECONDS = 5
+SECONDS_MOST = 86400  # of iperf3
 TOOLS = {"ping": "iputils-ping", "iperf3": "iperf3"}
 
 
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=_positive,
+        type=whole_seconds,
         default=SECONDS,
         metavar="N",
         help=f"of each speed run (default: {SECONDS})",
@@ -59,11 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, want at least 1")
-    return value
+def whole_seconds(text: str) -> int:
+    """The length of a run; argparse.ArgumentTypeError says what was got, and what is wanted."""
+    if re.fullmatch("[0-9]{1,5}", text) is None or not 1 <= int(text) <= SECONDS_MOST:
+        raise argparse.ArgumentTypeError(
+            f"got {text[:40]!r}, want a whole number of seconds from 1 to {SECONDS_MOST}"
+        )
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

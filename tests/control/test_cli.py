@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli import BENCHES
 from control import cli
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "site-to-site.toml"
@@ -33,6 +34,21 @@ def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["nonsense"]) == 2
     assert cli.main(["status", "--nonsense"]) == 2
     assert cli.main(["--version"]) == 0
+
+
+def test_help_names_every_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    *_, shown = capsys.readouterr().out.partition("\n    bench ")
+    words = shown.partition("\n\n")[0].replace(",", "").split()
+    assert [word for word in words if word in BENCHES] == list(BENCHES)
+
+
+@pytest.mark.parametrize("seconds", ["x", "0", "-1", "86401", "1.5", "", "\u0665", "1" * 5000])
+def test_demo_refuses_seconds(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.build_parser(["demo"]).parse_args(["demo", f"--seconds={seconds}"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(f"--seconds: got {seconds[:40]!r}, want a whole number of seconds from 1 to 86400")
 
 
 def test_config_errors_are_all_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
