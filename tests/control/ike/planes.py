@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from control.ike.events import ChildClosed, ChildEstablished, ChildOutboundReady, ChildSa, Closed, Event
+from control.ike.events import (
+    ChildClosed,
+    ChildEstablished,
+    ChildOutboundReady,
+    ChildSa,
+    Closed,
+    Event,
+    IkeRekeyed,
+    PathChanged,
+    PeerPath,
+)
 
 GRACE = 5.0  # seconds
 
@@ -32,6 +42,8 @@ class Plane:
     known: dict[int, ChildSa] = field(default_factory=dict)  # by id
     outbound: list[int] = field(default_factory=list)  # ids that may be sent through, the newest last
     closed: list[ChildClosed] = field(default_factory=list)
+    owners: dict[int, int] = field(default_factory=dict)  # by child's id: its IKE SA
+    paths: dict[int, PeerPath] = field(default_factory=dict)  # by child's id: where its ESP goes
 
     def apply(self, event: Event, now: float) -> None:
         """Do what an event asks for; refuses what no dataplane could do."""
@@ -40,6 +52,7 @@ class Plane:
             assert child.id not in self.known, f"child {child.id} established twice"
             assert child.spi_in not in self.inbound, f"SPI {child.spi_in:08x} is in use"
             self.known[child.id] = self.inbound[child.spi_in] = child
+            self.owners[child.id], self.paths[child.id] = child.ike, child.path
             if event.outbound:
                 self.outbound.append(child.id)
         elif isinstance(event, ChildOutboundReady):
@@ -48,6 +61,7 @@ class Plane:
             self.outbound.append(event.child)
         elif isinstance(event, ChildClosed):
             child = self.known.pop(event.child)
+            del self.owners[event.child], self.paths[event.child]
             self.closed.append(event)
             if event.child in self.outbound:
                 self.outbound.remove(event.child)
@@ -55,6 +69,10 @@ class Plane:
                 self.leaving[child.spi_in] = now + GRACE
             else:
                 del self.inbound[child.spi_in]
+        elif isinstance(event, IkeRekeyed):
+            self.owners = {id: event.new if ike == event.ike else ike for id, ike in self.owners.items()}
+        elif isinstance(event, PathChanged):
+            self.paths.update((id, event.path) for id, ike in self.owners.items() if ike == event.ike)
 
     def packet(self) -> Packet | None:
         """What is sent at this moment; None without an outbound SA."""

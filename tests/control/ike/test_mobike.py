@@ -11,6 +11,7 @@ import pytest
 from control.ike.events import Datagram, PathChanged
 from control.ike.v2.negotiate import dynamic_addresses
 from tests.control.ike.pair import ADDRESS_A, ADDRESS_B, Pair, Side, connection_a, connection_b
+from tests.control.ike.planes import Plane
 
 NEW = ip_address("192.0.2.7")
 NAT = ip_address("198.51.100.1")
@@ -69,6 +70,37 @@ def test_a_move_with_a_request_under_way() -> None:
     assert pair.b.of(PathChanged)[0].path.remote == NEW
     # The child that was made on the way has moved with the others.
     assert pair.a.of(PathChanged)
+
+
+def esp_goes_to(pair: Pair) -> set[Any]:
+    """Addresses of A that the dataplanes of both sides use, by the events that they were told."""
+    found = set()
+    for side in pair.sides:
+        plane = Plane()
+        for event in side.log:
+            plane.apply(event, pair.now)
+        found |= {path.local if side is pair.a else path.remote for path in plane.paths.values()}
+    return found
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_move_that_crosses_a_rekeying_of_the_ike_sa(who: str) -> None:
+    """Its answer comes on an IKE SA whose children the successor has by then: they follow all the same."""
+    pair = made().up()
+    pair.a.addresses = (NEW, ADDRESS_A)
+    pair.a.endpoint.address_changed(ADDRESS_A, NEW, pair.now)
+    side = pair.a if who == "a" else pair.b
+    side.endpoint.rekey_ike(side.ikes[0], pair.now)
+    pair.run(100.0)
+    assert pair.a.rekeyed and pair.b.rekeyed
+    pair.check_children()
+    assert esp_goes_to(pair) == {NEW}
+    # And what is made from now on is there, too.
+    pair.b.endpoint.rekey_child(next(iter(pair.b.children)), pair.now)
+    pair.b.endpoint.rekey_ike(pair.b.ikes[0], pair.now)
+    pair.run(100.0)
+    pair.check_children()
+    assert esp_goes_to(pair) == {NEW}
 
 
 def test_two_moves_at_once_end_at_the_last() -> None:

@@ -66,6 +66,10 @@ class UpdateAddresses(Task):
             return DONE
         if sa.path != self.path:
             return DONE  # we have moved again meanwhile; that has its own exchange
+        if sa.successor is not None:
+            # The children are the successor's: the peer has followed with an IKE SA that has none (RFC 7296 2.18).
+            _pass_on(sa, UpdateAddresses(self.path), now)
+            return DONE
         mapping_changed(sa, message)
         _take_detections(sa, message.payloads, message.path)
         sa.start_keepalives(now)
@@ -74,7 +78,8 @@ class UpdateAddresses(Task):
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The IKE SA was replaced first: its successor tells."""
-        _pass_on(sa, UpdateAddresses(self.path), now)
+        if sa.state is State.CLOSED:
+            _pass_on(sa, UpdateAddresses(self.path), now)
 
 
 class ReturnRoutability(Task):
@@ -111,17 +116,24 @@ class ReturnRoutability(Task):
     def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
         """The same COOKIE2 comes back: the children move."""
         if self.proven(sa, message) and sa.path == self.path:
+            if sa.successor is not None:
+                _pass_on(
+                    sa, ReturnRoutability(self.path), now
+                )  # it has the children, and has not seen the answer
+                return DONE
             sa.start_keepalives(now)
             sa.move(self.path, now)
         return DONE
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The IKE SA was replaced first: its successor asks."""
-        _pass_on(sa, ReturnRoutability(self.path), now)
+        if sa.state is State.CLOSED:
+            _pass_on(sa, ReturnRoutability(self.path), now)
 
 
-def _pass_on(sa: IkeSa, task: Task, now: float) -> None:
-    if sa.state is State.CLOSED and sa.successor is not None:
+def _pass_on(sa: IkeSa, task: UpdateAddresses | ReturnRoutability, now: float) -> None:
+    """Have the successor do it, unless it has gone elsewhere since: that has an exchange of its own."""
+    if sa.successor is not None and sa.heir.path == task.path:
         sa.heir.queue(task, now, first=True)
         sa.host.schedule(sa.heir)
 
