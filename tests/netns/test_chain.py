@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from control.demo.course import ping_all
+from control.demo.course import Course, ping_all
+from control.demo.proof import prove
+from control.demo.report import Rekeys, suites
 from control.lab.gateway import DRIVERS, Gateways, Tunnel, make_lab
 from control.lab.topology import Lab, address
 from control.lab.traffic import iperf3, ping
@@ -38,6 +40,15 @@ def test_chain(driver: str, protocol: str) -> None:
         assert counts["ah" if protocol == "esp" else "esp"] == 0
         for gateway in (gateways.a, gateways.b):
             assert gateway.stop() == 0, gateway.log(30)
+
+
+def test_demo_with_ah() -> None:
+    """The demo's proof of AH with keys by hand: the cable shows AH and nothing else, and nobody changes keys."""
+    proof = prove("tun", pings=100, course=Course(protocol="ah"))
+    assert (proof.pings_sent, proof.pings_lost) == (400, 0)
+    assert (proof.cleartext_packets, proof.esp_packets, proof.rekeys) == (0, 0, Rekeys())
+    assert proof.ah_packets > 800
+    assert suites(proof).startswith("AH ") and suites(proof).endswith(", keys by hand")
 
 
 JUMBO_MTU = 9000
