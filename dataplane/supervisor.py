@@ -368,8 +368,7 @@ class Supervisor:
             for worker in self.workers:
                 if worker.pidfd >= 0:
                     log.error("worker %d (process %d) does not stop; killing it", worker.index, worker.pid)
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+                    _kill(worker)
             await self._gone(seconds)
         all_gone = all(worker.pidfd < 0 for worker in self.workers)
         for worker in self.workers:
@@ -403,6 +402,22 @@ class Supervisor:
                 break
             await asyncio.sleep(0.002)
         self._nursery = None
+
+
+def _kill(worker: WorkerState) -> None:
+    """SIGKILL; a kernel that refuses it is no reason to leave the rest of a stop undone."""
+    try:
+        signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        log.error(
+            "worker %d (process %d) has a user of its own and may not be ended from here without CAP_KILL: "
+            "run `kill -KILL %d` as root, and give the gateway that capability",
+            worker.index,
+            worker.pid,
+            worker.pid,
+        )
 
 
 def _delay(quick_deaths: int) -> float:

@@ -17,10 +17,12 @@ import pytest
 
 from dataplane.api import DataPlane, DataPlaneError
 from dataplane.supervisor import FIRST_DELAY, LONGEST_DELAY, QUICK_DEATHS, Supervisor, _delay
+from tests.capabilities import without
 from tests.dataplane.make import make_inbound, make_sa, memory_ports
 
 BACK_WITHIN = 0.1  # seconds; the goal with a real machine to itself
 PATIENCE = 10.0
+CAP_KILL = 5  # linux/capability.h
 
 
 def run(scenario: Callable[[DataPlane], Awaitable[None]], workers: int = 2) -> None:
@@ -217,6 +219,27 @@ def test_a_worker_that_does_not_stop_is_killed() -> None:
         os.kill(plane.stats().workers[0].pid, signal.SIGSTOP)
 
     run(scenario)
+
+
+@pytest.mark.root
+def test_a_worker_that_may_not_be_killed_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Root without CAP_KILL may not end what has another user; the rest of the stop is done all the same."""
+
+    async def scenario() -> None:
+        plane = DataPlane.create(ports=memory_ports(), workers=1, kernel=False)
+        await plane.start()
+        pid = plane.stats().workers[0].pid
+        try:
+            os.kill(pid, signal.SIGSTOP)
+            with without(CAP_KILL):
+                await plane.stop()
+            assert alive(pid)
+            assert f"run `kill -KILL {pid}` as root" in caplog.text and "without CAP_KILL" in caplog.text
+            assert plane.tables.fd < 0
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+    asyncio.run(scenario())
 
 
 def test_signals_of_the_terminal_are_controls_affair() -> None:
