@@ -54,8 +54,11 @@ async def _run(config: Config, log_json: bool) -> int:
             await gateway.serve()
         except START_ERRORS as error:
             log.error("cannot start%s: %s", " again" if ran_before else "", error)
-            notify(f"STATUS=cannot start: {error}")
-            if not ran_before:
+            if ran_before:
+                # The watchdog must not end what tries again: a new process would begin with "never ran" and exit.
+                notify("WATCHDOG=1", f"STATUS=cannot start again: {error}")
+            else:
+                notify(f"STATUS=cannot start: {error}")
                 requests.stop.set()
         finally:
             if requests.stop.is_set():
