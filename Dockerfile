@@ -1,9 +1,11 @@
 # Two stages: the toolchain stays in the first; the second holds Python, four libraries and the package.
 #
 #   docker build -t esplanade .
-#   docker run --rm --network host --cap-add NET_ADMIN --cap-add NET_RAW --cap-add BPF --cap-add IPC_LOCK \
-#       -v /etc/esplanade:/etc/esplanade:ro -v /var/lib/esplanade:/var/lib/esplanade \
+#   docker run --rm --network host --device /dev/net/tun --cap-add NET_ADMIN --cap-add NET_RAW --cap-add BPF --cap-add PERFMON \
+#       --cap-add IPC_LOCK -v /etc/esplanade:/etc/esplanade:ro -v /var/lib/esplanade:/var/lib/esplanade \
 #       esplanade run -c /etc/esplanade/esplanade.toml
+#
+# With xdp ports --cap-add SYS_ADMIN, too, to start again after a kill.
 #
 # A stage of its own measures (docs/performance.md); results are in /src/bench/results:
 #

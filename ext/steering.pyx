@@ -8,9 +8,9 @@ first packets go to the kernel. What is attached stays until `close`, also when 
 link, which the kernel would undo): steered frames then have no socket and are dropped, where the kernel would route
 them on in clear. The next attach takes the place of what was left; only one living process can have an interface.
 
-Limits: control-plane code, one thread, Python throughout; nothing here sees a packet. Needs CAP_BPF and
-CAP_NET_ADMIN. The interface is looked up in the network namespace of the calling thread; attach and `close` must be
-called in the same one.
+Limits: control-plane code, one thread, Python throughout; nothing here sees a packet. Needs CAP_BPF,
+CAP_PERFMON and CAP_NET_ADMIN; CAP_SYS_ADMIN to take over at XDP. The interface is looked up in the network namespace
+of the calling thread; attach and `close` must be called in the same one.
 """
 
 from libc.errno cimport EADDRINUSE, EBUSY, EEXIST, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, ERANGE, errno

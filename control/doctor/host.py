@@ -8,21 +8,27 @@ import platform
 import re
 import resource
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from control.config import Config
 from control.doctor.findings import Finding, bad, ok, warn
+from control.net.kernel import sysctl
 from dataplane import probe
 
 AF_XDP = 44
 KERNEL_LEAST, KERNEL_GOOD = (5, 10), (6, 1)
 # include/uapi/linux/capability.h
 CAPABILITIES = {
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_NET_BIND_SERVICE": 10,
     "CAP_NET_ADMIN": 12,
     "CAP_NET_RAW": 13,
     "CAP_IPC_LOCK": 14,
     "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
 MEMLOCK_WANTED = 64 << 20  # bytes: frames and keys of one worker
@@ -34,12 +40,16 @@ def check_host(config: Config | None) -> list[Finding]:
     findings = [check_kernel(platform.release()), *check_cpu(Path("/proc/cpuinfo"))]
     findings += check_libraries(probe.modules(), probe.libbpf_version(), drivers)
     findings.append(check_engine(probe.engine(config.gateway.engine if config is not None else "auto")))
-    findings += check_capabilities(_effective_capabilities(), drivers)
+    effective = _effective_capabilities()
+    low_ports = _low_ports(config) if config is not None else (500,)
+    findings.append(check_capabilities(effective, drivers, low_ports))
+    if os.geteuid() == 0:
+        findings += check_spare_capabilities(effective, drivers)
     if "xdp" in drivers:
         findings.append(check_af_xdp())
     if "tun" in drivers:
         findings.append(check_tun_device(Path("/dev/net/tun")))
-    findings.append(check_memlock(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], _effective_capabilities()))
+    findings.append(check_memlock(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], effective))
     return findings
 
 
@@ -59,7 +69,7 @@ def check_kernel(release: str) -> Finding:
     if version < KERNEL_GOOD:
         return warn(
             "kernel",
-            f"{text}; works, and 6.1 or newer is what is tested",
+            f"{text}; may work, but 6.1 or newer is what is tested",
             "install a newer kernel, e.g. apt-get install linux-image-amd64",
         )
     return ok("kernel", text)
@@ -127,27 +137,60 @@ def check_engine(engine: probe.EngineState) -> Finding:
     return ok("engine", f"{text}; {engine.details}" if engine.details else text)
 
 
-def check_capabilities(effective: int, drivers: set[str]) -> list[Finding]:
-    """The capabilities that opening the ports takes; workers drop all of them afterwards."""
+def check_capabilities(effective: int, drivers: set[str], low_ports: Sequence[int] = ()) -> Finding:
+    """The capabilities that a start takes; `low_ports` are IKE's that want one. Workers drop all afterwards."""
     wanted = {
         "CAP_NET_ADMIN": "attach programs, read and set interfaces",
         "CAP_NET_RAW": "open raw and AF_XDP sockets",
     }
+    if low_ports:
+        wanted["CAP_NET_BIND_SERVICE"] = "IKE's port " + " and ".join(str(port) for port in low_ports)
     if drivers & {"xdp", "packet"}:
         wanted["CAP_BPF"] = "load the steering program"
-    missing = [name for name in wanted if not effective >> CAPABILITIES[name] & 1]
-    if "CAP_BPF" in missing and effective >> CAPABILITIES["CAP_SYS_ADMIN"] & 1:
-        missing.remove("CAP_BPF")
+        wanted["CAP_PERFMON"] = "have its verifier take it"
+    missing = _missing(effective, wanted)
     if missing:
         why = "; ".join(f"{name} ({wanted[name]})" for name in missing)
-        return [
-            bad(
-                "capabilities",
-                f"missing {why}",
-                "run as root, or give the service AmbientCapabilities=" + " ".join(wanted),
-            )
-        ]
-    return [ok("capabilities", " ".join(wanted))]
+        return bad("capabilities", f"missing {why}", f"run as root; {_naming(missing)}")
+    return ok("capabilities", " ".join(wanted))
+
+
+def check_spare_capabilities(effective: int, drivers: set[str]) -> list[Finding]:
+    """What root may be without and still start: one warning about what is lost then, or nothing."""
+    wanted = {
+        "CAP_SETUID": "workers stay root",
+        "CAP_SETGID": "workers keep root's group",
+        "CAP_KILL": "a worker that hangs cannot be ended",
+    }
+    mend = ""
+    if "xdp" in drivers:
+        wanted["CAP_SYS_ADMIN"] = "what a killed gateway left on an interface cannot be taken over"
+        mend = "; or, after a kill: ip link set dev NAME xdp off"
+    missing = _missing(effective, wanted)
+    if not missing:
+        return []
+    why = "; ".join(f"{name} ({wanted[name]})" for name in missing)
+    return [warn("capabilities", f"without {why}", _naming(missing) + mend)]
+
+
+def _missing(effective: int, wanted: Iterable[str]) -> list[str]:
+    """Those of `wanted` that are not there; CAP_SYS_ADMIN stands in for two that were part of it once."""
+    has = {name for name, bit in CAPABILITIES.items() if effective >> bit & 1}
+    if "CAP_SYS_ADMIN" in has:
+        has |= {"CAP_BPF", "CAP_PERFMON"}
+    return [name for name in wanted if name not in has]
+
+
+def _naming(missing: Sequence[str]) -> str:
+    """Where capabilities are named. AmbientCapabilities= is for services of other users than root."""
+    options = " ".join(f"--cap-add {name.removeprefix('CAP_')}" for name in missing)
+    return f"a unit wants {' '.join(missing)} in CapabilityBoundingSet=, docker run {options}"
+
+
+def _low_ports(config: Config) -> list[int]:
+    """IKE's ports that only CAP_NET_BIND_SERVICE opens; none without connections."""
+    least = int(sysctl("ipv4/ip_unprivileged_port_start") or 1024)
+    return [port for port in config.ike.settings.nat_ports if config.ike.connections and port < least]
 
 
 def check_af_xdp() -> Finding:

@@ -55,8 +55,13 @@ def check_ports(ports: tuple[int, ...], running: bool) -> list[Finding]:
         return [ok("ike", "the gateway of this configuration is running and has its ports")]
     findings = []
     for port in ports:
-        held = [family for family in (socket.AF_INET, socket.AF_INET6) if _is_held(family, port)]
-        if held:
+        refused = {family: _refusal(family, port) for family in (socket.AF_INET, socket.AF_INET6)}
+        held = [family for family, code in refused.items() if code == errno.EADDRINUSE]
+        if errno.EACCES in refused.values():
+            findings.append(
+                warn("ike", f"UDP port {port} could not be tried: no CAP_NET_BIND_SERVICE", "run as root")
+            )
+        elif held:
             names = " and ".join("IPv4" if family == socket.AF_INET else "IPv6" for family in held)
             findings.append(
                 bad(
@@ -70,15 +75,16 @@ def check_ports(ports: tuple[int, ...], running: bool) -> list[Finding]:
     return findings
 
 
-def _is_held(family: int, port: int) -> bool:
+def _refusal(family: int, port: int) -> int:
+    """errno of opening this UDP port; 0 where it can be had, or where there is no such family."""
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             probe.bind(("", port))
     except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    return False
+        return error.errno or 0
+    return 0
 
 
 def check_credentials(settings: CredentialSettings) -> tuple[list[Finding], Credentials | None]:

@@ -447,5 +447,5 @@ def _explain(error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{where}: this host has no such address; add it to an interface or mend local_addresses"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{where}: {error.strerror}; ports below 1024 need CAP_NET_BIND_SERVICE: run as root"
+        return f"{where}: {error.strerror}; ports below 1024 need CAP_NET_BIND_SERVICE"
     return f"{where}: {error.strerror}"

@@ -44,12 +44,33 @@ def test_kernel(release: str, level: Level) -> None:
 
 def test_capabilities() -> None:
     everything = (1 << 41) - 1
-    assert host.check_capabilities(everything, {"xdp"})[0].level is Level.OK
-    without_bpf = everything & ~(1 << 39)
-    assert host.check_capabilities(without_bpf, {"xdp"})[0].level is Level.OK  # CAP_SYS_ADMIN stands in
-    (finding,) = host.check_capabilities(1 << 12, {"xdp"})
-    assert finding.level is Level.BAD and "CAP_NET_RAW" in finding.text and "CAP_BPF" in finding.text
-    assert "CAP_BPF" not in host.check_capabilities(1 << 12, {"tun"})[0].text
+    assert host.check_capabilities(everything, {"xdp"}, [500]).level is Level.OK
+    without_bpf = everything & ~(1 << 38 | 1 << 39)
+    assert host.check_capabilities(without_bpf, {"xdp"}).level is Level.OK  # CAP_SYS_ADMIN stands in
+    finding = host.check_capabilities(1 << 12, {"xdp"}, [500])
+    assert finding.level is Level.BAD
+    for name in ("CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON", "CAP_NET_BIND_SERVICE (IKE's port 500)"):
+        assert name in finding.text
+    assert "CapabilityBoundingSet=" in finding.mend and "--cap-add PERFMON" in finding.mend
+    finding = host.check_capabilities(1 << 12, {"tun"})
+    assert "CAP_BPF" not in finding.text and "CAP_NET_BIND_SERVICE" not in finding.text
+
+
+def test_capabilities_that_a_start_can_do_without() -> None:
+    everything = (1 << 41) - 1
+    assert host.check_spare_capabilities(everything, {"xdp"}) == []
+    assert host.check_spare_capabilities(everything & ~(1 << 21), {"packet"}) == []
+    (finding,) = host.check_spare_capabilities(everything & ~(1 << 21), {"xdp"})
+    assert finding.level is Level.WARN and "xdp off" in finding.mend
+    (finding,) = host.check_spare_capabilities(0, {"tun"})
+    assert "CAP_SETUID (workers stay root)" in finding.text and "CAP_KILL" in finding.mend
+
+
+def test_only_low_ports_of_ike_want_a_capability() -> None:
+    connection = {"connections": {"c": {"remote_addrs": "192.0.2.2", "psk": "correct horse battery"}}}
+    assert host._low_ports(parse(connection)) == [500]
+    assert host._low_ports(parse({**connection, "ike": {"port": 1500}})) == []
+    assert host._low_ports(parse(changed("gateway.workers", 1))) == []
 
 
 def test_memlock() -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,14 @@ class Daemon(Peer):
         files: Mapping[str, bytes] | None = None,
         *,
         base: str | None = None,
+        under: Sequence[str] = (),
     ) -> None:
-        """Write everything; nothing runs yet. `base` is what the configuration begins with."""
+        """Write everything; nothing runs yet.
+
+        `base` is what the configuration begins with, `under` the command that runs it (none: itself).
+        """
         self.space = space
+        self._under = under
         self._base = base_with("udp") if base is None else base
         self.directory = directory / f"esplanade-{space.name}"
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -98,7 +103,10 @@ class Daemon(Peer):
         self._notify.bind(str(path))
         source = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH", "")]))
         self.program = self.space.start(
-            [sys.executable, "-m", "control", "run", "-c", str(self.directory / "esplanade.toml")],
+            [
+                *self._under,
+                *(sys.executable, "-m", "control", "run", "-c", str(self.directory / "esplanade.toml")),
+            ],
             environment={"NOTIFY_SOCKET": str(path), "PYTHONPATH": source},
         )
 

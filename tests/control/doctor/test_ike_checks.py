@@ -10,9 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from control.config import Config, parse
-from control.doctor import Level, ike_checks
+from control.doctor import Level, host, ike_checks
 from control.ike.identity import Identity
 from control.pki.make import issue, make_authority
+from tests.capabilities import without
 
 
 def config(text: str, directory: Path | None = None) -> Config:
@@ -48,6 +49,13 @@ def test_ports(tmp_path: Path) -> None:
         assert ike_checks.check_ports((port,), True)[0].level is Level.OK
     assert ike_checks.check_ports((port,), False)[0].level is Level.OK
     assert not ike_checks.is_running(tmp_path)
+
+
+@pytest.mark.root
+def test_a_port_that_may_not_be_tried_is_not_called_free() -> None:
+    with without(host.CAPABILITIES["CAP_NET_BIND_SERVICE"]):
+        (finding,) = ike_checks.check_ports((500,), False)
+    assert finding.level is Level.WARN and "no CAP_NET_BIND_SERVICE" in finding.text
 
 
 def certificate(directory: Path, name: str, days: float = 100.0) -> None:

@@ -18,8 +18,10 @@ from dataplane.api import DataPlane
 from dataplane.model import Address, PortSpec, Role
 from dataplane.ports import udp as udp_port
 from ext.packet import Pool
+from tests.capabilities import without
 
 MARKER = bytes(4)
+CAP_NET_BIND_SERVICE = 10  # linux/capability.h
 
 
 @dataclass
@@ -285,6 +287,15 @@ def test_a_burst_is_told_once_and_its_datagrams_share_their_path(ports: tuple[in
         sockets.close()
 
     asyncio.run(body())
+
+
+@pytest.mark.root
+def test_a_low_port_names_the_capability_that_opens_it() -> None:
+    """Not "run as root": whom a service manager keeps that capability from is root."""
+    sockets = UdpSockets(lambda data, path: None, lambda path, text: None, ports=(500, 4500))
+    with without(CAP_NET_BIND_SERVICE), pytest.raises(UdpError, match=r"500: .* CAP_NET_BIND_SERVICE$"):
+        sockets.open([ip_address("127.0.0.1")])
+    sockets.close()
 
 
 @pytest.mark.parametrize("which", [0, 1])
