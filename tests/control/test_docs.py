@@ -27,7 +27,8 @@ from ext.counters import DROP_NAMES, VERDICT_NAMES
 from tests.control.config.good import GOOD
 from tests.control.ike.pair import Pair
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 
 
 def section(path: Path, heading: str) -> str:
@@ -197,3 +198,25 @@ def test_every_key_is_described(
     if path == "connections.c":
         known -= {*CHILD_KEYS}  # described with the children
     assert set(first_column(section(DOCS / "configuration.md", heading), "key")) == known
+
+
+@pytest.mark.parametrize(
+    ("rfc", "names"),
+    [
+        (9867, r"USE_PPK_INT"),
+        (5723, r"IKE_SESSION_RESUME|TICKET_\w+"),
+        (6290, r"QUICK_CRASH_DETECTION"),
+        (6311, r"IKEV2_MESSAGE_ID_SYNC\w*|IPSEC_REPLAY_COUNTER_SYNC\w*"),
+        (5685, r"REDIRECT\w*"),
+    ],
+)
+def test_what_is_not_there_is_said(rfc: int, names: str) -> None:
+    """Extensions of IKEv2 that have numbers here, and nothing else, are listed as not supported."""
+    assert re.search(
+        rf"^\| .*RFC {rfc}\) \|", section(DOCS / "configuration.md", "## What is not supported"), re.MULTILINE
+    )
+    numbers = ROOT / "control" / "ike" / "numbers.py"
+    assert re.search(rf"\b({names}) = ", numbers.read_text())
+    for path in (ROOT / "control").rglob("*.py"):
+        used = re.search(rf"\.({names})\b", path.read_text())
+        assert used is None, f"{path} has {used[0]}: RFC {rfc} is not missing any more"
