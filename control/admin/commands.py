@@ -184,7 +184,7 @@ class IkeCommands:
         if not self.control.settings.export_keys:
             raise CommandError(
                 "keys are not exported, because the configuration does not allow it; set [ike] export_keys = true, "
-                "restart the gateway, and set up the SAs anew"
+                "reload the gateway (SIGHUP), and set up the SAs anew"
             )
         with self.control.feed.follow() as follower:
             for event in self.control.feed.exported_keys():

@@ -73,7 +73,7 @@ class Credentials:
 
 def is_path(text: str) -> bool:
     """Whether a text is a file's path where a name of the configuration could stand, too."""
-    return "/" in text or text.lower().endswith((".pem", ".crt", ".cer", ".der"))
+    return "/" in text or text.lower().endswith((".pem", ".crt", ".cer", ".der", ".p12", ".pfx"))
 
 
 def _known(table: Table, key: str, text: str, known: Iterable[str], section: str) -> str | None:

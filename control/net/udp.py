@@ -445,7 +445,7 @@ def _explain(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"{where} is in use: another IKE daemon runs; stop it (ss -ulpn names it)"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"{where}: this host has no such address; add it to an interface or mend local_addresses"
+        return f"{where}: this host has no such address; add it to an interface or mend local_addrs"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{where}: {error.strerror}; ports below 1024 need CAP_NET_BIND_SERVICE"
     return f"{where}: {error.strerror}"

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--p12", action="store_true", help="write NAME.p12 for phones, too, and print its password"
         )
     for each in (ca, server, client):
-        _common(each)
+        _common(each, "itself" if each is ca else "ca")
         each.add_argument(
             "--key", choices=KEYS, default="ecdsa", help="kind of key (default: ecdsa, on P-256)"
         )
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.set_defaults(run=_show)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, authority: str = "ca") -> None:
     parser.add_argument(
         "-d",
         "--directory",
@@ -98,7 +98,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where the files are (default: here)",
     )
-    parser.add_argument("--ca", metavar="NAME", help="the CA that signs, NAME.pem and NAME.key (default: ca)")
+    parser.add_argument(
+        "--ca", metavar="NAME", help=f"the CA that signs, NAME.pem and NAME.key (default: {authority})"
+    )
 
 
 def _days(text: str) -> float:

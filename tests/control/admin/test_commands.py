@@ -243,7 +243,9 @@ def test_log() -> None:
 def test_keys_only_where_they_are_allowed() -> None:
     async def run(commands: IkeCommands, control: Control) -> None:
         message = await refusal(commands.keys({"follow": False}))
-        assert "the configuration does not allow it; set [ike] export_keys = true" in message
+        assert (
+            "the configuration does not allow it; set [ike] export_keys = true, reload the gateway" in message
+        )
 
     scenario(Pair(), run)
 

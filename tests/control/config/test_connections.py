@@ -333,6 +333,13 @@ def test_paths_where_names_could_be() -> None:
     assert connection.remote.authorities == (config.ike.credentials.authorities[0].name,)
 
 
+@pytest.mark.parametrize("name", ["gw.pem", "gw.crt", "gw.cer", "gw.der", "gw.p12", "GW.PFX"])
+def test_a_file_by_its_bare_name(tmp_path: Path, name: str) -> None:
+    """Every kind of file that certificates come in is one beside the configuration."""
+    config = read(SHORTEST + f'local = {{ certs = "{name}" }}\n', source=str(tmp_path / "x.toml"))
+    assert config.ike.credentials.certificates[0].certificate == tmp_path / name
+
+
 GOLDEN = [
     (
         SHORTEST.replace('psk = "correct horse battery staple"\n', ""),

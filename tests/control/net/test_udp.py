@@ -190,6 +190,16 @@ def test_what_cannot_be_sent_is_a_path_error(ports: tuple[int, int]) -> None:
     asyncio.run(body())
 
 
+def test_an_address_of_nobody_is_named(ports: tuple[int, int]) -> None:
+    """By the key to mend."""
+
+    async def body() -> None:
+        with pytest.raises(UdpError, match=r"no such address; add it to an interface or mend local_addrs$"):
+            Ike().sockets(ports).open([IPv4Address("192.0.2.77")])
+
+    asyncio.run(body())
+
+
 def test_a_port_in_use_is_named(ports: tuple[int, int]) -> None:
     """Another IKE daemon is there; what was opened before is closed again."""
 

@@ -68,6 +68,16 @@ def test_a_gateway_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[st
     subprocess.run(verified, check=True, capture_output=True)
 
 
+@pytest.mark.parametrize(
+    ("verb", "default"), [("ca", "itself"), ("server", "ca"), ("client", "ca"), ("revoke", "ca")]
+)
+def test_who_signs_by_default(capsys: pytest.CaptureFixture[str], verb: str, default: str) -> None:
+    assert cli.main(["pki", verb, "--help"]) == 0
+    assert f"the CA that signs, NAME.pem and NAME.key (default: {default})" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_below_an_intermediate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pki(tmp_path, "ca", "C=DE, O=Example, CN=Root") == 0
     assert pki(tmp_path, "ca", "C=DE, O=Example, CN=Clients", "--ca", "ca") == 0
