@@ -7,10 +7,10 @@
 #
 # With xdp ports --cap-add SYS_ADMIN, too, to start again after a kill.
 #
-# A stage of its own measures (docs/performance.md); results are in /src/bench/results:
+# A stage of its own measures (docs/performance.md); results are left in ./results:
 #
 #   docker build --target bench -t esplanade-bench .
-#   docker run --rm --privileged esplanade-bench --ci --baseline bench/baseline.json
+#   docker run --rm --privileged -v "$PWD/results:/src/bench/results" esplanade-bench --ci --baseline bench/baseline.json
 
 FROM debian:bookworm AS build
 # libipsec-mb exists for amd64 alone; elsewhere the package is built without that engine.

@@ -15,6 +15,7 @@ from control.admin.events import snake
 from control.admin.report import build_status
 from control.config import ConfigError, parse
 from control.config.children import CHILD_KEYS
+from control.config.schema import reassembling
 from control.config.table import Table
 from control.ike import events
 from control.ike.settings import PoolSettings
@@ -22,8 +23,10 @@ from control.ike_daemon import IkeDaemon
 from control.net.mirror import Way
 from control.net.udp import UdpCounters
 from dataplane.api import PortStats, SaStats, WorkerStats
-from dataplane.model import Direction
+from dataplane.model import Direction, PortSpec, Role
+from dataplane.ports.drivers import frame_count, frame_size
 from ext.counters import DROP_NAMES, VERDICT_NAMES
+from ext.deal import team_size
 from tests.control.config.good import GOOD
 from tests.control.ike.pair import Pair
 
@@ -56,6 +59,20 @@ def test_every_drop_is_described() -> None:
     assert documented == [name for _, name in sorted(DROP_NAMES.items())]
 
 
+def test_every_decision_is_listed() -> None:
+    """By its number; some by fewer words than its title has."""
+    directory = DOCS / "adr"
+    list_of_them = (directory / "README.md").read_text()
+    listed = re.findall(r"^(?:- )?(\d+)[.:] \[.*\]\((.*)\)$", list_of_them, re.MULTILINE)
+    written = {
+        path.name: re.match(r"# (\d+)\. ", path.read_text()) for path in sorted(directory.glob("0*.md"))
+    }
+    assert {name: number for number, name in listed} == {
+        name: match and match[1] for name, match in written.items()
+    }
+    assert len(listed) == len(written)
+
+
 def test_every_event_is_described() -> None:
     kinds = [
         each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)
@@ -63,6 +80,27 @@ def test_every_event_is_described() -> None:
     documented = section(DOCS / "operations.md", "## Tunnels")
     for kind in set(kinds) - {events.Event}:
         assert f"`{snake(kind.__name__)}`" in documented, kind
+
+
+def test_huge_pages_that_are_enough() -> None:
+    """What is reserved is taken whole or not at all: of two interfaces, with the sockets that IKE has beside them."""
+    text = " ".join(section(DOCS / "performance.md", "## Tuning").split())
+    match = re.search(r"`vm.nr_hugepages` reserves some, (\w+) per worker or (\d+) with jumbo packets", text)
+    assert match
+    numbers = {1500: {"ten": 10}[match[1]], 9000: int(match[2])}
+    for mtu, enough in numbers.items():
+        ports = [PortSpec(name=str(role), role=role, driver="xdp", interface="x", mtu=mtu) for role in Role]
+        ports += [
+            PortSpec(
+                name=driver, role=Role.UNPROTECTED, driver=driver, interface="", mtu=mtu + 128, helper=True
+            )
+            for driver, _ in reassembling(ports, encapsulated=True)
+        ]
+        assert len(ports) == 4
+        for workers in (1, 2, 8):
+            size = team_size(workers, frame_count(ports), frame_size(ports))
+            assert size <= enough * workers * 2**21
+        assert team_size(1, frame_count(ports), frame_size(ports)) > (enough - 1) * 2**21
 
 
 def documented_fields() -> dict[str, set[str]]:
