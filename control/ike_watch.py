@@ -1,6 +1,6 @@
 """What IKE does of itself, without a message or a timer: 1 begin what is to start 2 hear workers 3 read counters.
 
-    starts      children of `start_action = start`, and those that traffic wants, a few at a time per peer
+    starts      children of `start_action = start`, and those that are to come back, a few at a time per peer
     traps       packets that met a policy without SA, as workers report them
     sources     peers behind a NAT whose packets come from another address or port, as workers report them
     counters    of each child, once a second: who receives has a peer that lives, who has carried enough gets new keys
@@ -21,6 +21,7 @@ from control.ike.ends import peer_address
 from control.ike.events import (
     ChildClosed,
     ChildEstablished,
+    ChildWanted,
     Event,
     IkeClosed,
     IkeEstablished,
@@ -131,6 +132,8 @@ class Watch:
         if isinstance(event, IkeClosed | IkeRekeyed):
             self._moved.pop(event.ike, None)
             self._followed.pop(event.ike, None)
+        elif isinstance(event, ChildWanted):
+            self._starts.want((event.connection, event.name))
         elif isinstance(event, ChildEstablished):
             self._acquired.pop((event.connection, event.child.settings.name), None)
         elif isinstance(event, ChildClosed):

@@ -15,6 +15,10 @@ from dataplane.model import Address
 SourceAddress = Callable[[Address], Address | None]
 
 
+class NoOwnAddress(ValueError):
+    """No address of ours leads to a peer as things are: no route, or the interface is down. It may come back."""
+
+
 def peer_address(addresses: Iterable[Address | Network]) -> Address | None:
     """Where an initiation goes: the first plain address of a connection's `remote_addresses`."""
     return next(_plain(addresses), None)

@@ -213,6 +213,14 @@ class ChildFailed(Event):
 
 
 @record(frozen=True, kw_only=True)
+class ChildWanted(Event):
+    """A child that is gone is to come back, and nothing leads to its peer now: initiate it when something does."""
+
+    name: str
+    reason: str
+
+
+@record(frozen=True, kw_only=True)
 class PathChanged(Event):
     """The peer, or we, moved (RFC 4555, RFC 7296 section 2.23): all children use the new path."""
 

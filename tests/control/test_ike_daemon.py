@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from control.config.ike import IkeConfig
-from control.ike.events import ChildClosed, ChildEstablished, IkeEstablished, IkeFailed
+from control.ike.events import ChildClosed, ChildEstablished, ChildWanted, IkeEstablished, IkeFailed
 from control.ike.identity import Identity
 from control.ike.numbers import Protocol
 from control.ike.proposal import parse_proposal
@@ -22,6 +23,7 @@ from control.ike.settings import (
     AuthSettings,
     ChildSettings,
     Connection,
+    DpdAction,
     EndpointSettings,
     Lifetime,
     Retransmission,
@@ -55,16 +57,20 @@ def free_ports() -> tuple[int, int]:
 
 
 def configuration(
-    name: str, ports: tuple[int, int], secret: bytes = b"a shared secret", **rest: Any
+    name: str,
+    ports: tuple[int, int],
+    secret: bytes = b"a shared secret",
+    connection: Mapping[str, Any] = MappingProxyType({}),
+    **rest: Any,
 ) -> IkeConfig:
-    """One side's connection to the other; `rest` goes to the child."""
+    """One side's connection to the other, with what is said of the connection; `rest` goes to the child."""
     networks = {
         "local": (TrafficSelector(network=LANS[name]),),
         "remote": (TrafficSelector(network=LANS[OTHER[name]]),),
         "proposals": esp("aes128gcm16-esn"),
     }
     child = ChildSettings(**{"name": "net", **networks, **rest})
-    connection = Connection(
+    made = Connection(
         name=f"to-{OTHER[name]}",
         local_addresses=(ADDRESSES[name],),
         remote_addresses=(ADDRESSES[OTHER[name]],),
@@ -79,7 +85,7 @@ def configuration(
     )
     return IkeConfig(
         settings=EndpointSettings(nat_ports=ports),
-        connections=(connection,),
+        connections=(replace(made, **connection),),
         credentials=CredentialSettings(preshared_keys=(PresharedKey(secret=secret),)),
     )
 
@@ -393,5 +399,30 @@ def test_ports_and_workers_wait_for_a_restart(tmp_path: Path) -> None:
             await world.up()
             [after] = daemon.snapshot()
             assert after.id != before.id and after.path.local_port == running.nat_ports[1]
+
+    asyncio.run(scenario())
+
+
+def test_a_way_that_comes_back_brings_its_child_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer died with the route to it: the child that keeps itself up comes with the next route."""
+    monkeypatch.setattr("control.ike_watch.TRAFFIC_INTERVAL", 0.02)
+    route = [True]
+    monkeypatch.setattr(
+        "control.ike_daemon.source_address", lambda remote: ADDRESSES["left"] if route[0] else None
+    )
+
+    async def scenario() -> None:
+        kept = START | {"dpd_action": DpdAction.RESTART, "connection": {"local_addresses": ()}}
+        async with World(tmp_path, left=kept) as world:
+            await world.up()
+            left, right = world.left, world.right
+            route[0] = False
+            right.daemon.sockets.close()
+            left.daemon.rekey_child(left.children[0])
+            await until(lambda: bool(left.events(ChildWanted)))
+            assert not left.children and not left.daemon.snapshot()
+            right.daemon.sockets.open([ADDRESSES["right"]])
+            route[0] = True
+            await world.up()
 
     asyncio.run(scenario())

@@ -1,11 +1,14 @@
 """What a connection wants done when a child is gone that it did not give up: `close_action`, `dpd_action`.
 
 Traps are policies of the dataplane: whoever installs them knows from the closing events, and `acquire` comes
-when one is hit. What is here is the setting up anew.
+when one is hit. What is here is the setting up anew. Where there is no way to the peer at the moment, `ChildWanted`
+says so, and whoever sees the routes asks again.
 """
 
 from __future__ import annotations
 
+from control.ike.ends import NoOwnAddress
+from control.ike.events import ChildWanted
 from control.ike.settings import ChildSettings, DpdAction, StartAction
 from control.ike.v2.parts import Child, ChildState
 from control.ike.v2.sa import IkeSa
@@ -38,6 +41,10 @@ def set_up(sa: IkeSa, settings: ChildSettings, now: float) -> None:
     """Begin anew with a child of an IKE SA that is gone, as the connection is configured now."""
     try:
         sa.host.initiate(sa.connection.name, settings.name, now)
+    except NoOwnAddress as error:
+        # A cable that is out or a lease that has run out is what made the peer silent, perhaps.
+        name = sa.connection.name
+        sa.emit(ChildWanted(ike=sa.id, connection=name, name=settings.name, reason=str(error)))
     except ValueError as error:
         # The connection, or the child, is configured no more; or the peer is one that comes from anywhere.
         sa.note("warning", f"child '{settings.name}' is not set up anew: {error}")

@@ -1,14 +1,16 @@
 """IKE SAs that we begin: 1 one that is there is used 2 its two addresses 3 IKE_SA_INIT is queued.
 
 A user, traffic or the start of the gateway wants a child; an IKE SA is to be authenticated anew; or a peer that has not
-answered at all is tried once more. All three differ only in what the new IKE SA's handshake is told.
+answered at all is tried once more. All three differ only in what the new IKE SA's handshake is told. Without a way to
+the peer nothing begins, but what has begun goes on to try: the way may come back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from control.ike.ends import SourceAddress, own_address, peer_address
+from control.ike.ends import NoOwnAddress, SourceAddress, own_address, peer_address
 from control.ike.events import Failure, PeerPath
 from control.ike.selectors import PacketSelectors
 from control.ike.settings import ChildSettings, Connection
@@ -24,7 +26,7 @@ from control.ike.v2.tasks.init import IkeInit
 
 
 class Initiation:
-    """Begins the IKE SAs of one endpoint. ValueError says what is not configured."""
+    """Begins the IKE SAs of one endpoint. ValueError says what is not configured, NoOwnAddress what is not there."""
 
     def __init__(
         self, host: Host, registry: Registry, connections: Iterable[Connection], source: SourceAddress
@@ -92,8 +94,8 @@ class Initiation:
         handshake = Handshake()
         handshake.child, handshake.packet, handshake.replaces = old.child, old.packet, old.replaces
         handshake.tries = old.tries + 1
+        path = old.replaces.path if old.replaces is not None else self._path_again(sa)
         waiting = sa.abandon(now)
-        path = old.replaces.path if old.replaces is not None else self._path(connection)
         new = self._begin(connection, path, handshake, now, id=sa.id)
         for task in waiting:
             new.queue(task, now)
@@ -125,10 +127,19 @@ class Initiation:
             )
         local = own_address(connection, self._source)
         if local is None:
-            raise ValueError(f"connection '{name}': no address of ours towards {remote}; set local_addrs")
+            raise NoOwnAddress(f"connection '{name}': no address of ours towards {remote}; set local_addrs")
         return PeerPath(
             local=local, local_port=connection.local_port, remote=remote, remote_port=connection.remote_port
         )
+
+    def _path_again(self, sa: IkeSa) -> PeerPath:
+        """Where another attempt goes, and from where: as the last one, while nothing leads to the peer."""
+        connection = sa.connection
+        try:
+            return self._path(connection)
+        except NoOwnAddress:
+            # Not from where it floated to: the peer is to be met on the port that it begins on.
+            return replace(sa.path, local_port=connection.local_port, remote_port=connection.remote_port)
 
 
 def _child(connection: Connection, child: ChildSettings | str | None) -> ChildSettings | None:

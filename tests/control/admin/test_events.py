@@ -20,6 +20,7 @@ from control.ike.events import (
     ChildFailed,
     ChildOutboundReady,
     ChildSa,
+    ChildWanted,
     Closed,
     Event,
     Failure,
@@ -124,6 +125,11 @@ TEXTS: list[tuple[Event, int, str]] = [
         ChildFailed(**ABOUT, name="net", failure=FAILURE),  # type: ignore[arg-type]
         logging.WARNING,
         "branch[3]: no child net: no answer to 6 messages; is UDP 500 open?",
+    ),
+    (
+        ChildWanted(**ABOUT, name="net", reason="no address of ours"),  # type: ignore[arg-type]
+        logging.INFO,
+        "branch[3]: child net comes back when it can: no address of ours",
     ),
     (
         PathChanged(**ABOUT, path=PATH, encapsulated=True),  # type: ignore[arg-type]

@@ -235,7 +235,8 @@ class Pair:
             credentials or psk(),
             pools,
             random=self.random.randbytes,
-            source_address=lambda remote: getattr(self, name).addresses[0],  # which a test may have moved
+            # Which a test may have moved, or taken away.
+            source_address=lambda remote: next(iter(getattr(self, name).addresses), None),
         )
         return Side(name=name, endpoint=endpoint, addresses=(address,))
 

@@ -463,6 +463,24 @@ def test_keying_tries() -> None:
     assert len(pair.a.failures) == 1
 
 
+@pytest.mark.parametrize("tries", [0, 3])
+def test_an_attempt_without_a_way_is_made_all_the_same(tries: int) -> None:
+    """The route is gone when the next attempt is due: attempts go on, and end by their number alone."""
+    pair = Pair(a=connection_a(keying_tries=tries, local_addresses=()), wire=Wire(loss=1.0))
+    pair.initiate()
+    pair.run(100.0)
+    pair.a.addresses = ()
+    pair.run(600.0)
+    assert len({datagram.data[:8] for datagram in pair.carried}) == (tries or 5)
+    assert len(pair.a.failures) == (1 if tries else 0) and not any(
+        "internal" in each for each in pair.a.notes
+    )
+    if not tries:
+        pair.a.addresses, pair.wire.loss = (ADDRESS_A,), 0.0
+        pair.run(200.0)
+        pair.check_children()
+
+
 def test_timers_of_many_leave_room_for_datagrams() -> None:
     """One call does a part of what is due, and says that there is more."""
     pair = Pair(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from control.ike.events import Closed
+from control.ike.events import ChildWanted, Closed
 from control.ike.settings import DpdAction, Retransmission
-from tests.control.ike.pair import Pair, child, connection_a, connection_b
+from tests.control.ike.pair import ADDRESS_A, Pair, child, connection_a, connection_b
 
 
 def made(**rest: Any) -> Pair:
@@ -84,6 +84,21 @@ def test_what_cannot_be_set_up_anew_is_told() -> None:
     assert not pair.b.ikes
     assert any("is not set up anew" in note and "no address of the peer" in note for note in pair.b.notes)
     assert not any("internal error" in note for note in pair.b.notes)
+
+
+def test_what_has_no_way_to_its_peer_is_wanted_again() -> None:
+    """The cable is out: whoever sees the routes is told, once, and initiates when there is one."""
+    again = child(dpd_action=DpdAction.RESTART)
+    pair = made(dpd_delay=30.0, children=(again,), local_addresses=())
+    pair.a.addresses = ()
+    pair.run(30.0 + 166.0)
+    [wanted] = pair.a.of(ChildWanted)
+    assert (wanted.connection, wanted.name) == ("a-b", "net") and "no address of ours" in wanted.reason
+    assert pair.a.closed[0].why is Closed.PEER_DEAD and not pair.a.ikes
+    pair.a.addresses = (ADDRESS_A,)
+    pair.initiate()
+    pair.run()
+    assert len(pair.a.children) == 1
 
 
 def test_a_request_under_way_is_the_question() -> None:
