@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 import struct
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
+from dataplane.engine import open_engine
 from dataplane.model import Action, PolicySpec, SelectorSpec
 from tests.esp import Peer, open_packet
 from tests.exchange.suites import SUITES, inbound_sa, outbound_sa
-from tests.gateway import ETHERNET, MakeGateway
+from tests.fuzz.corpus import ROUTER as FUZZED
+from tests.fuzz.corpus import inner_packet
+from tests.fuzz.world import World
+from tests.gateway import ETHERNET, IP, MakeGateway
 from tests.packets import ICMP, ICMPV6, UDP, ip, tcp_packet, udp_packet
 
 GCM = SUITES[0]
@@ -171,3 +175,17 @@ def test_nonsense(make_gateway: MakeGateway) -> None:
         result = gateway.receive([peer.packet(packet)])
         assert sum(result.verdicts.values()) == 1 and {*result.verdicts} <= {"to_kernel", "inner_selectors"}
         gateway.send([packet])
+
+
+def test_the_fuzzer_comes_here() -> None:
+    """Enough of what it begins with goes by what is quoted, out and in; enough quotes what nobody asks for."""
+    world = World(open_engine("openssl"), IP, seed=7)
+    chance = random.Random(7)
+    routers = {ip_address(address).packed for address in FUZZED.values()}
+    packets = [inner_packet(chance.randrange(world.tunnels), chance)[:1400] for _ in range(3000)]
+    errors = [packet for packet in packets if packet[12:16] in routers or packet[8:24] in routers]
+    sent = world.gateway.send(errors)
+    assert sent.verdicts["pass"] > 30 and sent.verdicts["no_policy"] > 30, sent.verdicts
+    received = world.gateway.receive(sent.packets)
+    assert received.verdicts == {"to_kernel": len(sent.packets)}
+    world.close()

@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 import struct
 
-from tests.packets import ICMP, ICMPV6, NONE, TCP, UDP, ip, ip4, ip6, tcp, udp
+from tests.packets import AH, ESP, ICMP, ICMPV6, NONE, TCP, UDP, ip, ip4, ip6, tcp, udp
 
 SIZES = (0, 1, 2, 7, 8, 15, 16, 33, 64, 100, 300, 700, 1200, 1400, 1430, 1460, 1472, 1500)
-SCTP, UDPLITE, GRE, ESP = 132, 136, 47, 50
+SCTP, UDPLITE, GRE = 132, 136, 47
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
+ROUTER = {4: "172.16.3.1", 6: "2001:db8:dead::1"}  # no tunnel's: its errors go by what they quote
+ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
 
 
 def ends(family: int, tunnel: int, chance: random.Random) -> tuple[str, str]:
@@ -38,7 +40,7 @@ def transport(family: int, source: str, destination: str, chance: random.Random)
         flags = chance.choice((0x02, 0x10, 0x12, 0x18))
         return TCP, tcp(data, ports=ports, flags=flags, options=options, half=chance.random() < 0.3, **both)
     if kind == 4:
-        # Echo, errors (which no error may answer), and what no RFC knows.
+        # Echo, errors about nothing (which no error may answer), and what no RFC knows.
         body = bytes([chance.choice((0, 3, 8, 11, 128, 1, 2, 133, 200)), chance.randrange(4)])
         return (ICMP if family == 4 else ICMPV6), body + bytes(6) + data
     if kind == 5:
@@ -46,6 +48,46 @@ def transport(family: int, source: str, destination: str, chance: random.Random)
     if kind == 6:
         return chance.choice((ESP, GRE, NONE, 0, 41, 4, 255)), data
     return chance.choice((UDP, TCP, ICMP, SCTP)), data[: chance.randrange(8)]  # a transport header cut short
+
+
+def error(family: int, source: str, destination: str, chance: random.Random) -> bytes:
+    """An ICMP error from `source` that quotes what `destination` sent there: whole, cut short, or changed."""
+    # Now and then it goes to somebody who did not send what it quotes.
+    sender, receiver = (destination, source) if chance.random() < 0.9 else (source, destination)
+    ends = {"source": sender, "destination": receiver}
+    kind = chance.randrange(5)
+    data = chance.randbytes(chance.choice(SIZES[:12]))
+    ports = (chance.choice((0, 53, 80, 443)), chance.choice((0, 22, 4500, 40000)))
+    if kind == 0:
+        protocol, body = ESP, struct.pack(">II", 0xC0000000 + chance.randrange(256), 7) + data
+    elif kind == 1:
+        protocol, body = AH, struct.pack(">BBHII", UDP, 4, 0, 0xC0000000, 7) + bytes(12) + data
+    elif kind == 2:
+        protocol, body = TCP, tcp(data, ports=ports, **ends)
+    else:
+        protocol, body = UDP, udp(data, ports=ports, **ends)
+    fields: dict[str, object] = {"ttl": chance.choice((0, 1, 63)), **ends}
+    if family == 4:
+        fields["options"] = chance.choice((b"", b"", b"\x01\x01\x01\x00", bytes(40)))
+        fields["offset"] = chance.choice((0,) * 6 + (8, 65528))
+    elif chance.random() < 0.2:
+        protocol, body = extension_headers(protocol, body, chance)
+    quoted = ip(family, body, protocol=protocol, **fields)
+    if chance.random() < 0.4:  # RFC 792: the header and eight bytes; or wherever a router ends
+        header = len(quoted) - len(body)
+        quoted = quoted[: chance.choice((header + 8, header + 4, header, chance.randrange(len(quoted) + 1)))]
+    if chance.random() < 0.3:
+        quoted = changed(quoted, chance)
+    return bytes([chance.choice(ERRORS[family]), chance.randrange(6)]) + bytes(6) + quoted
+
+
+def changed(packet: bytes, chance: random.Random) -> bytes:
+    """A few bytes of the headers are others."""
+    spoilt = bytearray(packet)
+    for _ in range(chance.randrange(1, 5) if packet else 0):
+        at = chance.randrange(min(len(spoilt), 60))
+        spoilt[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
+    return bytes(spoilt)
 
 
 def extension_headers(protocol: int, body: bytes, chance: random.Random) -> tuple[int, bytes]:
@@ -67,6 +109,9 @@ def inner_packet(tunnel: int, chance: random.Random) -> bytes:
     family = chance.choice((4, 6))
     source, destination = ends(family, tunnel, chance)
     protocol, body = transport(family, source, destination, chance)
+    if protocol in (ICMP, ICMPV6) and chance.random() < 0.5:
+        body = error(family, source, destination, chance)
+        source = ROUTER[family] if chance.random() < 0.8 else source
     both = {"source": source, "destination": destination}
     common = {"tos": chance.choice((0, 1, 2, 3, 0xB8, 0xFF)), "ttl": chance.choice((0, 1, 2, 3, 64, 255))}
     if family == 6:
@@ -100,8 +145,4 @@ def plaintexts(tunnel: int, chance: random.Random) -> bytes:
         return chance.randbytes(chance.choice(SIZES))
     if kind == 5:  # another's traffic
         return ip(chance.choice((4, 6)), chance.randbytes(20), protocol=UDP)
-    changed = bytearray(whole)
-    for _ in range(chance.randrange(1, 5)):
-        at = chance.randrange(min(len(changed), 60))
-        changed[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
-    return bytes(changed)
+    return changed(whole, chance)
