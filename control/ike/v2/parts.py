@@ -28,6 +28,7 @@ class Timer(enum.Enum):
     EXPIRE = "expire"
     DPD = "dead peer detection"
     KEEPALIVE = "keepalive"
+    FOLLOWUP = "follow-up of the peer"
 
 
 class ChildState(enum.Enum):

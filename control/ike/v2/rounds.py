@@ -4,7 +4,8 @@
     responder   answer_first -> KE payload; then answer_next until `open` is false
 
 `secrets` are SK(0), SK(1)... in the order in which the keys are made of them. The link of ADDITIONAL_KEY_EXCHANGE is
-the responder's; the initiator gives it back as it came.
+the responder's; the initiator gives it back as it came. One that does not go on is let go after a minute
+(`create_child.give_up_followups`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from control.ike.v2 import send
 from control.ike.v2.parts import Timer
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
-from control.ike.v2.tasks import renew
+from control.ike.v2.tasks import create_child, renew
 
 
 def next_timer(sa: IkeSa) -> float | None:
@@ -81,3 +81,5 @@ def _timer(sa: IkeSa, timer: Timer, now: float) -> None:
         renew.expired(sa, now)
     elif timer is Timer.DPD:
         renew.liveness_due(sa, now)
+    elif timer is Timer.FOLLOWUP:
+        create_child.give_up_followups(sa, now)

@@ -13,7 +13,7 @@ from control.ike.settings import Lifetime, StartAction
 from control.ike.v2 import negotiate
 from control.ike.v2.states import State
 from control.ike.v2.task import Outgoing
-from control.ike.v2.tasks import create_child
+from control.ike.v2.tasks import create_child, rekey_child, rekey_ike
 from tests.control.ike.pair import (
     Pair,
     Side,
@@ -256,6 +256,46 @@ def test_close_action_start_sets_a_closed_child_up_again() -> None:
     pair.a.endpoint.terminate_child(only(pair.a), pair.now)
     pair.run()
     assert not pair.a.children
+
+
+SEVERAL = "-x25519-ke1_mlkem768"  # IKE_FOLLOWUP_KE
+
+
+@pytest.mark.parametrize("what", ["child", "ike", "child crossing", "ike crossing"])
+def test_what_the_peer_leaves_half_done_is_let_go(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rekeying without its IKE_FOLLOWUP_KE is over after a while, and ours has its turn (RFC 9370 2.2.4)."""
+    lifetime = Lifetime(rekey=300.0, life=500.0, random=1.0)
+    rest = {"proposals": ike(f"aes128gcm16-prfsha256{SEVERAL}"), "over_time": 100.0, "random_time": 1.0}
+    theirs = connection_a(
+        children=(child(proposals=esp("aes128gcm16" + SEVERAL), lifetime=lifetime),), rekey_time=300.0, **rest
+    )
+    ours = replace(
+        theirs, rekey_time=0.0, children=(replace(theirs.children[0], lifetime=Lifetime(rekey=0)),)
+    )
+    pair = Pair(a=ours, b=mirror(theirs, name="b-a")).up()
+    [a], [b] = pair.a.endpoint.registry, pair.b.endpoint.registry
+    for kind in (rekey_child.RekeyChild, rekey_ike.RekeyIke):
+
+        def not_of_a(task: Any, sa: Any, now: float, goes_on: Any = kind.goes_on) -> bool:
+            return not task.rounds.open if sa is a else goes_on(task, sa, now)
+
+        monkeypatch.setattr(kind, "goes_on", not_of_a)
+    # Of two that cross it is B's own that gives way, to what A leaves undone.
+    monkeypatch.setattr(create_child.KeyedTask, "has_lower_nonce", lambda act, rival: True)
+    for side in pair.sides if "crossing" in what else (pair.a,):
+        if "child" in what:
+            side.endpoint.rekey_child(only(side), pair.now)
+        else:
+            side.endpoint.rekey_ike(side.ikes[0], pair.now)
+    pair.run(2.0)
+    assert len(b.followups) == 1
+    pair.run(70.0)
+    assert not b.followups
+    pair.run(400.0)
+    pair.check_children()
+    assert pair.b.rekeyed and len(pair.b.of(ChildEstablished)) > 1
+    assert {event.why for event in pair.b.of(ChildClosed)} == {Closed.REPLACED}
+    assert set(pair.b.endpoint.registry.child_spis) == {each.spi_in for each in pair.b.children.values()}
 
 
 # The IKE SA

@@ -19,7 +19,7 @@ from control.ike.v2 import negotiate, resources
 from control.ike.v2.child import first_group
 from control.ike.v2.codec import failure_of
 from control.ike.v2.lifetimes import retry_at
-from control.ike.v2.parts import Child
+from control.ike.v2.parts import Child, Timer
 from control.ike.v2.rounds import Rounds, link_of
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
@@ -30,6 +30,8 @@ NONCE_LENGTH = 32  # bytes: half the key of every PRF, and more than 128 bits (R
 LINK_LENGTH = 8
 MAX_CHILDREN = 256  # of one IKE SA; rekeyed ones that the peer has not deleted yet may be as many again
 MAX_FOLLOWUPS = 2  # acts of one peer that may be half done: of a child and of the IKE SA
+# Seconds. RFC 9370 section 2.2.4 finds 5 to 20 enough in most cases; a peer that hears us badly repeats until then.
+FOLLOWUP_WAIT = 60.0
 LONGEST_WAIT = 300.0  # seconds of TEMPORARY_FAILURE after which the two sides are out of step (section 2.25)
 
 
@@ -64,6 +66,17 @@ def drop(sa: IkeSa, act: KeyedTask | None) -> None:
         act.dropped(sa)
 
 
+def give_up_followups(sa: IkeSa, now: float) -> None:
+    """What the peer has left half done is let go (RFC 9370 section 2.2.4): it must not be in our own way for ever."""
+    for act in list(sa.followups.values()):
+        if act.since + FOLLOWUP_WAIT <= now:
+            drop(sa, act)
+            sa.note("info", f"the peer has not gone on with its '{act.name}'")
+            act.given_up(sa, now)
+    if sa.followups:
+        sa.timers[Timer.FOLLOWUP] = min(act.since for act in sa.followups.values()) + FOLLOWUP_WAIT
+
+
 class KeyedTask(Task):
     """What new children and successors of the IKE SA have in common: nonces, KE payloads, follow-ups and refusals."""
 
@@ -77,6 +90,7 @@ class KeyedTask(Task):
         self.group: int = Group.NONE  # of the KE payload that we sent as initiator
         self.refused_groups: set[int] = set()  # by the peer, which asked for another each time
         self.reply: list[Payload] = []
+        self.since = 0.0  # as responder: when we answered last, and wait for IKE_FOLLOWUP_KE
 
     def has_lower_nonce(self, rival: KeyedTask) -> bool:
         """Whether the lowest of the four nonces is one of this act: of two that are begun at once, it gives way."""
@@ -175,6 +189,8 @@ class KeyedTask(Task):
             while len(sa.followups) >= MAX_FOLLOWUPS:
                 sa.followups.pop(next(iter(sa.followups))).dropped(sa)
             sa.followups[self.rounds.link] = self
+            self.since = now
+            sa.timers.setdefault(Timer.FOLLOWUP, now + FOLLOWUP_WAIT)
         else:
             self.finish(sa, now)
 
@@ -191,6 +207,9 @@ class KeyedTask(Task):
 
     def dropped(self, sa: IkeSa) -> None:
         """The peer does not go on: free what was reserved."""
+
+    def given_up(self, sa: IkeSa, now: float) -> None:
+        """The peer has not gone on in time: where our own act gave way to this one, it is to be done after all."""
 
     # Both
 

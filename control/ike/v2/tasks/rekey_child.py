@@ -213,6 +213,13 @@ class RekeyChild(CreateChild):
             ours.rival = self
         return chosen
 
+    def given_up(self, sa: IkeSa, now: float) -> None:
+        """The child stays, and is ours to rekey."""
+        old, sa = self.old, sa.heir
+        if old is not None and alive(sa, old) and old.state is ChildState.REKEYED and old.replaced_by is None:
+            old.state = ChildState.INSTALLED
+            self._later(sa, old, now)
+
     def _finish_theirs(self, sa: IkeSa, now: float) -> None:
         """The peer's child: receive on it; send through it when the peer deletes the old one."""
         old = self.old

@@ -192,6 +192,12 @@ class RekeyIke(KeyedTask):
             sa.active.rival = self
         return suite.group, suite.additional_groups
 
+    def given_up(self, sa: IkeSa, now: float) -> None:
+        """The IKE SA stays, and is ours to rekey."""
+        due = Timer.REKEY in sa.timers or sa.has_task(RekeyIke) or not sa.connection.rekey_time
+        if sa.state is State.ESTABLISHED and sa.successor is None and not due:
+            self._later(sa, now)
+
     # Both
 
     def finish(self, sa: IkeSa, now: float) -> None:
