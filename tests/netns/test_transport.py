@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,7 @@ from control.lab.wiretap import WireTap
 
 pytestmark = pytest.mark.root
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 DRIVERS = ("xdp", "packet", "raw", "udp")
 
 
@@ -110,6 +113,35 @@ def test_killed_and_started_again() -> None:
         assert tap.counts()["clear"] == 0, tap.clear_samples()
         assert gateways.a.stop() == 0
         assert rules(a) == []
+
+
+@pytest.mark.parametrize("driver", ["packet", "xdp"])
+def test_opened_by_hand(driver: str) -> None:
+    """After a kill the document's commands open the way again, where nobody starts the gateway any more."""
+    with hosts(driver) as (lab, _, gateways):
+        a, target = lab.spaces["gwa"], address("gwb", "wan0")
+        program = gateways.a.program
+        assert program is not None
+        os.kill(program.pid, signal.SIGKILL)
+        program.wait(10)
+        assert gateways.b.stop() == 0
+        wait_until(lambda: "esp0" not in a.run(["ip", "link"]).output(), timeout=10, what="the device goes")
+        closed = a.run(["ping", "-n", "-c", "1", "-W", "1", str(target)], check=False)
+        assert "bytes from" not in closed.output()
+        document = " ".join((DOCS / "operations.md").read_text().split())
+        match = re.search(r"To open the way by hand:(.*?) - Addresses", document)
+        assert match
+        commands = re.findall(r"`((?:ip|tc) [^`]+)`", match[1].replace("`ip -6`", ""))
+        assert len(commands) == 4, commands
+        for command in commands:
+            line = command.replace("NAME", "wan0")
+            a.run(line.split(), check=not line.startswith("tc"))  # which is there for some ports alone
+            if "flush" in line:
+                a.run(line.replace("ip ", "ip -6 ", 1).split())
+        assert rules(a) == []
+        for version in (4, 6):
+            ping(a, address("gwb", "wan0", version), count=2)
+            assert ping(a, address("gwb", "wan0", version), count=3).lost == 0
 
 
 @pytest.mark.parametrize("driver", ["xdp", "tun"])
