@@ -1,8 +1,8 @@
 """The table of docs/conformance.md: what agrees with whom, as the tests of one run have shown.
 
 1 a test says by the fixture `agreement` what it is about 2 its report carries that, and how it ended 3 at the end of
-a run with `--conformance FILE` all of it is rendered as one table per protocol and mode. Nothing passes but by a test:
-cases that were collected and not run are there as such.
+a run all of it is rendered as one table per protocol and mode, into build/conformance.md or `--conformance FILE`.
+Nothing passes but by a test: cases that were collected and not run are there as such.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INTRODUCTION = """# Conformance
 
 What agrees with which other implementation, in both directions. This page is made of the tests' results by
 `./run test --full --conformance docs/conformance.md`; nothing in it is written by hand. This one is of {date}, made by
-`./run test {arguments}`{ended}: {passed} ways passed, {failed} failed, {missing} were not run.
+`{command}`{ended}: {passed} ways passed, {failed} failed, {missing} were not run.
 
 - **Linux**: {linux} in an emulated machine (`tests/netns/test_linux_conformance.py`). Pings, TCP and 1,000 datagrams of
   0 to 8,900 bytes, half of them each way, go through every cell, twice as many through one cell of each kind; nothing

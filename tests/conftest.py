@@ -18,6 +18,8 @@ import pytest
 
 from tests import conformance
 
+TABLE = Path("build", "conformance.md")  # from the root of the tree
+
 _reports: list[pytest.TestReport] = []
 _planned: list[conformance.Row] = []
 Agreement = Callable[..., None]
@@ -30,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--conformance",
         metavar="FILE",
         type=Path,
-        help="write what agreed with which peer as a table of Markdown",
+        help=f"write what agreed with which peer as a table of Markdown there (default: {TABLE})",
     )
 
 
@@ -63,25 +65,46 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the table, of a run that was interrupted, too; it says so."""
     path: Path | None = session.config.getoption("--conformance")
-    if path is not None:
-        rows = [*conformance.rows_of(_reports), *_planned]
-        run = {
-            "date": date.today().isoformat(),
-            "arguments": " ".join(session.config.invocation_params.args),
-            "ended": ", interrupted before its end" if exitstatus == pytest.ExitCode.INTERRUPTED else "",
-        }
-        path.write_text(conformance.render(rows, {**_versions(), **run}))
+    tried = conformance.rows_of(_reports)
+    if path is None and not tried:
+        return  # the table of a run that tried something stays
+    run = {
+        "date": date.today().isoformat(),
+        "command": " ".join(["./run test", *session.config.invocation_params.args]),
+        "ended": ", interrupted before its end" if exitstatus == pytest.ExitCode.INTERRUPTED else "",
+    }
+    page = conformance.render([*tried, *_planned], {**_versions(), **run})
+    try:
+        _write(path or session.config.rootpath / TABLE, page)
+    except OSError as error:
+        if path is not None:
+            raise
+        # Nobody asked for it: a tree that another user has built is no reason to fail.
+        print(f"\n{TABLE} is not written: {error}")
+
+
+def _write(path: Path, page: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page)
 
 
 def _versions() -> dict[str, str]:
-    """Of the peers."""
+    """Of the peers, as far as they are there."""
+    from control.lab.space import LabError
     from tests.peers.linux.kernel import find_kernel
     from tests.peers.strongswan import CHARON
 
-    said = subprocess.run([CHARON, "--version"], check=False, capture_output=True, text=True).stdout
+    try:
+        linux = f"Debian's kernel {find_kernel().version}"
+    except LabError:
+        linux = "Debian's kernel"
+    try:
+        said = subprocess.run([CHARON, "--version"], check=False, capture_output=True, text=True).stdout
+    except OSError:
+        said = ""
     strongswan = re.search(r"strongSwan U?([\d.]+)", said)
     return {
-        "linux": f"Debian's kernel {find_kernel().version}",
+        "linux": linux,
         "scapy": version("scapy"),
         "strongswan": strongswan[1] if strongswan else "of this machine",
     }

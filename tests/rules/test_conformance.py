@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.conformance import LIBIPSEC, LINUX, PROPERTY, SCAPY, planned, render, rows_of
 from tests.peers.linux.cases import Case
+from tests.rules.cython_source import ROOT
 
 VERSIONS = {
     "linux": "kernel 1",
     "scapy": "2",
     "strongswan": "3",
     "date": "2030-01-02",
-    "arguments": "--full",
+    "command": "./run test --full",
     "ended": ", interrupted before its end",
 }
 
@@ -93,3 +100,50 @@ def test_what_was_not_run_is_said() -> None:
         "| `other` | – | – | – | P | – | – |",
         "| `null-sha256` | (U) | – | – | – | – | – |",
     ]
+
+
+AGREES = """
+def test_it(agreement):
+    agreement(peer="scapy", suite="null-sha256")
+"""
+NO_KERNEL = """
+from control.lab.space import LabError
+from tests.peers.linux import kernel
+
+def none():
+    raise LabError("no kernel")
+
+kernel.find_kernel = none
+"""
+
+
+def pages(directory: Path, text: str, *options: str) -> list[str]:
+    """Run one file of tests where there is neither build/ nor a peer; the pages of Markdown that are there then."""
+    (directory / "test_it.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    result = subprocess.run(
+        [*command, "--rootdir", str(directory), *options, "test_it.py"],
+        check=False,
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ESPLANADE_CHARON": str(directory / "none")},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*.md"))
+
+
+@pytest.mark.parametrize(
+    ("options", "page"),
+    [((), "build/conformance.md"), (("--conformance", "new/table.md"), "new/table.md")],
+)
+def test_a_run_writes_the_table(options: tuple[str, ...], page: str, tmp_path: Path) -> None:
+    """Without an option as well, and where the directory, strongSwan and the guest's kernel are missing."""
+    assert pages(tmp_path, NO_KERNEL + AGREES, *options) == [page]
+    assert "| `null-sha256` | – | – | – | – | P | – |" in (tmp_path / page).read_text()
+
+
+def test_a_run_without_peers_leaves_the_table_alone(tmp_path: Path) -> None:
+    """What has nothing to say does not take the place of what has, unless it is told to."""
+    assert pages(tmp_path, "def test_it():\n    pass\n") == []
+    assert pages(tmp_path, "def test_it():\n    pass\n", "--conformance", "table.md") == ["table.md"]
