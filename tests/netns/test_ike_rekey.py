@@ -1,4 +1,7 @@
-"""Rekeys lose nothing: a thousand pings a second between two gateways while each side, and both, give SAs new keys."""
+"""Rekeys lose nothing: a thousand pings a second between two gateways while each side, and both, give SAs new keys.
+
+TCP goes on beside them from before the first rekey until after the last.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,14 @@ import pytest
 from control.lab.gateway import Gateway, Gateways, IkeTunnel, make_lab
 from control.lab.space import Program, wait_until
 from control.lab.topology import Lab, address
-from control.lab.traffic import iperf3
 from control.lab.wiretap import EspRecorder, WireTap
 
 pytestmark = pytest.mark.root
 
 CHILD_REKEYS = 10
 PAUSE = 0.5  # seconds of traffic through each SA
+STREAM_MBPS = 20
+REPORT = 0.2  # seconds between iperf3's reports
 
 
 class Pings:
@@ -70,9 +74,52 @@ def pinging(lab: Lab) -> Iterator[None]:
         each.check()
 
 
-def stream_tcp(lab: Lab) -> None:
-    """TCP beside the pings, slow enough to leave them their time."""
-    iperf3(lab.client, lab.server, address("server", "eth0"), proto="tcp", seconds=5, rate="20M")
+class Stream:
+    """TCP beside the pings, slow enough to leave them their time, until it is stopped."""
+
+    def __init__(self, lab: Lab) -> None:
+        report = ["-i", f"{REPORT:g}", "--forceflush"]
+        self.server = lab.server.start(["iperf3", "-s", "-1", *report])
+        wait_until(lambda: "listening" in self.server.output(), timeout=20, what="iperf3 server listens")
+        target = str(address("server", "eth0"))
+        self.client = lab.client.start(["iperf3", "-c", target, "-b", f"{STREAM_MBPS}M", "-t", "3600"])
+
+    def received(self) -> list[float]:
+        """What arrived between one report and the next so far: megabits per second."""
+        reports = re.findall(r"sec .*Bytes +([\d.]+) (.?)bits/sec", self.server.output())
+        return [float(rate) * {"": 1e-6, "K": 1e-3, "M": 1, "G": 1e3}[unit] for rate, unit in reports]
+
+    def wait_for_more(self) -> None:
+        """Neither end has given up, and something arrives from here on."""
+        so_far = len(self.received()) + 1  # the next report may be of the time before
+        wait_until(lambda: self.ended() or any(self.received()[so_far:]), timeout=30, what="more by TCP")
+        assert not self.ended(), f"iperf3: {self.ended()}"
+
+    def ended(self) -> str:
+        """What the two said, if one of them is over."""
+        programs = (self.client, self.server)
+        if all(program.running for program in programs):
+            return ""
+        return "\n".join(f"{program.name}: {program.log(5) or program.output()}" for program in programs)
+
+    def stop(self) -> None:
+        """End both."""
+        self.client.stop()
+        self.server.stop()
+
+
+@contextmanager
+def streaming(lab: Lab) -> Iterator[Stream]:
+    """TCP from the first packet to the last; it must be under way when the rest is done."""
+    stream = Stream(lab)
+    try:
+        stream.wait_for_more()
+        yield stream
+        stream.wait_for_more()
+        rates = stream.received()
+        assert sum(rates) / len(rates) > STREAM_MBPS / 10, rates
+    finally:
+        stream.stop()
 
 
 def rekey(gateway: Gateway, what: str) -> None:
@@ -117,22 +164,20 @@ def test_rekeys_lose_no_packet(driver: str) -> None:
         tunnel = IkeTunnel.make(lab.directory)
         with Gateways(lab, driver, tunnel) as gateways, EspRecorder(lab) as recorder:
             wait_until(gateways.a.children_up, timeout=20, what=f"the tunnel; a says:\n{gateways.a.log(20)}")
-            stream = threading.Thread(target=stream_tcp, args=(lab,))
-            with pinging(lab):
-                stream.start()
+            with pinging(lab), streaming(lab) as stream:
                 for turn in range(CHILD_REKEYS):
                     time.sleep(PAUSE)
                     if turn % 3 == 2:
                         rekey_at_once(gateways, "child")
                     else:
                         rekey((gateways.a, gateways.b)[turn % 2], "child")
+                stream.wait_for_more()
                 rekey(gateways.a, "ike")
                 rekey(gateways.b, "ike")
                 rekey_at_once(gateways, "ike")
                 time.sleep(PAUSE)
                 rekey(gateways.a, "child")
                 time.sleep(PAUSE)
-            stream.join(60)
             for gateway in (gateways.a, gateways.b):
                 wait_until(lambda gateway=gateway: settled(gateway), timeout=20, what="one pair is left")
                 wait_until(
