@@ -12,18 +12,18 @@ exchanged: GCM is a stream cipher, so that only this byte of the text and the IC
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from dataplane.model import Cipher, EspProposal
+from dataplane.model import Cipher, EspProposal, Mode, SelectorSpec
 from tests.exchange.suites import mirror, outbound_sa
 from tests.ext.crypto_jobs import vectors
 from tests.gateway import MakeGateway
-from tests.packets import ESP, checksum, ip4
+from tests.packets import ESP, ICMP, checksum, ip4
 
 CIPHERS = {
     "aes-cbc": Cipher.AES_CBC,
@@ -94,8 +94,42 @@ def test_tunnel_mode(make_gateway: MakeGateway, row: dict[str, str]) -> None:
     assert (received.verdicts, received.packets) == ({"pass": 1}, [inner])
 
 
-def test_transport_mode_of_rfc3602(make_gateway: MakeGateway) -> None:
-    """Cases 5 and 6: deciphered, padding found good, and then refused by name: we have no transport mode."""
+@pytest.mark.parametrize("row", TRANSPORT, ids=lambda row: row["esp_header"])
+def test_transport_mode(make_gateway: MakeGateway, row: dict[str, str]) -> None:
+    """Cases 5 and 6 of RFC 3602, out and in: ESP as published, behind an IP header of its hosts."""
+    key, iv, text = (bytes.fromhex(row[name]) for name in ("key", "iv", "text"))
+    assert text[-1] == ICMP
+    near, far = IPv4Address("192.168.123.3"), IPv4Address("192.168.123.100")
+    esp = bytes.fromhex(row["esp_header"] + row["iv"] + row["ciphertext"])
+    plain, wire = (
+        ip4(data, source=near, destination=far, protocol=protocol, identification=0x08F2)
+        for data, protocol in ((text[: -2 - text[-2]], ICMP), (esp, ESP))
+    )
+    sequence = int.from_bytes(esp[4:8], "big")
+    spec = outbound_sa(
+        proposal_of("aes-cbc", key),
+        mode=Mode.TRANSPORT,
+        spi=0x4321,
+        local=near,
+        remote=far,
+        encryption_key=key,
+        sequence=sequence,
+        iv_mask=mask_for("aes-cbc", key, iv, sequence),
+    )
+    forth = SelectorSpec.from_networks(ip_network(near), ip_network(far))
+    back = SelectorSpec.from_networks(ip_network(far), ip_network(near))
+    gateway = make_gateway()
+    gateway.add(spec, mirror(spec, selectors=(back,), sequence=1))
+    gateway.protect("out", [forth])
+    sent = gateway.send([plain])
+    assert (sent.verdicts, sent.packets) == ({"pass": 1}, [wire])
+    received = gateway.receive([wire])
+    assert (received.verdicts, received.packets) == ({"pass": 1}, [plain])
+    assert gateway.receive([wire]).drops == {"in": {"replay": 1}}
+
+
+def test_tunnel_sas_take_no_transport_mode(make_gateway: MakeGateway) -> None:
+    """The same two packets to an SA of a tunnel: deciphered, padding found good, and then refused by name."""
     gateway = make_gateway()
     assert len(TRANSPORT) == 2
     key = bytes.fromhex(TRANSPORT[0]["key"])
