@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 
 import pytest
 
@@ -19,7 +20,8 @@ from tests.bundles import bundled
 
 pytestmark = pytest.mark.root
 
-NARROW = 1300  # bytes
+LINK = 1500  # bytes
+NARROW = 1300
 AGE = 8  # seconds
 
 
@@ -37,12 +39,19 @@ def make_router(lab: Lab, mtu: int) -> None:
 
 @contextmanager
 def narrow_path(driver: str, bundle: bool) -> Iterator[tuple[Lab, Gateways]]:
-    """Gateways that have yet to learn of the router's link, and forget soon; with a `bundle`, AH goes around ESP."""
-    with make_lab(driver, tapped=True) as lab:
+    """Gateways that have yet to learn of the router's link, and forget soon; with a `bundle`, AH goes around ESP.
+
+    "tun" is that on the protected side and UDP on the other, "raw" the same with ESP as such.
+    """
+    lab_driver = "tun" if driver == "raw" else driver
+    with make_lab(lab_driver, tapped=True) as lab:
         make_router(lab, NARROW)
-        gateways = Gateways(lab, driver)
+        gateways = Gateways(lab, lab_driver)
         for each in (gateways.a, gateways.b):
             text = (bundled if bundle else str)(each.config_path.read_text())
+            if driver == "raw":
+                text = text.replace('driver = "udp"', 'driver = "raw"')
+                text = text.replace("encap = true", "encap = false")
             each.config_path.write_text(text.replace("[gateway]\n", f"[gateway]\npath_mtu_age = {AGE}\n"))
         with gateways:
             yield lab, gateways
@@ -79,19 +88,23 @@ def ping(space: Space, size: int, *, df: bool, count: int = 3) -> int:
     return int(re.findall(r"(\d+) received", shown)[0])
 
 
-@pytest.mark.parametrize(("driver", "bundle"), [("xdp", False), ("packet", False), ("xdp", True)])
+@pytest.mark.parametrize(
+    ("driver", "bundle"), [("xdp", False), ("packet", False), ("tun", False), ("raw", False), ("xdp", True)]
+)
 def test_learned_and_forgotten(driver: str, bundle: bool) -> None:
     """Large packets are lost until the first error comes; then the tunnel says its size, until that is too old."""
     with narrow_path(driver, bundle) as (lab, gateways):
         client = lab.client
         assert ping(client, 100, df=True, count=5) > 0
         path, wide = outbound(gateways)
-        assert path == 1500
+        assert path == LINK
         # tracepath's probes have DF: the first that leaves is lost at the router, and A learns.
         traced = client.run(
             ["tracepath", "-n", "-m", "5", str(address("server", "eth0"))], timeout=60
         ).output()
         path, narrow = outbound(gateways)
         assert path == NARROW and narrow < wide, gateways.a.log(20)
-        assert f"Resume: pmtu {narrow}" in traced, traced
-        wait_until(lambda: outbound(gateways)[0] == 1500, timeout=AGE + 10, what="the MTU to be forgotten")
+        # No size between: the link's, then the tunnel's, and the tunnel's once A has learned.
+        sizes = [size for size, _ in groupby(map(int, re.findall(r"pmtu (\d+)", traced)))]
+        assert sizes == [LINK, wide, narrow], traced
+        wait_until(lambda: outbound(gateways)[0] == LINK, timeout=AGE + 10, what="the MTU to be forgotten")
