@@ -97,13 +97,20 @@ HOSTS: dict[str, Any] = {"mode": "transport", "local_ts": ["dynamic"], "remote_t
 
 @pytest.mark.parametrize("initiator", ["ours", "theirs"])
 @pytest.mark.parametrize(
-    ("esp", "driver", "version"),
-    [("aes128gcm16-x25519-esn", "raw", 4), ("aes256-sha256-x25519", "raw", 6), ("aes256gcm16-esn", "udp", 4)],
+    ("protocol", "proposal", "driver", "version"),
+    [
+        ("esp", "aes128gcm16-x25519-esn", "raw", 4),
+        ("esp", "aes256-sha256-x25519", "raw", 6),
+        ("esp", "aes256gcm16-esn", "udp", 4),
+        ("ah", "sha256-x25519-esn", "raw", 4),
+        ("ah", "sha512-x25519", "raw", 6),
+    ],
 )
-def test_hosts(linux: Guest, esp: str, driver: str, version: int, initiator: str) -> None:
+def test_hosts(linux: Guest, protocol: str, proposal: str, driver: str, version: int, initiator: str) -> None:
     """Transport mode between the two themselves, rekeyed by both: pings both ways, and no packet in clear."""
+    algorithms: dict[str, Any] = {protocol: proposal}
     site = Site(
-        esp=esp,
+        **algorithms,
         version=version,
         unprotected=driver,
         tables={"mobike": False},
@@ -115,8 +122,8 @@ def test_hosts(linux: Guest, esp: str, driver: str, version: int, initiator: str
         first, second = (ours, theirs) if initiator == "ours" else (theirs, ours)
         first.initiate(child="net", timeout=LATER)
         states = linux.run(["ip", "xfrm", "state"])
-        assert states.count("mode transport") == 2, states
-        assert len(re.findall("flag.* esn", states)) == (2 if "esn" in esp else 0), states
+        assert re.findall(r"proto (\w+) .*mode transport", states) == [protocol] * 2, states
+        assert len(re.findall("flag.* esn", states)) == (2 if "esn" in proposal else 0), states
         assert ("espinudp" in states) == (driver == "udp"), states
         for who in (None, first, second):
             if who is not None:
