@@ -8,7 +8,7 @@ says so, and whoever sees the routes asks again.
 from __future__ import annotations
 
 from control.ike.ends import NoOwnAddress
-from control.ike.events import ChildWanted
+from control.ike.events import ChildWanted, Closed, Failure
 from control.ike.settings import ChildSettings, DpdAction, StartAction
 from control.ike.v2.parts import Child, ChildState
 from control.ike.v2.sa import IkeSa
@@ -26,6 +26,19 @@ def child_gone(sa: IkeSa, child: Child, now: float) -> None:
         sa.queue(CreateChild(settings, initiator=True), now)
     else:
         set_up(sa, settings, now)
+
+
+def ike_gone(
+    sa: IkeSa, why: Closed, now: float, *, failure: Failure | None = None, linger: bool = False
+) -> None:
+    """Close an IKE SA; where it was the peer, or its time, each child is one that is gone."""
+    if sa.state is State.CLOSED:
+        return
+    children = list(sa.children.values())
+    sa.close(why, now, failure=failure, linger=linger)
+    if why in (Closed.PEER, Closed.EXPIRED):
+        for child in children:
+            child_gone(sa, child, now)
 
 
 def peer_dead(sa: IkeSa, children: list[Child], now: float) -> None:

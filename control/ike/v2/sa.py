@@ -320,6 +320,8 @@ class IkeSa:
 
     def close(self, why: Closed, now: float, *, failure: Failure | None = None, linger: bool = False) -> None:
         """It is over, with its children and tasks; nothing is sent. `linger`: see `Host.unregister`."""
+        from control.ike.v2.tasks import renew
+
         if self.state is State.CLOSED:
             return
         half_open, replaced = self.state.half_open, self.state is State.REKEYED
@@ -339,6 +341,8 @@ class IkeSa:
             self.close_child(child, why, failure=failure)
         if half_open:
             self.emit(IkeFailed(ike=self.id, connection=self.connection.name, path=self.path, failure=reason))
+            if self.handshake is not None and self.handshake.replaces is not None:
+                renew.reauthentication_failed(self.handshake.replaces.heir, now)
         elif self.successor is None and not replaced:
             self.emit(IkeClosed(ike=self.id, connection=self.connection.name, why=why, failure=failure))
         self._release_addresses(replaced)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from control.ike.events import ChildClosed, ChildEstablished, ChildFailed, Closed, Noted
+from control.ike.events import ChildClosed, ChildEstablished, ChildFailed, Closed, IkeFailed, Noted
 from control.ike.selectors import resolve
 from control.ike.settings import Lifetime, StartAction
 from control.ike.v2 import negotiate
@@ -24,6 +24,7 @@ from tests.control.ike.pair import (
     ike,
     mirror,
     network,
+    psk,
 )
 
 
@@ -352,6 +353,48 @@ def test_an_ike_sa_whose_rekeying_fails_expires_and_says_so() -> None:
     assert not pair.a.ikes and not pair.b.ikes
     warnings = [event.text for event in pair.a.of(Noted) if event.level == "warning"]
     assert any("NO_PROPOSAL_CHOSEN" in text and "aes128gcm16" in text for text in warnings)
+
+
+def test_a_reauthentication_that_fails_is_tried_again() -> None:
+    """The peer may be unable for a while: the old IKE SA's time is not over yet."""
+    a = connection_a(reauth_time=300.0, over_time=100.0, random_time=1.0, rekey_time=0.0)
+    pair = Pair(a=a, b=connection_b()).up()
+    first = pair.a.ikes
+    pair.b.endpoint.set_credentials(psk(b"another"))
+    pair.run(330.0)
+    assert pair.a.of(IkeFailed) and pair.a.ikes == first
+    pair.b.endpoint.set_credentials(psk())
+    pair.run(30.0)
+    pair.check_children()
+    assert [event.why for event in pair.a.closed] == [Closed.REPLACED]
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+
+
+def test_close_action_start_sets_up_again_what_expired_with_its_ike_sa() -> None:
+    children = (child(close_action=StartAction.START), child("two", "10.3.0.0/16", "10.4.0.0/16"))
+    rest = {"over_time": 30.0, "random_time": 1.0, "rekey_time": 100.0, "children": children}
+    b = connection_b(rekey_time=0.0, children=(child(), children[1]))
+    pair = Pair(a=connection_a(**rest), b=b).up()
+    pair.initiate("two")
+    pair.run()
+    (sa,) = pair.b.endpoint.registry
+    sa.connection = replace(sa.connection, proposals=ike("aes256gcm16-prfsha384-ecp384"))
+    pair.run(140.0)
+    assert pair.a.closed[0].why is Closed.EXPIRED
+    pair.check_children()
+    assert [each.settings.name for each in pair.a.children.values()] == ["net"]
+
+
+def test_what_was_closed_by_us_is_not_set_up_again_when_its_time_comes() -> None:
+    """Its delete stays unanswered until then."""
+    a = connection_a(rekey_time=100.0, over_time=30.0, children=(child(close_action=StartAction.START),))
+    pair = Pair(a=a, b=connection_b(rekey_time=0.0)).up()
+    pair.wire.loss = 1.0
+    pair.run(60.0)
+    pair.a.endpoint.terminate_ike(pair.a.ikes[0], pair.now)
+    pair.run(100.0)
+    assert [event.why for event in pair.a.closed] == [Closed.LOCAL]
+    assert not pair.a.ikes
 
 
 def test_a_peer_that_never_deletes_the_old_ike_sa_does_not_keep_it() -> None:

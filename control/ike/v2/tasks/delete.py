@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from control.ike.events import Closed, Failure
 from control.ike.numbers import Exchange, Protocol
-from control.ike.v2.actions import child_gone
+from control.ike.v2.actions import child_gone, ike_gone
 from control.ike.v2.child import spi_bytes
 from control.ike.v2.lifetimes import retry_at
 from control.ike.v2.parts import Child, ChildState
@@ -123,12 +123,12 @@ class DeleteIke(Task):
 
     def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
         """Whatever the answer is: it is over."""
-        sa.close(self.why, now, failure=self.failure)
+        ike_gone(sa, self.why, now, failure=self.failure)
         return DONE
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """Likewise; but what was to be closed lives on where it was replaced first."""
-        sa.close(self.why, now, failure=self.failure)
+        ike_gone(sa, self.why, now, failure=self.failure)
         if sa.successor is not None and self.why is not Closed.REPLACED:
             sa.heir.queue(DeleteIke(self.why, self.failure), now)
             sa.host.schedule(sa.heir)
@@ -191,9 +191,11 @@ def ike_closed_by_peer(sa: IkeSa, now: float) -> None:
     if sa.successor is not None or sa.state is State.REKEYED:
         sa.close(Closed.REPLACED, now, linger=True)
         return
-    why = Closed.LOCAL if sa.state is State.DELETING else Closed.PEER
-    children = list(sa.children.values())
-    sa.close(why, now, linger=True)
-    if why is Closed.PEER:
-        for child in children:
-            child_gone(sa, child, now)
+    ours = reason(sa) if sa.state is State.DELETING else None
+    ike_gone(sa, ours or Closed.PEER, now, linger=True)
+
+
+def reason(sa: IkeSa) -> Closed | None:
+    """Why we delete the IKE SA, or are about to; None where we do not."""
+    tasks = (sa.active, *(task for _, task in sa.queued))
+    return next((task.why for task in tasks if isinstance(task, DeleteIke)), None)

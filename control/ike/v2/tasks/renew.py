@@ -7,15 +7,15 @@ from control.ike.numbers import Exchange
 from control.ike.selectors import PacketSelectors
 from control.ike.settings import Auth, ChildSettings
 from control.ike.v2 import resources
-from control.ike.v2.actions import child_gone, peer_dead
-from control.ike.v2.lifetimes import NEVER
+from control.ike.v2.actions import ike_gone, peer_dead
+from control.ike.v2.lifetimes import NEVER, retry_at
 from control.ike.v2.parts import Child, ChildState, Timer
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, Incoming, Outgoing, Result, Task
 from control.ike.v2.tasks import mobike
 from control.ike.v2.tasks.create_child import CreateChild
-from control.ike.v2.tasks.delete import DeleteChild, DeleteIke
+from control.ike.v2.tasks.delete import DeleteChild, DeleteIke, reason
 from control.ike.v2.tasks.dpd import LearnMapping, Liveness
 from control.ike.v2.tasks.rekey_child import RekeyChild
 from control.ike.v2.tasks.rekey_ike import RekeyIke
@@ -48,6 +48,14 @@ def reauthentication_due(sa: IkeSa, now: float) -> None:
         sa.reauth_passed = True
         return
     sa.host.reauthenticate(sa, now)
+
+
+def reauthentication_failed(sa: IkeSa, now: float) -> None:
+    """What was to take the place of `sa` did not come about: another attempt, while there is time for one."""
+    if sa.state is State.ESTABLISHED:
+        again = retry_at(now, sa.host.random, sa.timers.get(Timer.EXPIRE, NEVER))
+        sa.timers.setdefault(Timer.REAUTH, again)
+        sa.host.schedule(sa)
 
 
 def replaced(sa: IkeSa, new: IkeSa, now: float) -> None:
@@ -94,14 +102,14 @@ def expired(sa: IkeSa, now: float) -> None:
         text="the IKE SA's lifetime is over and it was not replaced in time",
         advice="see the log for why its rekeying failed",
     )
-    if sa.state is State.ESTABLISHED and not sa.has_task(DeleteIke):
+    why = reason(sa)
+    if sa.state is State.ESTABLISHED and why is None:
         sa.queue(DeleteIke(Closed.EXPIRED, failure), now, first=True)
         sa.timers[Timer.EXPIRE] = now + EXPIRY_GRACE
-        return
-    children = list(sa.children.values())
-    sa.close(Closed.EXPIRED, now, failure=failure)
-    for child in children:
-        child_gone(sa, child, now)
+    elif why in (None, Closed.EXPIRED):
+        ike_gone(sa, Closed.EXPIRED, now, failure=failure)
+    else:
+        sa.close(why, now)  # it was to go anyway: nothing is set up anew
 
 
 def learn_mapping(sa: IkeSa, now: float) -> None:
