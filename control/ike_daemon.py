@@ -4,7 +4,7 @@ The protocol (control.ike) has no socket and no clock; here it gets both. Whatev
 command or a packet that wants a tunnel, ends in `_pump`, in this order, which is what makes a rekey lossless: an SA
 that we say we have is in the dataplane before the message that says so leaves.
 
-    sockets -> rate limit -> Endpoint -> events -> children, policies, log -> datagrams -> sockets
+    sockets -> Door -> Endpoint -> events -> children, policies, log -> datagrams -> sockets
 
 A bug in the protocol is logged with its traceback and costs the datagram or command at hand, never the daemon.
 """
@@ -39,9 +39,9 @@ from control.ike.events import (
 from control.ike.pools import Pools
 from control.ike.settings import Connection, EndpointSettings
 from control.ike.snapshot import IkeSnapshot
+from control.ike_door import Door
 from control.ike_watch import Watch
 from control.net.addresses import HostAddresses
-from control.net.limiter import RateLimiter
 from control.net.udp import UdpError, UdpSockets, source_address
 from control.pki.fetch import CrlFetcher
 from control.pki.load import CredentialFileError, load_credentials
@@ -92,7 +92,7 @@ class IkeDaemon:
             source_address=source_address,
             spi_in_use=dataplane.has_spi,
         )
-        self.limiter = RateLimiter()
+        self.door = Door(self.endpoint)
         self.sockets = UdpSockets(
             self._received,
             self._path_error,
@@ -199,15 +199,12 @@ class IkeDaemon:
     # ---- 1 what comes in
 
     def _shed(self, data: bytes, sender: tuple[str, int]) -> bytes | None:
-        """A flood of first messages is answered by cookies before anything else is done about it."""
-        return self.endpoint.shed(data, sender, self.now())
+        """What is too much, of one sender or of all, goes no further: before anything else is done about it."""
+        return self.door.answer(data, sender, self.now())
 
     def _received(self, data: bytes, path: PeerPath) -> None:
-        now = self.now()
-        if not self.limiter.allow(path.remote_text, now):
-            return
         with self._guarded(f"datagram of {path.remote}"):
-            self.endpoint.receive_datagram(data, path, now)
+            self.endpoint.receive_datagram(data, path, self.now())
 
     def _path_error(self, path: PeerPath, text: str) -> None:
         with self._guarded("path error"):
@@ -408,7 +405,7 @@ class IkeDaemon:
         """What the sockets have received and sent, and what became of datagrams that led nowhere, by reason."""
         return {
             **asdict(self.sockets.counters),
-            "rate_limited": self.limiter.refused,
+            "rate_limited": self.door.refused,
             **self.endpoint.counters,
         }
 

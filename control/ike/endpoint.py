@@ -149,6 +149,20 @@ class Endpoint:
         """
         return self._contacts.shed(data, sender, self.settings, now)
 
+    def spi_of(self, data: bytes) -> bytes | None:
+        """Our SPI of the IKE SA that a datagram names, which nobody can guess; None where it names none of ours."""
+        if len(data) < HEADER_LENGTH:
+            return None
+        spi = data[8:16] if data[19] & INITIATOR else data[:8]
+        return spi if self.registry.by_spi(spi) is not None else None
+
+    def challenge(self, data: bytes, sender: Sender, now: float) -> bytes | None:
+        """The whole answer to a datagram that is one too many: to an IKE_SA_INIT a cookie, b"" (none) to all else.
+
+        None is for an IKE_SA_INIT that brings a good cookie: its sender is who it says it is.
+        """
+        return self._contacts.challenge(data, sender, now)
+
     # Timers
 
     def schedule(self, sa: IkeSa) -> None:

@@ -100,8 +100,8 @@ class UdpSockets:
     ) -> None:
         """`ports` are the plain and the NAT-traversal port; nothing is opened yet. `errors` limits those of ICMP.
 
-        `shed` is asked before `receive`: what it gives is sent back at once, and that is all. `received` is called when
-        `receive` has had all that waited on a socket.
+        `shed` is asked before `receive`: what it gives is sent back at once (b"" is no answer), and that is all.
+        `received` is called when `receive` has had all that waited on a socket.
         """
         self.counters = UdpCounters()
         self.ports = ports
@@ -197,7 +197,8 @@ class UdpSockets:
         self.counters.received += 1
         answer = self._shed(data, name[:2])
         if answer is not None:
-            self._answer(bound, answer, ancillary, name)
+            if answer:
+                self._answer(bound, answer, ancillary, name)
             return
         self._receive(data, self._path(bound, ancillary, name))
 

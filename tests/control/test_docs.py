@@ -134,7 +134,7 @@ def status() -> dict[str, Any]:
     dataplane["verdicts"] = {name: 0 for number, name in VERDICT_NAMES.items() if number not in DROP_NAMES}
     daemon: Any = SimpleNamespace(
         sockets=SimpleNamespace(counters=UdpCounters()),
-        limiter=SimpleNamespace(refused=0),
+        door=SimpleNamespace(refused=0),
         endpoint=pair.a.endpoint,
     )
     ike = SimpleNamespace(

@@ -141,13 +141,15 @@ class Contacts:
         """See `Endpoint.shed`."""
         if (
             not self.under_load(settings, now)
-            or len(data) < HEADER_LENGTH
-            or data[8:16] != NO_SPI
-            or data[17:20] != _FIRST_REQUEST
+            or not _begins(data)
             or (data[:8], *sender, hash(data)) in self._half_open
         ):
             return None
         return self.cookie(data, sender, now)
+
+    def challenge(self, data: bytes, sender: Sender, now: float) -> bytes | None:
+        """See `Endpoint.challenge`. Who is half open is asked as well: anyone can repeat what it has forged itself."""
+        return self.cookie(data, sender, now) if _begins(data) else b""
 
     def full(self, address: str, settings: EndpointSettings) -> bool:
         """Whether no more may begin: in all, or of this address."""
@@ -158,6 +160,11 @@ class Contacts:
             self.counters["blocked"] += 1
             return True
         return False
+
+
+def _begins(data: bytes) -> bool:
+    """Whether these are the bytes of a request of IKE_SA_INIT."""
+    return len(data) >= HEADER_LENGTH and data[8:16] == NO_SPI and data[17:20] == _FIRST_REQUEST
 
 
 def in_clear(data: bytes, kind: int, content: bytes) -> bytes:
