@@ -11,9 +11,11 @@ from control.ike.events import ChildClosed, ChildEstablished, ChildFailed, Close
 from control.ike.selectors import resolve
 from control.ike.settings import Lifetime, StartAction
 from control.ike.v2 import negotiate
+from control.ike.v2.parts import Timer
 from control.ike.v2.states import State
 from control.ike.v2.task import Outgoing
 from control.ike.v2.tasks import create_child, rekey_child, rekey_ike
+from control.ike.v2.tasks.delete import DeleteIke
 from tests.control.ike.pair import (
     Pair,
     Side,
@@ -383,6 +385,34 @@ def test_close_action_start_sets_up_again_what_expired_with_its_ike_sa() -> None
     assert pair.a.closed[0].why is Closed.EXPIRED
     pair.check_children()
     assert [each.settings.name for each in pair.a.children.values()] == ["net"]
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_rekeying_that_is_done_as_the_ike_sa_expires_saves_it(who: str) -> None:
+    """The answer comes within the grace that the delete of what has expired has: it does not hit the successor."""
+    a = connection_a(rekey_time=100.0, over_time=10.0, random_time=0.001, reauth_time=0.0)
+    pair = Pair(a=a, b=connection_b(rekey_time=0.0)).up()
+    first = pair.a.endpoint.snapshot()[0].id
+    pair.run(80.0)
+    pair.wire.loss = (
+        1.0  # the request that is under way, whatever it is, has no answer until it is nearly too late
+    )
+    (sa,) = pair.a.endpoint.registry
+    if who == "b":
+        sa.timers.pop(Timer.REKEY)  # what is under way is A's question whether B lives
+        pair.b.endpoint.rekey_ike(pair.b.ikes[0], pair.now)
+    pair.run(sa.timers[Timer.EXPIRE] - pair.now + 0.5)
+    assert sa.has_task(DeleteIke)
+    pair.wire.loss = 0.0
+    for side in pair.sides:
+        for each in side.endpoint.registry:
+            if each.window.pending is not None:
+                each.window.pending.due = pair.now
+                side.endpoint.schedule(each)
+    pair.run(60.0)
+    assert not pair.a.closed and not pair.b.closed
+    assert pair.a.ikes != [first]
+    pair.check_children()
 
 
 def test_what_was_closed_by_us_is_not_set_up_again_when_its_time_comes() -> None:

@@ -109,9 +109,14 @@ class DeleteIke(Task):
         self.why = why
         self.failure = failure
 
+    @property
+    def follows(self) -> bool:
+        """Whether a successor is meant as well: one that took the place, or the time, of the old one is not."""
+        return self.why not in (Closed.REPLACED, Closed.EXPIRED)
+
     def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
         """DELETE for protocol IKE, which has no SPI."""
-        if sa.successor is not None and self.why is not Closed.REPLACED:
+        if sa.successor is not None and self.follows:
             sa.heir.queue(DeleteIke(self.why, self.failure), now)
             sa.host.schedule(sa.heir)
             return DONE
@@ -129,7 +134,7 @@ class DeleteIke(Task):
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """Likewise; but what was to be closed lives on where it was replaced first."""
         ike_gone(sa, self.why, now, failure=self.failure)
-        if sa.successor is not None and self.why is not Closed.REPLACED:
+        if sa.successor is not None and self.follows:
             sa.heir.queue(DeleteIke(self.why, self.failure), now)
             sa.host.schedule(sa.heir)
 

@@ -237,7 +237,13 @@ def succeed(sa: IkeSa, new: IkeSa, now: float, *, delay: float = 0.0) -> None:
     new.children, sa.children = sa.children, {}
     for child in new.children.values():
         child.spec = replace(child.spec, ike=new.id)
-    new.queued.extend((max(due, now + delay), task) for due, task in sa.queued)
+    # But not that it was too old: the successor is new.
+    wishes = [
+        (due, task)
+        for due, task in sa.queued
+        if not (isinstance(task, DeleteIke) and task.why is Closed.EXPIRED)
+    ]
+    new.queued.extend((max(due, now + delay), task) for due, task in wishes)
     # Where we are now is told on both: the peer may not know the successor before it knows that.
     moves = [each for each in sa.queued if isinstance(each[1], UpdateAddresses)]
     sa.queued.clear()
