@@ -390,7 +390,8 @@ def test_close_action_start_sets_up_again_what_expired_with_its_ike_sa() -> None
 @pytest.mark.parametrize("who", ["a", "b"])
 def test_a_rekeying_that_is_done_as_the_ike_sa_expires_saves_it(who: str) -> None:
     """The answer comes within the grace that the delete of what has expired has: it does not hit the successor."""
-    a = connection_a(rekey_time=100.0, over_time=10.0, random_time=0.001, reauth_time=0.0)
+    asks = 30.0 if who == "b" else 0.0
+    a = connection_a(rekey_time=100.0, over_time=10.0, random_time=0.001, dpd_delay=asks)
     pair = Pair(a=a, b=connection_b(rekey_time=0.0)).up()
     first = pair.a.endpoint.snapshot()[0].id
     pair.run(80.0)
@@ -399,7 +400,7 @@ def test_a_rekeying_that_is_done_as_the_ike_sa_expires_saves_it(who: str) -> Non
     )
     (sa,) = pair.a.endpoint.registry
     if who == "b":
-        sa.timers.pop(Timer.REKEY)  # what is under way is A's question whether B lives
+        sa.timers.pop(Timer.REKEY)  # what is under way is the question whether B lives
         pair.b.endpoint.rekey_ike(pair.b.ikes[0], pair.now)
     pair.run(sa.timers[Timer.EXPIRE] - pair.now + 0.5)
     assert sa.has_task(DeleteIke)
