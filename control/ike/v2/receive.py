@@ -38,9 +38,8 @@ def _request(sa: IkeSa, header: Header, data: bytes, path: PeerPath, now: float)
         return  # we have begun, and are still to be answered: nothing that comes in clear is asked of us
     arrival = sa.window.arrival(header.message_id)
     if arrival is Arrival.REPEATED:
-        # RFC 7296 section 2.1: a repeated request gets the identical response. Of a fragmented one the first
-        # fragment asks for it (RFC 7383 section 2.6.1).
-        if sa.window.response and hash(data) == sa.window.answered:
+        # RFC 7296 section 2.1: a repeated request gets the identical response.
+        if sa.window.response and (hash(data) == sa.window.answered or _cut_anew(sa, data)):
             send.transmit(sa, sa.window.response, path, now)
         return
     if arrival is not Arrival.NEW:
@@ -51,6 +50,25 @@ def _request(sa: IkeSa, header: Header, data: bytes, path: PeerPath, now: float)
         return
     _heard(sa, path, now)
     _answer(sa, message, now)
+
+
+def _cut_anew(sa: IkeSa, data: bytes) -> bool:
+    """Whether this is the request that was answered last, in other fragments than before, or whole.
+
+    A peer that gets no response may try smaller ones (RFC 7383 section 2.5.2). The first of them asks for the response
+    (section 2.6.1), and it must be the peer's; the keys may have changed with the response (RFC 9242).
+    """
+    if sa.window.opener is None:
+        return False
+    try:
+        parsed = parse_message(data)
+        sealed = parsed.encrypted
+        if sealed is None or sealed.number > 1:
+            return False
+        sa.window.opener.open(parsed.aad, sealed.body)
+    except (CryptoError, PeerError):
+        return False
+    return True
 
 
 def _answer(sa: IkeSa, message: Incoming, now: float) -> None:
@@ -189,7 +207,7 @@ def _respond(
     sa: IkeSa, response: Outgoing, message_id: int, request_hash: int, path: PeerPath, now: float
 ) -> list[bytes]:
     datagrams = send.seal(sa, response, message_id, response=True)
-    sa.window.answer(request_hash, datagrams)
+    sa.window.answer(request_hash, datagrams, sa.keys.opener if sa.keys is not None else None)
     send.transmit(sa, datagrams, path, now)
     return datagrams
 

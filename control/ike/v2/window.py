@@ -2,16 +2,21 @@
 
 Ours: `Window.pending` is the request that awaits its response, with the very datagrams to send again. Theirs: the
 response to the last request is kept whole, because a repeated request must get the identical response. A repetition
-is recognised by its bytes, so a stranger who has seen an SPI cannot have old responses sent about.
+is recognised by its bytes or, cut into other fragments, by being sealed as the request was (v2/receive.py), so a
+stranger who has seen an SPI cannot have old responses sent about.
 """
 
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 from control.ike.errors import LocalError
 from control.ike.events import PeerPath
 from control.ike.settings import Retransmission
+
+if TYPE_CHECKING:
+    from control.crypto.sk import Opener
 
 
 class Arrival(enum.Enum):
@@ -47,13 +52,14 @@ class Pending:
 class Window:
     """Message IDs of one IKE SA, both directions."""
 
-    __slots__ = ("answered", "expected", "next_request", "pending", "response")
+    __slots__ = ("answered", "expected", "next_request", "opener", "pending", "response")
 
     def __init__(self) -> None:
         self.next_request = 0
         self.pending: Pending | None = None
         self.expected = 0  # the ID of the peer's next request
         self.answered: int = 0  # hash of the request (its first fragment) that `response` belongs to
+        self.opener: Opener | None = None  # what opened that request, if it was sealed
         self.response: list[bytes] = []
 
     def send(self, datagrams: list[bytes], path: PeerPath, how: Retransmission, now: float) -> Pending:
@@ -82,8 +88,8 @@ class Window:
             return Arrival.REPEATED
         return Arrival.OLD if message_id < self.expected else Arrival.AHEAD
 
-    def answer(self, request: int, response: list[bytes]) -> None:
+    def answer(self, request: int, response: list[bytes], opener: Opener | None = None) -> None:
         """The expected request, with this hash, was answered; keep the response until the next one comes."""
         self.expected += 1
-        self.answered = request
+        self.answered, self.opener = request, opener
         self.response = response

@@ -19,9 +19,19 @@ from control.ike.events import (
 )
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType, PayloadType
-from control.ike.settings import Auth, AuthSettings, Choice, Connection, EndpointSettings, Unique
-from control.ike.v2 import negotiate
+from control.ike.settings import (
+    Auth,
+    AuthSettings,
+    Choice,
+    Connection,
+    EndpointSettings,
+    Retransmission,
+    Unique,
+)
+from control.ike.v2 import codec, negotiate, send
+from control.ike.v2.keys import SaKeys
 from control.ike.v2.parts import Feature
+from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import Outgoing
 from control.pki.settings import PostquantumKey
 from control.pki.store import Credentials
@@ -29,6 +39,7 @@ from control.sa.children import sa_specs
 from tests.control.ike import test_eap
 from tests.control.ike.pair import (
     ADDRESS_A,
+    ADDRESS_B,
     Pair,
     Wire,
     child,
@@ -190,6 +201,46 @@ def test_forged_fragments_are_not_kept() -> None:
     pair.wire = Wire(translate=forge)
     pair.initiate()
     pair.run(170.0)
+    pair.check_children()
+
+
+@pytest.mark.parametrize("exchange", [Exchange.IKE_INTERMEDIATE, Exchange.IKE_AUTH])
+@pytest.mark.parametrize(("size", "again"), [(1280, 150), (1280, 400), (576, 200), (576, None)])
+def test_a_request_in_other_pieces(
+    exchange: Exchange, size: int, again: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The response is lost, and the peer tries other fragments: their first one, and it alone, has it sent again."""
+    sealed: list[tuple[IkeSa, Outgoing, int, SaKeys | None]] = []
+    seal = send.seal
+
+    def spy(sa: IkeSa, message: Outgoing, message_id: int, *, response: bool) -> list[bytes]:
+        if not response and message.exchange == exchange:
+            sealed.append((sa, message, message_id, sa.keys))
+        return seal(sa, message, message_id, response=response)
+
+    monkeypatch.setattr(send, "seal", spy)
+    rest = {"fragment_size": size, "retransmission": Retransmission(timeout=1000.0)}
+    a = connection_a(proposals=ike("aes128gcm16-prfsha256-x25519-ke1_mlkem768"), **rest)
+    lost = Wire(drop=lambda number, each: each.path.local == ADDRESS_B and each.data[18] == exchange)
+    pair = Pair(a=a, b=mirror(a), wire=lost)
+    pair.initiate()
+    pair.run(1.0)
+    [(sa, message, number, keys)] = sealed
+    header = send.header_of(sa, exchange, number, response=False)
+    pieces = codec.seal(message, header, keys, limit=again)
+    sent = pair.b.sent
+
+    def arrive(data: bytes) -> int:
+        before = pair.b.sent
+        pair._arrive(Datagram(path=sa.path, data=data))
+        pair.collect()
+        return pair.b.sent - before
+
+    assert [arrive(each[:-1] + bytes((each[-1] ^ 1,))) for each in pieces] == [0] * len(pieces)
+    assert not any(arrive(each) for each in pieces[1:])
+    pair.wire.drop = lambda number, datagram: False
+    assert arrive(pieces[0]) > 0 and pair.b.sent > sent
+    pair.run()
     pair.check_children()
 
 
