@@ -94,7 +94,7 @@ class Initiation:
         handshake = Handshake()
         handshake.child, handshake.packet, handshake.replaces = old.child, old.packet, old.replaces
         handshake.tries = old.tries + 1
-        path = old.replaces.path if old.replaces is not None else self._path_again(sa)
+        path = old.replaces.heir.path if old.replaces is not None else self._path_again(sa)
         waiting = sa.abandon(now)
         new = self._begin(connection, path, handshake, now, id=sa.id)
         for task in waiting:

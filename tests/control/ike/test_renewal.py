@@ -372,6 +372,23 @@ def test_a_reauthentication_that_fails_is_tried_again() -> None:
     assert len(pair.a.ikes) == len(pair.b.ikes) == 1
 
 
+@pytest.mark.parametrize("after", [0.0, 0.005, 0.015, 0.025, 0.035, 0.045, 0.055])
+def test_a_reauthentication_that_crosses_a_rekeying_leaves_one_ike_sa(after: float) -> None:
+    """It is the old one's successor that goes then, and whose children have others in their places."""
+    children = (child(), child("two", "10.3.0.0/16", "10.4.0.0/16"))
+    pair = made(children=children)
+    pair.initiate("two")
+    pair.run()
+    pair.a.endpoint.reauthenticate_ike(pair.a.ikes[0], pair.now)
+    pair.run(after)
+    pair.b.endpoint.rekey_ike(pair.b.ikes[0], pair.now)
+    pair.run(60.0)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+    assert len(pair.a.established) == 2
+    pair.check_children(2)
+    assert {event.why for event in pair.a.of(ChildClosed)} == {Closed.REPLACED}
+
+
 def test_close_action_start_sets_up_again_what_expired_with_its_ike_sa() -> None:
     children = (child(close_action=StartAction.START), child("two", "10.3.0.0/16", "10.4.0.0/16"))
     rest = {"over_time": 30.0, "random_time": 1.0, "rekey_time": 100.0, "children": children}

@@ -225,7 +225,7 @@ class IkeAuth(Task):
         if asked is None and handshake.child is not None:
             renew.add_child(sa, handshake.child, now, handshake.packet)
         if replaces is not None:
-            renew.replaced(replaces, sa, now)
+            renew.replaced(replaces.heir, sa, now)
 
     def _accept_child(
         self, sa: IkeSa, request: negotiate.ChildRequest, message: Incoming, now: float
@@ -267,7 +267,7 @@ class IkeAuth(Task):
 
 def _same_child(old: IkeSa | None, request: negotiate.ChildRequest) -> Child | None:
     """The child of an IKE SA that is authenticated anew whose place the new one takes."""
-    children = old.children.values() if old is not None else ()
+    children = old.heir.children.values() if old is not None else ()  # it may have been rekeyed meanwhile
     return next((each for each in children if each.spec.settings == request.settings), None)
 
 

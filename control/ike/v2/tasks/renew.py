@@ -76,7 +76,8 @@ class Retire(Task):
         self.old = old
 
     def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
-        """Delete the old one on its own."""
+        """Delete the old one on its own, or what a rekeying has put in its place meanwhile."""
+        self.old = self.old.heir
         if self.old.state is State.ESTABLISHED:
             new = {child.spec.settings.name: child.spec.id for child in sa.children.values()}
             for child in self.old.children.values():
