@@ -20,7 +20,7 @@ from tests.ah import Peer
 from tests.exchange.suites import HMACS, IMPLICIT_IVS, MORE_SUITES, SUITES, mirror, outbound_sa
 from tests.ext.crypto_jobs import esp_packet
 from tests.gateway import Gateway
-from tests.packets import AH, ESP, UDP, checksum, ip, udp
+from tests.packets import AH, ESP, UDP, checksum, ip, udp, udp_packet
 
 LIMITS = Limits(
     max_sas=1024,
@@ -250,7 +250,10 @@ class World:
         self.tunnels = len(kinds)
 
     def oddities(self) -> list[bytes]:
-        """Outer packets that are no ESP, or as little of it as there can be: keepalives, IKE's marker, stumps."""
+        """Outer packets that are no ESP, or as little of it as there can be: keepalives, IKE's marker, stumps.
+
+        And what should have come through a tunnel, in clear.
+        """
         packets = []
         for forge in self.forges[:8]:
             spec = forge.spec
@@ -269,6 +272,10 @@ class World:
                     ip(family, udp(body, ports=(4500, 4500), none=True, **ends), protocol=UDP, **ends)
                 )
                 packets.append(ip(family, body, protocol=ESP, **ends))
+        for tunnel in range(4):
+            packets.append(udp_packet(4, b"clear", source=f"10.2.{tunnel}.1", destination="10.1.0.1"))
+            far = f"2001:db8:2:{tunnel:x}::1"
+            packets.append(udp_packet(6, b"clear", source=far, destination="2001:db8:1::1"))
         return packets
 
     def close(self) -> None:
