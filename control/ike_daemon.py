@@ -348,15 +348,19 @@ class IkeDaemon:
         return [address for address in found if address is not None]
 
     def addresses_changed(self, addresses: Sequence[Address]) -> None:
-        """The host's addresses: IKE SAs whose own is gone go on from another one (RFC 4555)."""
+        """The host's addresses: IKE SAs whose own is gone go on from the one that leads to their peer (RFC 4555)."""
         have = set(addresses)
         now = self.now()
-        lost = {each.path.local: each.path.remote for each in self.snapshot() if each.path.local not in have}
-        for old, remote in lost.items():
+        paths = [each.path for each in self.snapshot()]
+        lost = {(path.local, path.remote) for path in paths if path.local not in have}
+        moves: dict[tuple[Address, Address], set[Address]] = {}  # from, to: towards whom
+        for old, remote in lost:
             new = source_address(remote)
             if new is not None and new != old:
-                with self._guarded("address change"):
-                    self.endpoint.address_changed(old, new, now)
+                moves.setdefault((old, new), set()).add(remote)
+        for (old, new), remotes in moves.items():
+            with self._guarded("address change"):
+                self.endpoint.address_changed(old, new, now, remotes)
         if lost:
             self._pump_soon()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from control.ike.ends import SourceAddress
 from control.ike.errors import PeerError
@@ -277,10 +277,12 @@ class Endpoint:
             sa = sa.heir
             self.act(sa, now, lambda: follow.source_seen(sa, address, port, now))
 
-    def address_changed(self, old: Address, new: Address, now: float) -> None:
-        """An address of ours is gone and another one takes its place (RFC 4555)."""
+    def address_changed(
+        self, old: Address, new: Address, now: float, remotes: Container[Address] | None = None
+    ) -> None:
+        """An address of ours is gone and another one takes its place (RFC 4555): towards `remotes`, or towards all."""
         for sa in self.registry:
-            if sa.path.local == old:
+            if sa.path.local == old and (remotes is None or sa.path.remote in remotes):
                 self.act(sa, now, lambda sa=sa: renew.address_changed(sa, new, now))  # type: ignore[misc]
 
     def path_error(self, path: PeerPath, text: str, now: float) -> None:

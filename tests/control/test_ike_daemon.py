@@ -426,3 +426,27 @@ def test_a_way_that_comes_back_brings_its_child_back(tmp_path: Path, monkeypatch
             await world.up()
 
     asyncio.run(scenario())
+
+
+def test_each_lost_address_is_replaced_by_the_one_towards_its_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two uplinks: what goes to one peer does not leave by the address that leads to the other."""
+    first, second = IPv4Address("127.0.0.2"), IPv4Address("127.0.0.3")
+    towards = {first: IPv4Address("127.0.0.4"), second: IPv4Address("127.0.0.5")}
+    monkeypatch.setattr("control.ike_daemon.source_address", towards.get)
+
+    async def scenario() -> None:
+        left = Side("left", tmp_path, free_ports())
+        daemon, [connection] = left.daemon, left.config.connections
+        for number, peer in enumerate((first, second, first)):
+            named = replace(connection, name=str(number), remote_addresses=(peer,))
+            daemon.endpoint.initiate(named, None, daemon.now())
+        daemon.addresses_changed([ADDRESSES["left"]])
+        assert {each.path.local for each in daemon.snapshot()} == {ADDRESSES["left"]}
+        daemon.addresses_changed(list(towards.values()))
+        moved = [(each.path.remote, each.path.local) for each in daemon.snapshot()]
+        assert moved == [(peer, towards[peer]) for peer in (first, second, first)]
+        await left.close()
+
+    asyncio.run(scenario())
