@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from control.ike.errors import PeerError
 from control.ike.events import Datagram, PeerPath
-from control.ike.numbers import Exchange, NotifyType
+from control.ike.numbers import Exchange
 from control.ike.v2 import codec
 from control.ike.v2.parts import Feature, Timer
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import MORE, Outgoing, Task
 from control.ike.wire.header import Header
+from control.ike.wire.payloads import Payload
 
 
 def next_request(sa: IkeSa, now: float) -> None:
@@ -76,11 +77,15 @@ def seal(sa: IkeSa, message: Outgoing, message_id: int, *, response: bool) -> li
     return codec.seal(message, header, keys, limit=limit)
 
 
-def last_message(sa: IkeSa, notify: NotifyType, now: float) -> None:
-    """Tell the peer why we give the IKE SA up, once: nobody will be here for an answer (RFC 7296 2.21.2)."""
+def last_message(sa: IkeSa, payload: Payload, now: float) -> None:
+    """Tell the peer that we give the IKE SA up, once: nobody will be here for an answer (RFC 7296 2.21.2).
+
+    What is under way is given up with it. A peer that has answered that reads this; to one that has not it is ahead.
+    """
     message = Outgoing(Exchange.INFORMATIONAL)
-    message.notify(notify)
-    transmit(sa, seal(sa, message, sa.window.next_request, response=False), sa.path, now)
+    message.add(payload)
+    message_id = sa.window.next_request + (sa.window.pending is not None)
+    transmit(sa, seal(sa, message, message_id, response=False), sa.path, now)
 
 
 def transmit(sa: IkeSa, datagrams: list[bytes], path: PeerPath, now: float) -> None:

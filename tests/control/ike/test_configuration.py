@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
+
+import pytest
 
 from control.ike.events import ChildEstablished, IkeEstablished, VirtualAddressesAssigned
 from control.ike.identity import Identity
 from control.ike.pools import Pools
 from control.ike.settings import AuthSettings, ChildSettings, PoolSettings, TrafficSelector
+from control.ike.v2 import configure
 from tests.control.ike.pair import Pair, connection_a, esp, ike, mirror
 
 ANY = (ip_address("0.0.0.0"),)
@@ -111,6 +115,19 @@ def test_server_without_pool() -> None:
     pair = Pair(a=a, b=mirror(a, name="b-a", virtual_addresses=())).up()
     assert pair.a.children == {}
     assert "no pool is configured" in pair.b.failures[0]
+
+
+def test_a_child_without_the_address_that_was_wanted_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has installed it, and would send into it (RFC 7296 section 1.4.1)."""
+    monkeypatch.setattr(configure, "grant", lambda *rest: None)
+    client = connection_a(virtual_addresses=(ip_address("0.0.0.0"),))
+    pair = Pair(a=client, b=mirror(replace(client, virtual_addresses=()), name="b-a"))
+    pair.initiate()
+    pair.run(2.0)
+    assert pair.b.of(ChildEstablished) and pair.a.failures
+    assert not pair.a.children and not pair.b.children
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+    assert not pair.a.endpoint.registry.child_spis
 
 
 def test_two_clients_have_two_addresses() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from control.ike.events import ChildClosed, ChildEstablished, ChildFailed, Closed, IkeFailed, Noted
+from control.ike.numbers import Exchange
 from control.ike.selectors import resolve
 from control.ike.settings import Lifetime, StartAction
 from control.ike.v2 import negotiate
@@ -17,6 +18,7 @@ from control.ike.v2.task import Outgoing
 from control.ike.v2.tasks import create_child, rekey_child, rekey_ike
 from control.ike.v2.tasks.delete import DeleteIke
 from tests.control.ike.pair import (
+    ADDRESS_B,
     Pair,
     Side,
     child,
@@ -234,6 +236,21 @@ def test_the_ike_sa_is_closed_by_either_side(which: str) -> None:
     assert side.closed[0].why is Closed.LOCAL
     assert pair.other(side).closed[0].why is Closed.PEER
     assert not pair.a.children and not pair.b.children
+
+
+def test_an_ike_sa_is_closed_while_its_peer_answers() -> None:
+    """The peer has an IKE SA, and a child that it would send into until it misses us."""
+    pair = Pair(a=connection_a(), b=connection_b())
+    pair.wire.drop = lambda number, datagram: (
+        datagram.path.local == ADDRESS_B and datagram.data[18] == Exchange.IKE_AUTH
+    )
+    pair.initiate()
+    pair.run(1.0)
+    assert pair.b.established
+    pair.a.endpoint.terminate_ike(pair.a.ikes[0], pair.now)
+    pair.run(1.0)
+    assert not pair.a.ikes and not pair.b.ikes
+    assert not pair.b.children and [event.why for event in pair.b.closed] == [Closed.PEER]
 
 
 def test_a_lost_answer_to_the_last_delete_is_given_again() -> None:

@@ -29,7 +29,15 @@ from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
 from control.ike.v2.tasks import renew
-from control.ike.wire.payloads import AuthPayload, EapPayload, IdPayload, SaPayload, payload_type
+from control.ike.v2.tasks.delete import DeleteSpi
+from control.ike.wire.payloads import (
+    AuthPayload,
+    EapPayload,
+    IdPayload,
+    NotifyPayload,
+    SaPayload,
+    payload_type,
+)
 
 
 class IkeAuth(Task):
@@ -252,7 +260,11 @@ class IkeAuth(Task):
                 return
         except PeerError as refused:
             failure = codec.failure_of(refused)
-        sa.host.free_child_spi(request.spi)
+        if message.get(SaPayload) is not None:
+            # The peer has installed what we do not want (RFC 7296 section 1.4.1); the SPI is free with its answer.
+            sa.queue(DeleteSpi(request.settings.protocol, request.spi), now, first=True)
+        else:
+            sa.host.free_child_spi(request.spi)
         sa.child_failed(request.settings.name, failure)
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
@@ -261,7 +273,7 @@ class IkeAuth(Task):
             sa.host.free_child_spi(self.child.spi)
             self.child = None
         if self.believed and sa.state is not State.CLOSED:
-            send.last_message(sa, NotifyType.AUTHENTICATION_FAILED, now)
+            send.last_message(sa, NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED), now)
         sa.close(Closed.FAILED, now, failure=failure)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from control.ike.events import Closed, Failure
-from control.ike.numbers import Exchange
+from control.ike.numbers import Exchange, Protocol
 from control.ike.selectors import PacketSelectors
 from control.ike.settings import Auth, ChildSettings
-from control.ike.v2 import resources
+from control.ike.v2 import resources, send
 from control.ike.v2.actions import ike_gone, peer_dead
 from control.ike.v2.lifetimes import NEVER, retry_at
 from control.ike.v2.parts import Child, ChildState, Timer
@@ -20,6 +20,7 @@ from control.ike.v2.tasks.dpd import LearnMapping, Liveness
 from control.ike.v2.tasks.rekey_child import RekeyChild
 from control.ike.v2.tasks.rekey_ike import RekeyIke
 from control.ike.v2.window import Pending
+from control.ike.wire.payloads import DeletePayload
 from dataplane.model import Address
 
 RETIRE_DELAY = 1.0  # seconds between an IKE SA that authenticated anew and the end of the old one
@@ -212,6 +213,9 @@ def _same(one: ChildSettings, other: ChildSettings) -> bool:
 def close_ike(sa: IkeSa, now: float, *, delay: float = 0.0) -> None:
     """We want the IKE SA gone, `delay` seconds from now."""
     if sa.state.half_open:
+        if sa.initiator and sa.state is State.AUTHENTICATING:
+            # The peer may have answered IKE_AUTH already: it has an IKE SA then, and a child that it sends into.
+            send.last_message(sa, DeletePayload(protocol=Protocol.IKE), now)
         sa.close(Closed.LOCAL, now)
     else:
         # Or its successor, should it be replaced before; one that may not stay is ended by way of what it came from.
