@@ -21,19 +21,19 @@ class NoOwnAddress(ValueError):
 
 def peer_address(addresses: Iterable[Address | Network]) -> Address | None:
     """Where an initiation goes: the first plain address of a connection's `remote_addresses`."""
-    return next(_plain(addresses), None)
+    return next(plain(addresses), None)
 
 
 def own_address(connection: Connection, source: SourceAddress) -> Address | None:
     """Where an initiation comes from: as configured for the peer's address family, or as the kernel would send."""
     peer = peer_address(connection.remote_addresses)
-    for address in _plain(connection.local_addresses):
+    for address in plain(connection.local_addresses):
         if peer is None or address.version == peer.version:
             return address
     return source(peer) if peer is not None else None
 
 
-def _plain(addresses: Iterable[Address | Network]) -> Iterator[Address]:
+def plain(addresses: Iterable[Address | Network]) -> Iterator[Address]:
     """Those that are one address."""
     for each in addresses:
         if isinstance(each, IPv4Address | IPv6Address) and not each.is_unspecified:

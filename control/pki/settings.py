@@ -10,7 +10,10 @@ from control.ike.identity import Identity
 
 @dataclass(frozen=True, kw_only=True)
 class PresharedKey:
-    """A secret that two ends share. It serves an IKE SA when either end's identity fits one of these; () fits all."""
+    """A secret that two ends share. It serves an IKE SA when either end's identity fits one of these; () fits all.
+
+    One that names someone else than us is for peers that it names.
+    """
 
     identities: tuple[Identity, ...] = ()
     secret: bytes = field(repr=False)

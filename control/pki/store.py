@@ -100,10 +100,16 @@ class Credentials:
 
     # ---- shared secrets -------------------------------------------------------------------------------------
 
-    def find_psk(self, local: Identity | None, remote: Identity | None) -> PresharedKey | None:
+    def find_psk(
+        self,
+        local: Identity | None,
+        remote: Identity | None,
+        is_ours: Callable[[Identity], bool] | None = None,
+    ) -> PresharedKey | None:
         """The preshared key whose identities fit these two ends best; the peer's identity counts before ours.
 
-        As in strongSwan, a key fits when either end fits one of its identities, or when it has none.
+        A key fits when either end fits one of its identities, or when it has none. With `is_ours`, which knows the
+        names of this side, a key that names someone else as well is for peers that it names: another's is no proof.
         """
         best: PresharedKey | None = None
         best_quality = (0, 0, 0, 0)
@@ -112,6 +118,8 @@ class Credentials:
             ours = max((_quality(local, pattern) for pattern in key.identities), default=0)
             peers = max((_quality(remote, pattern) for pattern in key.identities), default=0)
             if key.identities and not ours and not peers:
+                continue
+            if is_ours is not None and not peers and not all(map(is_ours, key.identities)):
                 continue
             if ours == peers == PERFECT_MATCH:
                 return key  # the peer's come first and in their order: there is none better

@@ -6,12 +6,14 @@ IntAuth (RFC 9242). An IKE SA needs its handshake, its suite and its keys for th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import islice
 
 from control.crypto import auth as crypto
 from control.crypto.errors import SignatureError, UnsupportedError
 from control.crypto.keys import signed_octets
+from control.ike.ends import plain
 from control.ike.errors import PeerError
 from control.ike.identity import Identity
 from control.ike.numbers import AuthMethod, CertEncoding, HashAlgorithm, NotifyType, name_of
@@ -197,13 +199,35 @@ def allowed_hashes(auth: AuthSettings) -> frozenset[int]:
 
 
 def _psk(sa: IkeSa, local: Identity, remote: Identity | None) -> bytes:
+    """The key for these two ends, or for the peer's address; of a peer that is known none that is another's."""
     credentials = sa.host.credentials
-    found = credentials.find_psk(local, remote)
+    known = remote is not None and not remote.is_pattern
+    is_ours = _our_names(sa, local) if known else None
+    found = credentials.find_psk(local, remote, is_ours)
     if found is None:
-        found = credentials.find_psk(local, Identity.from_address(sa.path.remote))
+        found = credentials.find_psk(local, Identity.from_address(sa.path.remote), is_ours)
     if found is None:
         raise failed(credentials.missing_psk(local, remote))
     return found.secret
+
+
+def _our_names(sa: IkeSa, local: Identity) -> Callable[[Identity], bool]:
+    """Whether an identity of a key is one of this gateway's own: of this IKE SA, or of any connection."""
+    here = frozenset((local, Identity.from_address(sa.path.local)))
+
+    @cache
+    def everywhere() -> frozenset[Identity]:
+        found = set()
+        for connection in (sa.connection, *sa.host.connections):
+            if connection.local.identity is not None:
+                found.add(connection.local.identity)
+            found.update(map(Identity.from_address, plain(connection.local_addresses)))
+        return frozenset(found)
+
+    def among(names: frozenset[Identity], identity: Identity) -> bool:
+        return identity in names or (identity.is_pattern and any(name.matches(identity) for name in names))
+
+    return lambda identity: among(here, identity) or among(everywhere(), identity)
 
 
 def certificate_request(sa: IkeSa) -> CertRequestPayload | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from functools import cache
+from ipaddress import ip_address
 
 import pytest
 
 from control.ike.identity import Identity
 from control.ike.settings import Auth, AuthSettings, Connection
 from control.pki.make import Issued, issue, make_authority
+from control.pki.settings import PresharedKey
 from control.pki.store import Authority, Credentials, LoadedCertificate
 from tests.control.ike.pair import Pair, connection_a, mirror, psk
 
@@ -196,3 +199,66 @@ def test_certificate_of_an_unknown_authority() -> None:
     told_a, told_b = fails(pair_of(other, certificate(B)))
     assert "the peer refuses our authentication" in told_a
     assert "Other" in told_b and "Root" in told_b
+
+
+# A preshared key proves whom it names
+
+
+def keys(*each: tuple[bytes, tuple[str, ...]]) -> Credentials:
+    """Secrets with the identities that each is for."""
+    return Credentials(
+        preshared_keys=[
+            PresharedKey(identities=tuple(map(Identity.parse, names)), secret=secret)
+            for secret, names in each
+        ]
+    )
+
+
+def hub(claim: str, secret: bytes, *each: tuple[bytes, tuple[str, ...]]) -> Pair:
+    """B takes peers of a whole domain; A has a secret, and says who it is."""
+    a = connection_a(local=AuthSettings(auth=Auth.PSK, identity=Identity.parse(claim)))
+    b = mirror(a, name="b-a", remote=AuthSettings(auth=Auth.PSK, identity=Identity.parse("*.example")))
+    pair = Pair(a=a, b=b, credentials_a=keys((secret, ())), credentials_b=keys(*each))
+    pair.initiate()
+    pair.run()
+    return pair
+
+
+@pytest.mark.parametrize("claim", ["bob.example", "boss.example"])
+def test_the_key_of_another_peer_is_no_proof(claim: str) -> None:
+    """Alice's key names B as well, which makes it no key of everybody's."""
+    each = (b"of alice", ("b.example", "alice.example")), (b"of bob", ("b.example", "bob.example"))
+    pair = hub(claim, b"of alice", *each)
+    assert not pair.b.established and claim in pair.b.failures[0]
+    assert hub("alice.example", b"of alice", *each).b.established
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("b.example",),
+        ("b.example", "192.0.2.2"),  # both are B's
+        ("b.example", "192.0.2.0/30"),
+        ("*.example",),
+        ("b.example", "192.0.2.1"),  # where A is, whatever its name
+    ],
+)
+def test_a_key_that_names_nobody_else_is_everybodys(names: tuple[str, ...]) -> None:
+    """Names of ours, and the peer's address, make it nobody else's."""
+    assert hub("zoe.example", b"of all", (b"of all", names)).b.established
+
+
+def test_names_of_ours_are_those_of_all_connections() -> None:
+    """A key for two names of B, which has each in another connection."""
+    a = connection_a(local=AuthSettings(auth=Auth.PSK, identity=Identity.parse("zoe.example")))
+    b = mirror(a, name="b-a", remote=AuthSettings(auth=Auth.PSK))
+    other = replace(
+        b,
+        name="other",
+        local=AuthSettings(auth=Auth.PSK, identity=Identity.parse("b2.example")),
+        local_addresses=(ip_address("192.0.2.9"),),
+    )
+    named = ("b.example", "b2.example", "192.0.2.9")
+    pair = Pair(a=a, b=(b, other), credentials_b=keys((b"a shared secret", named))).up()
+    pair.check_children()

@@ -54,6 +54,22 @@ def test_the_key_that_fits_best(local: str, remote: str, secret: str) -> None:
     assert found is not None and found.secret == secret.encode()
 
 
+@pytest.mark.parametrize(
+    ("remote", "secret"),
+    [
+        ("branch.example", "pair"),
+        ("other.example", "domain"),  # `pair` names branch.example beside us
+        ("@stranger", "anyone"),
+        ("10.9.0.1", "peer only"),
+        ("10.9.0.2", "net"),
+    ],
+)
+def test_the_key_of_a_peer_that_is_known(remote: str, secret: str) -> None:
+    us = Identity.parse("hq.example")
+    found = Credentials(preshared_keys=KEYS).find_psk(us, Identity.parse(remote), lambda name: name == us)
+    assert found is not None and found.secret == secret.encode()
+
+
 def test_the_first_of_equal_keys_and_every_key_of_many() -> None:
     us = Identity.parse("@us")
     keys = [psk("first", "@us", "@p0"), *(psk(f"key {index}", "@us", f"@p{index}") for index in range(500))]
