@@ -365,6 +365,8 @@ class IkeSa:
         """It is over without a word, for another attempt is made; the tasks that wait for it to be established."""
         waiting = [task for _, task in self.queued if task.exchange == Exchange.CREATE_CHILD_SA]
         self.state = advance(self.state, Step.GONE)
+        if self.active is not None:
+            self.active.abandoned(self)
         self.active = None
         self.queued.clear()
         self.timers.clear()

@@ -144,6 +144,9 @@ class Task(abc.ABC):
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:  # noqa: B027 - few have something to undo
         """As initiator: the peer's answer was no good, or the IKE SA ended first. Report it, undo what was begun."""
 
+    def abandoned(self, sa: IkeSa) -> None:  # noqa: B027 - few have reserved something
+        """As initiator: the peer never answered, and another attempt is made on another IKE SA."""
+
     def built(  # noqa: B027 - few look
         self, sa: IkeSa, message: Outgoing, datagrams: list[bytes], now: float
     ) -> None:

@@ -14,7 +14,7 @@ from control.ike.endpoint import Endpoint
 from control.ike.events import Datagram, PeerPath
 from control.ike.identity import Identity
 from control.ike.numbers import Exchange, NotifyType, PayloadType
-from control.ike.settings import Auth, AuthSettings, EndpointSettings
+from control.ike.settings import Auth, AuthSettings, EndpointSettings, Retransmission
 from control.ike.v2.cookies import Cookies, scan
 from control.ike.wire.message import find_notify, parse_message
 from control.ike.wire.payloads import KePayload, NotifyPayload
@@ -452,6 +452,19 @@ def test_silent_peer() -> None:
     [text] = pair.a.failures
     assert text.startswith("no answer from 192.0.2.2:500, sent 6 times in 165 s from 192.0.2.1:500")
     assert "connection refused (ICMP port unreachable)" in text
+
+
+def test_attempts_keep_nothing_of_those_before() -> None:
+    """Each asks for a child, whose SPI is reserved until the attempt is over."""
+    how = Retransmission(timeout=1.0, tries=2)
+    pair = Pair(a=connection_a(keying_tries=0, retransmission=how))
+    pair.wire.drop = lambda number, datagram: datagram.data[18] == Exchange.IKE_AUTH
+    pair.initiate()
+    pair.run(60.0)
+    assert len([text for text in pair.a.notes if "attempt" in text]) > 3
+    assert len(pair.a.endpoint.registry.child_spis) <= 1
+    pair.a.endpoint.terminate_ike(pair.a.ikes[0], pair.now)
+    assert not pair.a.endpoint.registry.child_spis
 
 
 def test_keying_tries() -> None:

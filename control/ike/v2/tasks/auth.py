@@ -269,12 +269,16 @@ class IkeAuth(Task):
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """No proof, no IKE SA. A peer that takes us for established is told (RFC 7296 section 2.21.2)."""
-        if self.child is not None:
-            sa.host.free_child_spi(self.child.spi)
-            self.child = None
+        self.abandoned(sa)
         if self.believed and sa.state is not State.CLOSED:
             send.last_message(sa, NotifyPayload(type=NotifyType.AUTHENTICATION_FAILED), now)
         sa.close(Closed.FAILED, now, failure=failure)
+
+    def abandoned(self, sa: IkeSa) -> None:
+        """The child's SPI was never used."""
+        if self.child is not None:
+            sa.host.free_child_spi(self.child.spi)
+            self.child = None
 
 
 def _same_child(old: IkeSa | None, request: negotiate.ChildRequest) -> Child | None:
