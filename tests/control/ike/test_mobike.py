@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from control.ike.events import Datagram, PathChanged
+from control.ike.events import Datagram, PathChanged, PeerPath
+from control.ike.numbers import Exchange, NotifyType
+from control.ike.v2 import send
 from control.ike.v2.negotiate import dynamic_addresses
+from control.ike.wire.payloads import NotifyPayload
 from tests.control.ike.pair import ADDRESS_A, ADDRESS_B, Pair, Side, connection_a, connection_b
 from tests.control.ike.planes import Plane
 
@@ -101,6 +104,36 @@ def test_a_move_that_crosses_a_rekeying_of_the_ike_sa(who: str) -> None:
     pair.run(100.0)
     pair.check_children()
     assert esp_goes_to(pair) == {NEW}
+
+
+def no_nats_allowed(path: PeerPath) -> NotifyPayload:
+    """What a peer says that takes its datagram to go by `path`."""
+    ports = path.local_port.to_bytes(2, "big") + path.remote_port.to_bytes(2, "big")
+    return NotifyPayload(type=NotifyType.NO_NATS_ALLOWED, data=path.local.packed + path.remote.packed + ports)
+
+
+@pytest.mark.parametrize("exchange", [Exchange.IKE_AUTH, Exchange.INFORMATIONAL])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_peer_that_allows_no_nat(there: bool, exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 4555 section 3.9: where it says that it is must be where its datagram comes from."""
+    pair, seal = made(), send.seal
+
+    def said(sa: Any, message: Any, *rest: Any, response: bool) -> Any:
+        if message.exchange == exchange and not response and sa.host is pair.a.endpoint:
+            path = sa.path if there else replace(sa.path, local=NAT)
+            message.add(no_nats_allowed(path))
+        return seal(sa, message, *rest, response=response)
+
+    monkeypatch.setattr(send, "seal", said)
+    pair.initiate()
+    pair.run()
+    if exchange == Exchange.INFORMATIONAL:
+        move(pair, pair.a)
+        pair.run()
+        assert bool(pair.b.of(PathChanged)) == bool(pair.a.of(PathChanged)) == there
+    else:
+        assert bool(pair.a.established) == bool(pair.b.established) == there
+    assert there or any("UNEXPECTED_NAT_DETECTED" in text for text in (*pair.a.notes, *pair.a.failures))
 
 
 def test_two_moves_at_once_end_at_the_last() -> None:

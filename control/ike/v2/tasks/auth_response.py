@@ -18,6 +18,7 @@ from control.ike.v2.parts import Feature, Timer
 from control.ike.v2.proof import AuthenticationFailed
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.task import DONE, MORE, Incoming, Outgoing, Result, Task
+from control.ike.v2.tasks import mobike
 from control.ike.v2.tasks.auth import established
 from control.ike.wire.payloads import AuthPayload, IdPayload, SaPayload
 
@@ -146,6 +147,7 @@ class IkeAuthResponse(Task):
         if sa.features & Feature.PPK:
             message.notify(NotifyType.PPK_IDENTITY)
         if connection.mobike and request.notify(NotifyType.MOBIKE_SUPPORTED) is not None:
+            mobike.check_no_nat(request)
             sa.features |= Feature.MOBIKE
             message.notify(NotifyType.MOBIKE_SUPPORTED)
         if connection.reauth_time:

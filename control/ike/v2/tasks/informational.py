@@ -9,6 +9,7 @@ from control.ike.errors import LocalError
 from control.ike.events import Closed, Failure
 from control.ike.numbers import Exchange, NotifyType, Protocol
 from control.ike.v2.child import spi_bytes
+from control.ike.v2.parts import Feature
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, Incoming, Outgoing, Result, Task
@@ -47,6 +48,8 @@ class Informational(Task):
             return DONE
         if not self.over:
             settle(sa, now)
+            if sa.features & Feature.MOBIKE:
+                mobike.check_no_nat(message)
             for payload in deletes:
                 if payload.protocol in (Protocol.ESP, Protocol.AH):
                     self._delete(sa, payload, now)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from hmac import compare_digest
 from ipaddress import ip_address
 
-from control.ike.errors import syntax_error
+from control.ike.errors import PeerError, syntax_error
 from control.ike.events import Closed, Failure, PeerPath
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.v2 import nat
@@ -230,6 +230,23 @@ def _take_detections(sa: IkeSa, payloads: Sequence[Payload], path: PeerPath) -> 
 
 
 # As responder
+
+
+def check_no_nat(request: Incoming) -> None:
+    """A peer that tolerates no NAT says where it is and sees us; PeerError where the datagram's header differs."""
+    notify = request.notify(NotifyType.NO_NATS_ALLOWED)
+    if notify is None:
+        return
+    path = request.path
+    ports = path.remote_port.to_bytes(2, "big") + path.local_port.to_bytes(2, "big")
+    if notify.data != path.remote.packed + path.local.packed + ports:
+        # RFC 4555 section 3.9: nothing else is done with what it says.
+        raise PeerError(
+            NotifyType.UNEXPECTED_NAT_DETECTED,
+            f"the peer allows no NAT, and its datagram from {path.remote}:{path.remote_port} to "
+            f"{path.local}:{path.local_port} was sent from or to somewhere else",
+            advice="let the peer use NAT traversal, or take the NAT away",
+        )
 
 
 def answer(sa: IkeSa, request: Incoming, now: float) -> list[Payload]:
