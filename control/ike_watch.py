@@ -5,7 +5,8 @@
     sources     peers behind a NAT whose packets come from another address or port, as workers report them
     counters    of each child, once a second: who receives has a peer that lives, who has carried enough gets new keys
 
-A child that traffic wants and that does not come up is asked for less and less often.
+A child that traffic wants and that does not come up is asked for less and less often. One that starts by itself and
+whose peer is silent is begun again some time later: nothing else would bring it back.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from control.ike.endpoint import Endpoint
 from control.ike.ends import peer_address
 from control.ike.events import (
+    PEER_SILENT,
     ChildClosed,
     ChildEstablished,
     ChildWanted,
@@ -45,6 +47,9 @@ FOLLOW_INTERVAL = 1.0
 # Seconds that a child has to come up before traffic asks for it again: doubled each time, up to the most.
 TRAP_PATIENCE = 5.0
 TRAP_PATIENCE_MOST = 300.0
+START_AGAIN = (
+    60.0  # seconds after the last attempt at a silent peer before what starts by itself is begun again
+)
 
 Guard = Callable[[str], contextlib.AbstractContextManager[None]]
 
@@ -88,6 +93,7 @@ class Watch:
         self._pump = pump
         self._guarded = guarded
         self._starts = Starts()
+        self._again: dict[str, float] = {}  # by connection whose peer is silent: when it is begun again
         self._acquired: dict[tuple[str, str], _Patience] = {}  # by trap: when traffic may ask for it again
         self._moved: dict[int, Source] = {}  # by IKE SA: where its peer's packets come from, to be told
         self._followed: dict[int, float] = {}  # by IKE SA: when it may be told again
@@ -129,6 +135,8 @@ class Watch:
         """What the endpoint tells may make room for another start, or end what is known of a child."""
         if isinstance(event, IkeEstablished | IkeClosed | IkeFailed):
             self._start_ended(event.ike)
+        if isinstance(event, IkeFailed) and event.failure.code == PEER_SILENT:
+            self._again[event.connection] = self._now() + START_AGAIN
         if isinstance(event, IkeClosed | IkeRekeyed):
             self._moved.pop(event.ike, None)
             self._followed.pop(event.ike, None)
@@ -220,7 +228,12 @@ class Watch:
             self._endpoint.child_expired(child, False, now)
 
     def _look_at_starts(self) -> None:
-        """What could not start may now: a route or an address has come."""
+        """What could not start may now: a route or an address has come, or the peer is there again."""
+        now = self._now()
+        for name in [name for name, at in self._again.items() if at <= now]:
+            del self._again[name]
+            if name in self.connections:
+                self.start(self.connections[name])
         if self._starts:
             self._starts.keep(each.id for each in self._endpoint.snapshot() if not each.established)
             self._start_what_can()

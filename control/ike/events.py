@@ -22,6 +22,7 @@ from control.text import one_line
 from dataplane.model import Address, EspProposal, Mode
 
 LONGEST = 4000  # characters of a text that a log or a status shows
+PEER_SILENT = "peer_silent"  # code of the failure of a request that had no answer
 TRACEBACK = "internal error"  # how a text begins that ends in a traceback of ours
 
 

@@ -450,3 +450,21 @@ def test_each_lost_address_is_replaced_by_the_one_towards_its_peer(
         await left.close()
 
     asyncio.run(scenario())
+
+
+def test_what_starts_by_itself_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its peer was silent for longer than an attempt takes, and comes back."""
+    monkeypatch.setattr("control.ike_watch.TRAFFIC_INTERVAL", 0.02)
+    monkeypatch.setattr("control.ike_watch.START_AGAIN", 0.1)
+
+    async def scenario() -> None:
+        directory, ports, *_ = World(tmp_path).make
+        left, right = Side("left", directory, ports, **START), Side("right", directory, ports)
+        await left.start()
+        await until(lambda: len(left.events(IkeFailed)) == 2)  # once, and again
+        await right.start()
+        await until(lambda: bool(left.children))
+        await left.close()
+        await right.close()
+
+    asyncio.run(scenario())

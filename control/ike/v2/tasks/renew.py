@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from control.ike.events import Closed, Failure
+from control.ike.events import PEER_SILENT, Closed, Failure
 from control.ike.numbers import Exchange, Protocol
 from control.ike.selectors import PacketSelectors
 from control.ike.settings import Auth, ChildSettings
@@ -139,7 +139,7 @@ def peer_silent(sa: IkeSa, pending: Pending, now: float) -> None:
     times, path = pending.repeats + 1, pending.path
     heard = f"; last heard of it: {sa.path_error}" if sa.path_error else ""
     failure = Failure(
-        code="peer_silent",
+        code=PEER_SILENT,
         text=f"no answer from {path.remote}:{path.remote_port}, sent {times} times "
         f"in {now - pending.first_sent:.0f} s from {path.local}:{path.local_port}{heard}",
         advice="check that UDP 500 and 4500 are open between the two, and that the peer runs",
