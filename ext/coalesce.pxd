@@ -32,6 +32,7 @@ cdef struct Runs:
     uint32_t count
     uint32_t open_count
     uint32_t link               # bytes of link header before each packet
+    bint     no_udp             # join no UDP: set by a port whose kernel refuses such runs; gather leaves it alone
     uint8_t  open[OPEN_RUNS]    # indices of runs that may grow
     uint8_t  next[BATCH_MAX]    # index of the packet that follows in the same run
     Run runs[BATCH_MAX]         # in the order in which they leave
@@ -40,3 +41,4 @@ cdef void gather(Runs *runs, Packet **packets, uint32_t count, uint32_t link) no
 cdef void order(const Runs *runs, Packet **packets, uint32_t count) noexcept nogil
 cdef uint32_t run_apply(Run *run, Packet **members, uint32_t link, iovec *parts) noexcept nogil
 cdef void run_undo(const Run *run, Packet **members, uint32_t link) noexcept nogil
+cdef bint run_refused(Runs *runs, const Run *run, int error) noexcept nogil

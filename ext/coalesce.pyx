@@ -6,6 +6,7 @@
     run_apply   write the super-packet's lengths and partial checksum into the first packet's headers and list the
                 pieces for writev() or sendmsg(): nothing is copied
     run_undo    the reverse, for runs that the kernel did not take
+    run_refused whether it was for being a run of UDP: then no more are made, and the packets leave one by one
 
 The rules are those of the kernel's GRO (net/ipv4/tcp_offload.c), so that segmenting a run again gives the packets back:
 equal addresses, ports, TOS, TTL, acknowledgement, window and options; flags equal but for FIN and PSH, which end a run;
@@ -14,9 +15,11 @@ no SYN, RST, URG or CWR; all payloads of one size, the last may be shorter; IPv4
 kernel will compute a new one over whatever it holds.
 
 Order within a flow never changes: a packet that cannot join its flow's run closes it.
-Not joined: fragments, IPv4 options, IPv6 extension headers, UDP without checksum.
+Not joined: fragments, IPv4 options, IPv6 extension headers, UDP without checksum. Before Linux 6.2, UDP at all: such
+a kernel knows no GSO_UDP_L4 in a virtio_net_hdr, and says EINVAL (virtio_net_hdr_to_skb).
 """
 
+from libc.errno cimport EINVAL
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
@@ -65,7 +68,7 @@ cdef void gather(Runs *runs, Packet **packets, uint32_t count, uint32_t link) no
                     _close(runs, slot)
                 continue
             _close(runs, slot)
-        if _may_lead(candidate):
+        if _may_lead(runs, candidate):
             if runs.open_count == OPEN_RUNS:
                 _close(runs, 0)
             runs.open[runs.open_count] = <uint8_t>runs.count
@@ -140,13 +143,13 @@ cdef void _look(Run *run, const Packet *packet, uint32_t link) noexcept nogil:
     run.size = <uint16_t>run.payload
 
 
-cdef inline bint _may_lead(const Run *run) noexcept nogil:
+cdef inline bint _may_lead(const Runs *runs, const Run *run) noexcept nogil:
     """Whether others may follow this packet in a run."""
     if run.family == 0 or run.payload == 0:
         return False
     if run.protocol == PROTOCOL_TCP:
         return run.first_flags & ~TCP_ECE == TCP_ACK
-    return run.checksum != 0
+    return run.checksum != 0 and not runs.no_udp
 
 
 cdef inline bint _same_flow(const Run *run, const uint8_t *first, const Run *packet, const uint8_t *data,
@@ -276,3 +279,14 @@ cdef void run_undo(const Run *run, Packet **members, uint32_t link) noexcept nog
     else:
         store16(transport + 4, <uint16_t>(members[0].length - run.transport))
     put_raw16(transport + run.about.csum_offset, run.checksum)
+
+
+cdef bint run_refused(Runs *runs, const Run *run, int error) noexcept nogil:
+    """True when the kernel, having said `error`, may take this run's packets one by one: it is to be offered them again.
+
+    Once is enough to know: what no kernel of this host takes is not tried with every batch.
+    """
+    if error != EINVAL or run.about.gso_type != GSO_UDP_L4:
+        return False
+    runs.no_udp = True
+    return True

@@ -19,7 +19,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from posix.unistd cimport close as close_fd
 
-from ext.coalesce cimport Run, gather, order, run_apply, run_undo
+from ext.coalesce cimport Run, gather, order, run_apply, run_refused, run_undo
 from ext.linuxnet cimport MSG_DONTWAIT, recvmmsg, sendmmsg
 from ext.packet cimport (
     BATCH_MAX, LINK_ETHERNET, Batch, FramePool, Packet, Pool, Port, PortHandle, frame_give, frame_take,
@@ -127,6 +127,8 @@ cdef uint32_t packet_transmit(Port *port, Packet **packets, uint32_t count) noex
             if errno == EAGAIN or errno == ENOBUFS:
                 port.counters.tx_full += 1
                 break
+            if run_refused(&state.runs, &state.runs.runs[sent], errno):
+                break       # the next call offers its packets one by one
             # The kernel refuses this one (too long, interface down): it is gone, the others get their chance.
             port.counters.tx_errors += state.runs.runs[sent].count
             taken += _release(port, packets + taken, state.runs.runs[sent].count, False)

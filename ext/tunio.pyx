@@ -14,7 +14,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.unistd cimport close as close_fd
 
-from ext.coalesce cimport Run, gather, order, run_apply, run_undo
+from ext.coalesce cimport Run, gather, order, run_apply, run_refused, run_undo
 from ext.linuxnet cimport iovec, readv, writev
 from ext.packet cimport BATCH_MAX, LINK_IP, Batch, FramePool, Packet, Pool, Port, PortHandle, frame_give, frame_take
 from ext.segment cimport SUPER_HEAD, SUPER_MAX, VnetHeader, arrive, segment
@@ -68,6 +68,9 @@ cdef uint32_t tun_transmit(Port *port, Packet **packets, uint32_t count) noexcep
         written = writev(state.fd, state.parts, <int>(parts + 1))
         port.counters.tx_syscalls += 1
         if written < 0:
+            if run_refused(&state.runs, run, errno):
+                run_undo(run, packets + taken, 0)
+                break
             if errno == EAGAIN or errno == ENOBUFS or errno == EINTR:
                 run_undo(run, packets + taken, 0)
                 port.counters.tx_full += 1
@@ -110,6 +113,8 @@ cdef class TunPort(PortHandle):
             raise MemoryError(f"{name}: buffer for super-frames")
         self.state.overflow = self.state.overflow_area + SUPER_HEAD
         self.state.fd = fd
+        # What a kernel can be asked to hand over uncut, it takes, too: Linux learned both with 6.2.
+        self.state.runs.no_udp = "uso" not in offloads
         self.offloads = offloads
         self.c.fd = fd
         self.c.state = &self.state

@@ -54,6 +54,7 @@ MODULES = (
     ),
     *("chacha20poly1305", "chacha_generic", "poly1305_generic", "cmac", "xcbc", "sha512_generic"),
     *("sha1_generic", "sha256_generic", "aes_generic", "hmac", "ansi_cprng"),
+    *("tun", "veth", "af_packet"),  # for ports of ours in there
 )
 # Shorter or quieter ways through the kernel's start; nothing here touches IPsec.
 COMMAND_LINE = (
