@@ -32,7 +32,8 @@ from control.ike.v2 import codec, negotiate, send
 from control.ike.v2.keys import SaKeys
 from control.ike.v2.parts import Feature
 from control.ike.v2.sa import IkeSa
-from control.ike.v2.task import Outgoing
+from control.ike.v2.task import MORE, Outgoing, Result
+from control.ike.v2.tasks.dpd import Liveness
 from control.pki.settings import PostquantumKey
 from control.pki.store import Credentials
 from control.sa.children import sa_specs
@@ -486,6 +487,36 @@ def test_auth_lifetime() -> None:
     pair.run(120.0)
     assert len(pair.a.established) == 2
     assert all(event.initiator for event in pair.a.established)
+
+
+class Announcing(Liveness):
+    """A responder whose policy has changed."""
+
+    limit = 100
+
+    def build(self, sa: IkeSa, message: Outgoing, now: float) -> Result:
+        """AUTH_LIFETIME, on its own."""
+        message.notify(NotifyType.AUTH_LIFETIME, self.limit.to_bytes(4, "big"))
+        return MORE
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_auth_lifetime_while_the_ike_sa_lives(who: str) -> None:
+    """The original responder may say it at any time (RFC 4478 section 3); from the initiator it means nothing."""
+    a = connection_a(rekey_time=0.0)
+    pair = Pair(a=a, b=mirror(a)).up()
+    (sa,) = (pair.a if who == "a" else pair.b).endpoint.registry
+    for limit in (100, 1000):  # the later one does not put it off
+        task = Announcing()
+        task.limit = limit
+        sa.queue(task, pair.now)
+        sa.host.schedule(sa)
+        pair.run(1.0)
+    pair.run(98.0)
+    assert len(pair.a.established) == (2 if who == "b" else 1)
+    pair.run(30.0)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+    pair.check_children()
 
 
 # Export of keys

@@ -219,11 +219,7 @@ class IkeAuth(Task):
         assert handshake is not None
         if sa.connection.mobike and message.notify(NotifyType.MOBIKE_SUPPORTED) is not None:
             sa.features |= Feature.MOBIKE
-        lifetime = message.notify(NotifyType.AUTH_LIFETIME)
-        limit = (
-            int.from_bytes(lifetime.data, "big") if lifetime is not None and len(lifetime.data) == 4 else 0
-        )
-        established(sa, now, reauth_limit=float(limit))
+        established(sa, now, reauth_limit=renew.announced_lifetime(message))
         unique.settle(sa, initial_contact=False, now=now)
         replaces = handshake.replaces
         asked, self.child = self.child, None

@@ -13,7 +13,7 @@ from control.ike.v2.parts import Feature
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
 from control.ike.v2.task import DONE, Incoming, Outgoing, Result, Task
-from control.ike.v2.tasks import mobike
+from control.ike.v2.tasks import mobike, renew
 from control.ike.v2.tasks.delete import closed_by_peer, ike_closed_by_peer
 from control.ike.v2.tasks.rekey_ike import settle
 from control.ike.wire.payloads import DeletePayload, NotifyPayload, Payload
@@ -55,6 +55,7 @@ class Informational(Task):
                     self._delete(sa, payload, now)
             self._errors(sa, message)
             self.reply += mobike.answer(sa, message, now)
+            renew.lifetime_announced(sa, renew.announced_lifetime(message), now)
         return DONE
 
     def _half_open(self, sa: IkeSa, message: Incoming) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from control.ike.events import PEER_SILENT, Closed, Failure
-from control.ike.numbers import Exchange, Protocol
+from control.ike.numbers import Exchange, NotifyType, Protocol
 from control.ike.selectors import PacketSelectors
 from control.ike.settings import Auth, ChildSettings
 from control.ike.v2 import resources, send
 from control.ike.v2.actions import ike_gone, peer_dead
-from control.ike.v2.lifetimes import NEVER, retry_at
+from control.ike.v2.lifetimes import NEVER, ike_over_time, ike_times, retry_at
 from control.ike.v2.parts import Child, ChildState, Timer
 from control.ike.v2.sa import IkeSa
 from control.ike.v2.states import State
@@ -49,6 +49,26 @@ def reauthentication_due(sa: IkeSa, now: float) -> None:
         sa.reauth_passed = True
         return
     sa.host.reauthenticate(sa, now)
+
+
+def announced_lifetime(message: Incoming) -> float:
+    """Seconds within which the responder wants us to authenticate anew (RFC 4478); 0 where it says nothing."""
+    notify = message.notify(NotifyType.AUTH_LIFETIME)
+    return float(int.from_bytes(notify.data, "big")) if notify is not None and len(notify.data) == 4 else 0.0
+
+
+def lifetime_announced(sa: IkeSa, limit: float, now: float) -> None:
+    """The responder has changed its mind (RFC 4478 section 3). Only less time matters; with more we are early."""
+    if not limit or not sa.first_initiator or sa.state is not State.ESTABLISHED or sa.has_task(DeleteIke):
+        return
+    due = ike_times(sa.connection, now, sa.host.random, limit).reauth_at
+    before = sa.timers.get(Timer.REAUTH, NEVER)
+    if before and before <= due:
+        return
+    sa.timers[Timer.REAUTH] = due
+    last = due + ike_over_time(sa.connection, limit)
+    sa.timers[Timer.EXPIRE] = min(sa.timers.get(Timer.EXPIRE, last), last)
+    sa.note("info", f"the peer wants us to authenticate anew within {limit:.0f} s")
 
 
 def reauthentication_failed(sa: IkeSa, now: float) -> None:
