@@ -21,6 +21,7 @@ from dataplane.ports.errors import PortError
 from ext.packet import Pool, PortHandle
 
 DRIVERS = ("xdp", "packet", "tun", "udp", "raw", "memory")
+REASSEMBLING = ("udp", "raw")  # their packets may come to the kernel in pieces
 #: Frames per port: what its rings can hold in both directions, and what a worker has in hand.
 RING_FRAMES = 4096
 JUMBO_FRAMES = 2048  # instead, of frames larger than a page: their memory is pinned
@@ -29,6 +30,10 @@ SOCKET_FRAMES = 1024
 HELPER_FRAMES = 256
 SPARE_FRAMES = 512
 FRAME_OVERHEAD = 256 + 14 + 64  # headroom, link header, and ESP's trailer behind a packet of full size
+
+#: Outer packets come from the kernel's sockets reassembled, whatever the MTU: so long at least
+#: (docs/adr/0067-the-kernel-reassembles.md).
+REASSEMBLED_MOST = 7800
 
 _ROLE_NUMBERS = {Role.PROTECTED: 0, Role.UNPROTECTED: 1}
 _LINK_IP = 1
@@ -125,14 +130,20 @@ Assigned = tuple[PortSpec, str, Mapping[str, int]]  # spec, mode of the steering
 
 
 def frame_size(specs: Sequence[PortSpec]) -> int:
-    """Bytes of the frames that carry every port's packets."""
+    """Bytes of the frames that carry every port's packets.
+
+    Where a worker reads ESP from sockets, its frames hold more than any port's MTU: peers may fragment what they have
+    enciphered. Frames of `xdp` ports do not, since most of their memory is in use all the time.
+    """
     rings = [spec for spec in specs if spec.driver == "xdp"]
     if rings:
         from dataplane.ports import xdp
 
         return xdp.frame_size_for(specs)
-    largest = max(spec.mtu for spec in specs) + FRAME_OVERHEAD
-    return max(2048, 1 << (largest - 1).bit_length())
+    largest = max(spec.mtu for spec in specs)
+    if any(spec.role is Role.UNPROTECTED and spec.driver in REASSEMBLING for spec in specs):
+        largest = max(largest, REASSEMBLED_MOST)
+    return max(2048, 1 << (largest + FRAME_OVERHEAD - 1).bit_length())
 
 
 def frame_count(specs: Sequence[PortSpec]) -> int:

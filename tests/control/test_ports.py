@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -14,6 +15,7 @@ from control.net.tun import routes_for
 from control.ports import PortSetupError, helper_specs, mirror_ports, port_specs, tun_mtu
 from dataplane.layout import PORTS_MAX
 from dataplane.model import Action, PolicySpec, PortSpec, Role, SelectorSpec
+from dataplane.ports.drivers import frame_size
 from tests.control.config.good import GOOD
 
 
@@ -125,6 +127,12 @@ def test_helpers_for_what_the_kernel_reassembles() -> None:
     encapsulated = parse(values(*GOOD["port"]))
     raw, udp = helper_specs(encapsulated, port_specs(encapsulated, mirror, lambda _name: None))
     assert (raw.driver, udp.driver, udp.encap_port) == ("raw", "udp", 4500)
+    # Their frames hold what peers may fragment, whatever the MTU; with a ring, what the largest MTU wants.
+    narrow = [replace(spec, mtu=1500) for spec in [*specs, raw, udp]]
+    assert [spec.driver for spec in specs] == ["xdp", "packet"]
+    assert frame_size(narrow) == 2048
+    assert frame_size([replace(spec, driver="packet") for spec in narrow[:2]]) == 2048
+    assert frame_size([*(replace(spec, driver="packet") for spec in narrow[:2]), *narrow[2:]]) == 8192
     # A port that has sockets already takes them all.
     sockets = parse(values(TUN, UDP))
     assert not helper_specs(

@@ -13,7 +13,7 @@ from scapy.packet import Packet
 
 from control.lab.space import Space
 from dataplane.model import PortSpec, Role
-from dataplane.ports import raw, udp
+from dataplane.ports import drivers, raw, udp
 from dataplane.ports.errors import PortError
 from ext import porttool
 from ext.packet import Pool, PortHandle
@@ -263,6 +263,38 @@ def test_raw_gets_whole_packets_of_fragments(spaces: MakeSpaces) -> None:
     assert received[0][20:] == esp(1, 1, 1700)
     assert len(received[1]) == 2048 - 256
     assert struct.unpack("!H", received[1][2:4])[0] == 4020
+    close(pool, 128, port)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("driver", "inside"), [("udp", "tun"), ("udp", "packet"), ("raw", "packet")])
+def test_frames_hold_what_peers_may_fragment(
+    spaces: MakeSpaces, driver: str, inside: str, version: int
+) -> None:
+    """Enciphered whole and sent in fragments, a packet of twice the MTU and more arrives whole, by every such port."""
+    left, right = spaces("left", "right")
+    connect(left, right)
+    specs = [
+        PortSpec(name="inside", role=Role.PROTECTED, driver=inside, interface="lan0"),
+        PortSpec(name="outside", role=Role.UNPROTECTED, driver=driver, interface=""),
+    ]
+    pool = Pool(128, drivers.frame_size(specs))
+    port = open_udp(right, pool) if driver == "udp" else open_raw(right, pool)
+    domain = socket.AF_INET if version == 4 else socket.AF_INET6
+    kind, protocol = (socket.SOCK_DGRAM, 0) if driver == "udp" else (socket.SOCK_RAW, 50)
+    payloads = [esp(1, number, size) for number, size in enumerate((1765, 3200, 7700))]
+    with left.call(lambda: socket.socket(domain, kind, protocol)) as sender:
+        # IP_MTU_DISCOVER and IPV6_MTU_DISCOVER: fragments allowed.
+        sender.setsockopt(*((socket.IPPROTO_IP, 10) if version == 4 else (socket.IPPROTO_IPV6, 23)), 0)
+        for payload in payloads:
+            sender.sendto(payload, (PEERS[version][1], 4500 if driver == "udp" else 0))
+    received = [content for content, _ in porttool.receive_all(port, 5.0, len(payloads))]
+    header = (20 if version == 4 else 40) + (8 if driver == "udp" else 0)
+    assert [content[header:] for content in received] == payloads
+    for content in received:
+        assert struct.unpack_from("!H", content, 2 if version == 4 else 4)[0] + (version == 6) * 40 == len(
+            content
+        )
     close(pool, 128, port)
 
 
