@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from dataplane import layout
 from dataplane.model import Address, Direction, PortSpec, SaSpec
@@ -19,6 +20,9 @@ from ext.counters import DROP_NAMES, VERDICT_NAMES
 
 _SA_DROPS = [(number, name) for number, name in sorted(DROP_NAMES.items()) if number < layout.SA_VERDICTS]
 _DROPS = sorted(DROP_NAMES.items())
+_TX_ERROR, _KERNEL = (
+    next(number for number, name in _DROPS if name == each) for each in ("tx_error", "kernel")
+)
 _OTHERS = [(number, name) for number, name in sorted(VERDICT_NAMES.items()) if number not in DROP_NAMES]
 
 
@@ -108,6 +112,7 @@ class DataPlaneStats:
 def worker_stats(tables: Tables, states: Iterable[WorkerState]) -> tuple[WorkerStats, ...]:
     """Of every index."""
     found = []
+    by_ports, to_kernel = _refused(tables.workers)
     for state in states:
         counters = tables.workers[state.index]
         verdicts = counters["verdicts"]
@@ -127,7 +132,7 @@ def worker_stats(tables: Tables, states: Iterable[WorkerState]) -> tuple[WorkerS
                 dealt=int(counters["dealt"]),
                 helped=int(counters["helped"]),
                 passed=int(verdicts[0]),
-                dropped=sum(int(verdicts[number]) for number, _ in _DROPS),
+                dropped=sum(int(verdicts[number]) for number, _ in _DROPS) + int(by_ports[state.index] + to_kernel[state.index]),
             )
         )
     return tuple(found)
@@ -217,5 +222,20 @@ def sa_traffic(tables: Tables, indices: Sequence[int]) -> list[SaTraffic]:
 
 def verdict_sums(tables: Tables) -> tuple[dict[str, int], dict[str, int]]:
     """(drops, other verdicts) by name, summed over the workers."""
-    sums = tables.workers["verdicts"].sum(axis=0).tolist()
-    return {name: sums[number] for number, name in _DROPS}, {name: sums[number] for number, name in _OTHERS}
+    sums = tables.workers["verdicts"].sum(axis=0)
+    refused, refused_to_kernel = _refused(tables.workers)
+    sums[_TX_ERROR] += refused.sum()
+    sums[_KERNEL] += refused_to_kernel.sum()
+    counts = sums.tolist()
+    return {name: counts[number] for number, name in _DROPS}, {
+        name: counts[number] for number, name in _OTHERS
+    }
+
+
+def _refused(workers: layout.Records) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Per worker the packets that the kernel refused on the ports that took them, and on the way to the kernel.
+
+    Those count as passed, too: when the kernel says no they have left the worker's hands.
+    """
+    errors = workers["ports"]["tx_errors"]
+    return errors[:, :-1].sum(axis=1), errors[:, -1]

@@ -60,7 +60,7 @@ cpdef enum Verdict:
     DROP_KERNEL                 # handed to the kernel, which refused it
     DROP_TX_FULL                # the transmit ring stayed full
     DROP_TX_ERROR               # the kernel refused the packet on transmit
-    DROP_NO_FRAME               # no free frame to receive into
+    DROP_NO_FRAME               # thrown away by the kernel: no free frame to receive into, too short, or no room
     DROP_WORKER_LOST            # dealt to another worker, which died or was stopped (ext/deal.pyx)
     DROP_ICMP_LIMIT             # an ICMP error was due and the rate limit was reached
     DROPS_END                   # one past the last drop

@@ -289,13 +289,14 @@ cdef uint32_t deal_help(Deal *deal) noexcept nogil:
 cdef uint32_t _take(Deal *deal, DealRing *ring, uint32_t owner, DealSlot *slot) noexcept nogil:
     """Open this batch, if it is still to be had; returns its packets."""
     cdef uint64_t taken = <uint64_t>DEAL_TAKEN | <uint64_t>deal.index << 8 | deal.tables.worker.pid << 32
-    cdef uint64_t shift = <uint64_t>deal.frames + deal.share * owner - ring.frames
-    cdef uint64_t begun
+    cdef uint64_t shift, begun
     cdef uint32_t at, count
     if load64(&slot.state) != DEAL_POSTED or not swap(&slot.state, DEAL_POSTED, taken):
         return 0
     begun = now_ns()
     count = slot.batch.count
+    # Not before: a new process may have taken the owner's place meanwhile, with its frames elsewhere.
+    shift = <uint64_t>deal.frames + deal.share * owner - ring.frames
     _fetch(&slot.batch, shift)
     _open(deal, slot)
     for at in range(count):

@@ -66,6 +66,8 @@ cdef enum:
     HEAD_MOST = AH_MOST         # the most that goes before a packet: more than the 72 of IPv6, UDP, ESP and CBC's IV
     BUNDLE_MOST = HEAD_MOST + AH_MOST - 40      # the same where AH without an IP header of its own comes before ESP
     TAIL_MOST = 49 + TRAILER_SLACK      # 15 of padding, 2 of trailer, 32 of ICV: the most that goes behind
+    IDENT_STEP = 0x9E3779B1     # spreads SPIs over where SAs begin their IPv4 IDs
+    ID_AND_DF = 0x0040FFFF      # in the second word of an IPv4 header, memory order
     UDP6_LEAST = 40             # ESP in UDP over IPv6 is no shorter: Linux (6.1) drops what is, uncounted (ADR 30)
 
 
@@ -258,6 +260,7 @@ cdef struct Stamp:              # what all packets of one SA have in common, tak
     uint32_t align_mask
     uint8_t suite
     uint32_t lead               # bytes from the outer IP header to the inner packet
+    uint32_t first_ident        # IPv4 ID of number 0
     bint ah                     # AH, not ESP
     uint32_t pad_to             # inner packets are made so long at least (RFC 4303 2.7)
     bint plain                  # IPv4 outside, AEAD, no ESN, UDP, padding or dummies: the way most packets go
@@ -268,6 +271,7 @@ cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
     cdef const SaHot *hot = &sa.hot
     stamp.iv_mask = raw64(sa.sequence.iv_mask)
     stamp.spi = hot.spi
+    stamp.first_ident = (bswap32(hot.spi) * IDENT_STEP) >> 16
     stamp.suite = hot.suite
     stamp.salt = raw32(hot.salt)
     stamp.adjacency = hot.adjacency
@@ -299,6 +303,14 @@ cdef void _stamp(const Sa *sa, Stamp *stamp) noexcept nogil:
     stamp.third = raw32(hot.header + 16)
     stamp.constant_sum = (<uint64_t><uint32_t>stamp.first + (stamp.first >> 32) + <uint32_t>stamp.second
                           + (stamp.second >> 32) + stamp.third)
+
+
+cdef inline uint64_t _ident(uint64_t sequence, const Stamp *stamp) noexcept nogil:
+    """IPv4 ID of a packet, in any byte order: the number's low half, from where the SA begins, so that the fragments of
+    SAs between the same hosts are apart (RFC 6864 4.3). Never 0: raw sockets put another in its place, which AH covers.
+    """
+    cdef uint64_t ident = (sequence + stamp.first_ident) & 0xFFFF
+    return ident + (ident == 0)
 
 
 cdef inline uint64_t _copied_outward(const Packet *packet, const Stamp *stamp) noexcept nogil:
@@ -417,7 +429,7 @@ cdef void _build_plain(Batch *batch, Outbound *scratch, uint64_t sequence, const
         job.key = key
         put_job(job, length, index, suite, 8)
         length += PLAIN_OVERHEAD
-        varying = varying & stamp.copied | <uint64_t>bswap16(<uint16_t>length) << 16 | (sequence & 0xFFFF) << 32
+        varying = varying & stamp.copied | <uint64_t>bswap16(<uint16_t>length) << 16 | _ident(sequence, stamp) << 32
         spi_and_number = stamp.spi | <uint64_t>bswap32(<uint32_t>sequence) << 32
         iv = bswap64(sequence) ^ stamp.iv_mask
         put_raw64(inner - 16, spi_and_number)
@@ -481,7 +493,7 @@ cdef void _build_any(Batch *batch, Outbound *scratch, uint64_t sequence, const S
             total += UDP_HEADER
             put_raw64(esp - UDP_HEADER, raw32(hot.encap_ports) | <uint64_t>bswap16(<uint16_t>total) << 32)
         if hot.header_length == 20:
-            varying |= <uint64_t>bswap16(<uint16_t>(total + 20)) << 16 | (sequence & 0xFFFF) << 32
+            varying |= <uint64_t>bswap16(<uint16_t>(total + 20)) << 16 | _ident(sequence, stamp) << 32
             _write_ipv4(outer, stamp, varying)
         else:
             _write_ipv6(outer, hot, packet.tos & (0xFF if hot.flags & SA_DSCP_COPY else 3), total)
@@ -618,7 +630,7 @@ cdef inline void _write_outer(Packet *packet, const SaHot *hot, const Stamp *sta
     packet.data -= stamp.lead
     packet.length += stamp.lead
     if hot.header_length == 20:
-        varying |= <uint64_t>bswap16(<uint16_t>packet.length) << 16 | (sequence & 0xFFFF) << 32
+        varying |= <uint64_t>bswap16(<uint16_t>packet.length) << 16 | _ident(sequence, stamp) << 32
         _write_ipv4(packet.data, stamp, varying)
     else:
         _write_ipv6(packet.data, hot, packet.tos & (0xFF if hot.flags & SA_DSCP_COPY else 3), packet.length - 40)
@@ -638,6 +650,9 @@ cdef uint32_t _let_in(Packet *packet, uint32_t size, uint8_t protocol, uint8_t *
     packet.length += size
     if packet.family == 4:
         store16(packet.data + 2, <uint16_t>packet.length)
+        if unlikely(protocol == PROTOCOL_AH and raw32(packet.data + 4) & ID_AND_DF == 0, 0):
+            # The kernel's raw sockets would put one in its place, which AH covers; with DF they leave it.
+            store16(packet.data + 4, 1)
         restamp_ipv4(packet.data)
     else:
         store16(packet.data + 4, <uint16_t>(packet.length - 40))
@@ -645,7 +660,7 @@ cdef uint32_t _let_in(Packet *packet, uint32_t size, uint8_t protocol, uint8_t *
 
 
 cdef inline void _write_ipv4(uint8_t *outer, const Stamp *stamp, uint64_t varying) noexcept nogil:
-    """The outer IPv4 header: the stamp with TOS, length, ID (the number's low half, any byte order) and DF."""
+    """The outer IPv4 header: the stamp with TOS, length, ID and DF."""
     put_raw64(outer, stamp.first | varying)
     # The template's checksum field is zero: bytes 2 and 3 of `second`.
     put_raw64(outer + 8, stamp.second | <uint64_t><uint16_t>~fold(

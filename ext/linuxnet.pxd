@@ -35,6 +35,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SOL_SOCKET
         SO_SNDBUF
         SO_SNDBUFFORCE
+        SO_MEMINFO              # an array of numbers, indexed by those of <linux/sock_diag.h>
         SOL_XDP
     ssize_t sendto(int fd, const void *buffer, size_t length, int flags, const sockaddr *to, uint32_t to_length)
     ssize_t recvfrom(int fd, void *buffer, size_t length, int flags, sockaddr *sender, uint32_t *sender_length)
@@ -47,6 +48,11 @@ cdef extern from "<sys/socket.h>" nogil:
     uint8_t *CMSG_DATA(cmsghdr *current)
     size_t CMSG_SPACE(size_t length)
     size_t CMSG_LEN(size_t length)
+
+cdef extern from "<linux/sock_diag.h>" nogil:
+    enum:
+        SK_MEMINFO_DROPS
+        SK_MEMINFO_VARS
 
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:

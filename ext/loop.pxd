@@ -22,6 +22,7 @@ cdef struct Worker:
     Port *kernel                # NULL: packets for the kernel are dropped
     int stop_fd
     Idle idle                   # when to sleep
+    uint64_t lost_asked         # when the kernel was last asked what it threw away
     Deal *deal                  # NULL: there is no other worker
     Batch batch
     Batch returns               # decrypted packets that go out through a tunnel

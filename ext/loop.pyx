@@ -21,9 +21,9 @@ from libc.string cimport memcpy, memset
 from ext.acquire cimport report_acquires
 from ext.clock cimport now_ns
 from ext.counters cimport (
-    BYPASSED, DROP_ICMP_LIMIT, DROP_INNER_SELECTORS, DROP_KERNEL, DROP_NO_POLICY, DROP_NO_ROUTE,
-    DROP_POLICY_DISCARD, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL, DUMMY_SENT, FRAGMENTED, ICMP_SENT, PASS, SA_VERDICTS,
-    TO_KERNEL, SaCounters, WorkerCounters,
+    BYPASSED, DROP_ICMP_LIMIT, DROP_INNER_SELECTORS, DROP_KERNEL, DROP_NO_FRAME, DROP_NO_POLICY, DROP_NO_ROUTE,
+    DROP_POLICY_DISCARD, DROP_TOO_BIG, DROP_TTL, DROP_TX_FULL, DUMMY_SENT, FRAGMENTED, ICMP_SENT, PASS,
+    SA_VERDICTS, TO_KERNEL, SaCounters, WorkerCounters,
 )
 from ext.deal cimport (
     Deal, DealSlot, Team, deal_claim, deal_done, deal_drop, deal_flying, deal_help, deal_may_sleep, deal_measure,
@@ -64,6 +64,7 @@ cdef extern from "<sched.h>" nogil:
 cdef enum:
     IDLE_LOOPS = 8              # empty rounds between two looks at the clock
     SLEEP_MS = 1000
+    LOST_NS = 1000000000        # between two questions to the kernel what it threw away, of a worker that sleeps
     STOP_CHECK = 1023           # rounds between two looks at stop_fd while busy (a power of two less one)
     LINK_HEADER = 14
     HELP_BELOW = 32             # a round with more packets of our own leaves no time for those of others
@@ -633,6 +634,7 @@ cdef bint _sleep(Worker *worker) noexcept nogil:
     cdef uint32_t index
     cdef int ready
     cdef bint may_sleep = True
+    cdef uint64_t now
     cdef Deal *deal = worker.deal
     cdef uint32_t count = worker.port_count + 1
     cdef int wait = DUMMY_TICK_MS if _makes_dummies(worker) else SLEEP_MS
@@ -657,7 +659,11 @@ cdef bint _sleep(Worker *worker) noexcept nogil:
     ready = poll(fds, count, wait if may_sleep else 0)
     if may_sleep:
         tables_enter(worker.tables)
-        idle_woken(&worker.idle, now_ns())
+        now = now_ns()
+        idle_woken(&worker.idle, now)
+        if now - worker.lost_asked >= LOST_NS:
+            worker.lost_asked = now
+            _count_lost(worker)
     if deal != NULL:
         deal_woken(deal, fds[count - 1].revents != 0)
     return ready > 0 and fds[worker.port_count].revents != 0
@@ -681,8 +687,10 @@ cdef void run(Worker *worker) noexcept nogil:
         worker.tables.worker.heartbeat = rounds
         if unlikely(_makes_dummies(worker), 0):
             _send_dummies(worker, now_ns())
-        if rounds & STOP_CHECK == 0 and _stopped(worker):
-            break
+        if rounds & STOP_CHECK == 0:
+            _count_lost(worker)
+            if _stopped(worker):
+                break
         if idle >= IDLE_LOOPS:
             idle = 0
             if not idle_enough(&worker.idle, now_ns()):
@@ -692,6 +700,21 @@ cdef void run(Worker *worker) noexcept nogil:
                 break
     _drain(worker)
     tables_leave(worker.tables)
+
+
+cdef void _count_lost(Worker *worker) noexcept nogil:
+    """Count what the kernel threw away before it came to us. Asked now and then: each port takes a system call."""
+    cdef Port *port
+    cdef uint32_t index
+    cdef uint64_t lost
+    for index in range(worker.port_count):
+        port = worker.ports[index]
+        if port.lost == NULL:
+            continue
+        lost = port.lost(port)
+        if lost > port.lost_before:     # the kernel's counters of sockets begin again after 2^32
+            worker.tables.worker.verdicts[<uint32_t>DROP_NO_FRAME] += lost - port.lost_before
+        port.lost_before = lost
 
 
 cdef void _drain(Worker *worker) noexcept nogil:

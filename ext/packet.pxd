@@ -120,6 +120,10 @@ cdef struct Port:
     void (*flush)(Port *port) noexcept nogil
     # Last thing before poll(): ask for wake-ups. 0 when something arrived meanwhile and sleep is off.
     bint (*arm)(Port *port) noexcept nogil
+    # Packets that the kernel had for this port since it was opened and threw away: no frame, a frame too short, no
+    # room. Asks the kernel. NULL: the driver cannot tell.
+    uint64_t (*lost)(Port *port) noexcept nogil
+    uint64_t lost_before        # what `lost` said last
     void *state                 # the driver's own struct
     FramePool *frames
     PortCounters *counters

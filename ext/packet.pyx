@@ -191,6 +191,11 @@ cdef class PortHandle:
         }
 
     @property
+    def lost(self) -> int:
+        """Packets that the kernel had for this port and threw away, as far as it tells; 0 where it does not."""
+        return 0 if self.c.lost == NULL else self.c.lost(&self.c)
+
+    @property
     def mode(self) -> str:
         """The mode in use, as `status` shows it; drivers with several override it."""
         return ""

@@ -26,6 +26,8 @@ cdef struct PacketState:
     iovec tx_parts[2 * BATCH_MAX]
     mmsghdr tx[BATCH_MAX]
 
+cdef uint64_t socket_drops(int fd) noexcept nogil
+
 cdef class PacketPort(PortHandle):
     cdef PacketState state
     cdef readonly str fanout

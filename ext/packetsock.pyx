@@ -20,7 +20,9 @@ from libc.string cimport memset
 from posix.unistd cimport close as close_fd
 
 from ext.coalesce cimport Run, gather, order, run_apply, run_refused, run_undo
-from ext.linuxnet cimport MSG_DONTWAIT, recvmmsg, sendmmsg
+from ext.linuxnet cimport (
+    MSG_DONTWAIT, SK_MEMINFO_DROPS, SK_MEMINFO_VARS, SO_MEMINFO, SOL_SOCKET, getsockopt, recvmmsg, sendmmsg,
+)
 from ext.packet cimport (
     BATCH_MAX, LINK_ETHERNET, Batch, FramePool, Packet, Pool, Port, PortHandle, frame_give, frame_take,
 )
@@ -95,6 +97,20 @@ cdef void _skip_runts(PacketState *state) noexcept nogil:
             # The batch accounting takes the link header for granted; such a frame is made one of zeros.
             state.rx[index].msg_len = sizeof(VnetHeader) + ETHERNET_HEADER
             memset(state.rx_parts[index][1].iov_base, 0, ETHERNET_HEADER)
+
+
+cdef uint64_t packet_lost(Port *port) noexcept nogil:
+    """What found the socket's buffer full."""
+    return socket_drops((<PacketState *>port.state).fd)
+
+
+cdef uint64_t socket_drops(int fd) noexcept nogil:
+    """Packets that the kernel had for a socket and dropped since it was opened (ss shows them as d); 0 without one."""
+    cdef uint32_t[SK_MEMINFO_VARS] info
+    cdef uint32_t length = sizeof(info)
+    if fd < 0 or getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &length) or length < sizeof(info):
+        return 0
+    return info[SK_MEMINFO_DROPS]
 
 
 cdef uint32_t packet_transmit(Port *port, Packet **packets, uint32_t count) noexcept nogil:
@@ -199,6 +215,7 @@ cdef class PacketPort(PortHandle):
         self.c.transmit = packet_transmit
         self.c.flush = packet_flush
         self.c.arm = packet_arm
+        self.c.lost = packet_lost
 
     def __dealloc__(self):
         if self.c.fd >= 0:

@@ -33,7 +33,7 @@ from ext.linuxnet cimport (
 from ext.packet cimport (
     BATCH_MAX, LINK_IP, PACKET_WHOLE_CHECKSUM, Batch, FramePool, Packet, Pool, Port, PortHandle, frame_give, frame_take,
 )
-from ext.packetsock cimport NO_FRAME
+from ext.packetsock cimport NO_FRAME, socket_drops
 from ext.rawsock cimport put_name, send_whole, sender_init, settle
 from ext.segment cimport SUPER_HEAD, SUPER_MAX, describe, splits
 from ext.wire cimport PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_UDP, likely, raw32, restamp_ipv4, store16, store32
@@ -413,6 +413,12 @@ cdef bint udp_arm(Port *port) noexcept nogil:
     return _idle(&state.sockets.ipv4) and _idle(&state.sockets.ipv6)
 
 
+cdef uint64_t udp_lost(Port *port) noexcept nogil:
+    """What found a socket's buffer full, or had a wrong UDP checksum."""
+    cdef UdpState *state = <UdpState *>port.state
+    return socket_drops(state.sockets.ipv4.fd) + socket_drops(state.sockets.ipv6.fd)
+
+
 # ---- raw ------------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +452,13 @@ cdef bint raw_arm(Port *port) noexcept nogil:
     state.seldom.busy = True
     return (_idle(&state.sockets.ipv4) and _idle(&state.sockets.ipv6)
             and _idle(&state.ah.ipv4) and _idle(&state.ah.ipv6))
+
+
+cdef uint64_t raw_lost(Port *port) noexcept nogil:
+    """What found a socket's buffer full."""
+    cdef RawState *state = <RawState *>port.state
+    return (socket_drops(state.sockets.ipv4.fd) + socket_drops(state.sockets.ipv6.fd)
+            + socket_drops(state.ah.ipv4.fd) + socket_drops(state.ah.ipv6.fd))
 
 
 # ---- what Python sees -----------------------------------------------------------------------------------------
@@ -552,6 +565,7 @@ cdef class UdpPort(PortHandle):
         self.c.whole_only = True
         self.c.flush = _flush
         self.c.arm = udp_arm
+        self.c.lost = udp_lost
 
     def __dealloc__(self):
         _free_intake(&self.state.sockets.ipv4)
@@ -609,6 +623,7 @@ cdef class RawPort(PortHandle):
         self.c.transmit = raw_transmit
         self.c.flush = _flush
         self.c.arm = raw_arm
+        self.c.lost = raw_lost
 
     def __dealloc__(self):
         _free_intake(&self.state.sockets.ipv4)

@@ -384,11 +384,26 @@ cdef bint _arm_nothing(Port *port) noexcept nogil:
     return True
 
 
+cdef uint64_t xsk_lost(Port *port) noexcept nogil:
+    """What the kernel dropped: too long or without a frame (rx_dropped has both in copy mode), or the ring was full."""
+    cdef xdp_statistics statistics
+    if not _ask_statistics(<XskState *>port.state, &statistics):
+        return port.lost_before
+    return statistics.rx_dropped + statistics.rx_ring_full
+
+
+cdef bint _ask_statistics(XskState *state, xdp_statistics *statistics) noexcept nogil:
+    cdef uint32_t length = sizeof(xdp_statistics)
+    memset(statistics, 0, sizeof(xdp_statistics))
+    return getsockopt(state.fd, SOL_XDP, XDP_STATISTICS, statistics, &length) == 0
+
+
 cdef void _close_callbacks(Port *port) noexcept nogil:
     port.receive = _receive_nothing
     port.transmit = _transmit_nothing
     port.flush = _flush_nothing
     port.arm = _arm_nothing
+    port.lost = NULL
     port.fd = -1
 
 
@@ -493,6 +508,7 @@ cdef class XskPort(PortHandle):
         self.c.transmit = xsk_transmit if self.state.parts == NULL else xsk_transmit_parts
         self.c.flush = xsk_flush
         self.c.arm = xsk_arm
+        self.c.lost = xsk_lost
 
     def __dealloc__(self):
         if self.socket != NULL:
@@ -631,11 +647,9 @@ cdef class XskPort(PortHandle):
     def statistics(self) -> dict:
         """What the kernel counts per socket (struct xdp_statistics): why packets were not received or sent."""
         cdef xdp_statistics statistics
-        cdef uint32_t length = sizeof(statistics)
         if self.socket == NULL:
             raise ValueError(f"port {self.name} is closed")
-        memset(&statistics, 0, sizeof(statistics))
-        if getsockopt(self.state.fd, SOL_XDP, XDP_STATISTICS, &statistics, &length):
+        if not _ask_statistics(&self.state, &statistics):
             raise OSError(errno, f"statistics of {self.interface} queue {self.queue}: {os.strerror(errno)}")
         return {
             "rx_dropped": statistics.rx_dropped,

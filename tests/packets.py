@@ -28,7 +28,7 @@ def ip4(
     destination: object = SERVER4,
     protocol: int = UDP,
     tos: int = 0,
-    identification: int = 0,
+    identification: int = 1,
     df: bool = False,
     more: bool = False,
     offset: int = 0,

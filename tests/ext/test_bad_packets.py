@@ -59,12 +59,12 @@ from tests.packets import (
 #: Drops that no packet can cause here, and who tests them.
 ELSEWHERE = {
     "crypto": "an engine refuses text that the kernels never send it: tests/ext/test_crypto.py",
-    "tx_error": "counted by drivers: tests/netns",
+    "tx_error": "counted by drivers: tests/dataplane/test_stats.py, tests/netns/test_udp.py",
     "ah_truncated": "tests/ext/test_ah.py",
     "ah_length": "tests/ext/test_ah.py",
     "ip_option": "tests/ext/test_ah.py",
     "bundle": "tests/exchange/test_bundles.py",
-    "no_frame": "counted by drivers: tests/ext/test_xsk.py",
+    "no_frame": "counted by drivers: tests/netns/test_lost.py, tests/ext/test_xsk.py",
 }
 
 
