@@ -100,6 +100,11 @@ class Agent:
             sock.bind((address, port))
             self._encap.append(sock)
 
+    def decapsulate(self) -> None:
+        """No more of that."""
+        while self._encap:
+            self._encap.pop().close()
+
     def echo(self, addresses: list[str]) -> None:
         """Send back what comes to these addresses, and to no others any more, by UDP and TCP."""
         self.silence()

@@ -83,7 +83,6 @@ class Guest:
         self._next = 1
         self._pending = b""
         self._wires = 0
-        self._encapsulating = False
         self._console = directory / "console.log"
         self._channel_path = directory / "agent"
         space.ip(
@@ -260,11 +259,14 @@ class Guest:
             with contextlib.suppress(LabError):
                 self.space.ip(f"link delete {end}")
 
-    def encapsulate(self, port: int = 4500) -> None:
-        """Have ESP in UDP taken at a port, as long as the guest runs."""
-        if not self._encapsulating:
-            self.ask("encapsulate", port=port)
-            self._encapsulating = True
+    @contextlib.contextmanager
+    def encapsulating(self, port: int = 4500) -> Iterator[None]:
+        """ESP in UDP is taken at a port meanwhile; afterwards an IKE daemon may have it."""
+        self.ask("encapsulate", port=port)
+        try:
+            yield
+        finally:
+            self.ask("decapsulate")
 
     def xfrm_errors(self) -> dict[str, int]:
         """The counters of /proc/net/xfrm_stat, all of which count packets that IPsec dropped."""

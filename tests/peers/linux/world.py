@@ -173,22 +173,21 @@ class World:
             f"{pair.remote}/{HOST_LENGTH[pair.case.inner]} dev lo{' nodad' if pair.case.inner == 6 else ''}"
             for pair in pairs
         ]
-        if any(case.encap for case in cases):
-            self.guest.encapsulate()
-        self.guest.ip(
-            *(f"address add {host}" for host in hosts),
-            *(command for pair in pairs for command in (*pair.states(), *pair.policies())),
-        )
-        try:
-            self.guest.ask("echo", addresses=[pair.remote for pair in pairs])
-            return dict(zip(cases, self._send(pairs, datagrams), strict=True))
-        finally:
-            self.guest.ask("silence")
+        with self.guest.encapsulating() if any(case.encap for case in cases) else contextlib.nullcontext():
             self.guest.ip(
-                "xfrm policy flush",
-                "xfrm state flush",
-                *(f"address delete {host.removesuffix(' nodad')}" for host in hosts),
+                *(f"address add {host}" for host in hosts),
+                *(command for pair in pairs for command in (*pair.states(), *pair.policies())),
             )
+            try:
+                self.guest.ask("echo", addresses=[pair.remote for pair in pairs])
+                return dict(zip(cases, self._send(pairs, datagrams), strict=True))
+            finally:
+                self.guest.ask("silence")
+                self.guest.ip(
+                    "xfrm policy flush",
+                    "xfrm state flush",
+                    *(f"address delete {host.removesuffix(' nodad')}" for host in hosts),
+                )
 
     def _send(self, pairs: Sequence[Pair], count: int) -> list[Agreement]:
         errors, drops = self.guest.xfrm_errors(), self.ours.status()["drops"]
