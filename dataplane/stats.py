@@ -132,7 +132,8 @@ def worker_stats(tables: Tables, states: Iterable[WorkerState]) -> tuple[WorkerS
                 dealt=int(counters["dealt"]),
                 helped=int(counters["helped"]),
                 passed=int(verdicts[0]),
-                dropped=sum(int(verdicts[number]) for number, _ in _DROPS) + int(by_ports[state.index] + to_kernel[state.index]),
+                dropped=sum(int(verdicts[number]) for number, _ in _DROPS)
+                + int(by_ports[state.index] + to_kernel[state.index]),
             )
         )
     return tuple(found)

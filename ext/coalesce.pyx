@@ -282,7 +282,7 @@ cdef void run_undo(const Run *run, Packet **members, uint32_t link) noexcept nog
 
 
 cdef bint run_refused(Runs *runs, const Run *run, int error) noexcept nogil:
-    """True when the kernel, having said `error`, may take this run's packets one by one: it is to be offered them again.
+    """True when the kernel, having said `error`, may take this run's packets one by one: it is offered them again.
 
     Once is enough to know: what no kernel of this host takes is not tried with every batch.
     """

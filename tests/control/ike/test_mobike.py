@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from control.ike.events import Datagram, PathChanged, PeerPath
+from control.ike.events import Datagram, IkeClosed, PathChanged, PeerPath
 from control.ike.numbers import Exchange, NotifyType
 from control.ike.v2 import send
 from control.ike.v2.negotiate import dynamic_addresses
-from control.ike.wire.payloads import NotifyPayload
+from control.ike.v2.sa import IkeSa
+from control.ike.v2.task import Incoming
+from control.ike.v2.tasks import mobike
+from control.ike.wire.payloads import NotifyPayload, Payload
 from tests.control.ike.pair import ADDRESS_A, ADDRESS_B, Pair, Side, connection_a, connection_b
 from tests.control.ike.planes import Plane
 
@@ -160,6 +163,29 @@ def test_traffic_moves_only_after_the_new_way_is_proven() -> None:
     pair.wire.drop = lambda number, datagram: False
     pair.run(60.0)
     assert pair.b.of(PathChanged)
+
+
+@pytest.mark.parametrize("given", ["none", "another"])
+def test_a_peer_that_does_not_give_the_cookie_back(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 4555 section 3.7: the IKE SA is closed; no packet has gone to the new address."""
+    pair = made().up()
+    honest = mobike.answer
+
+    def answer(sa: IkeSa, request: Incoming, now: float) -> list[Payload]:
+        reply = honest(sa, request, now)
+        kept = [each for each in reply if getattr(each, "type", None) != NotifyType.COOKIE2]
+        if len(kept) < len(reply) and given == "another":
+            kept.append(NotifyPayload(type=NotifyType.COOKIE2, data=bytes(16)))
+        return kept
+
+    monkeypatch.setattr(mobike, "answer", answer)
+    move(pair, pair.a)
+    pair.run()
+    assert not pair.b.of(PathChanged)
+    [gone] = pair.b.of(IkeClosed)
+    assert gone.failure is not None
+    assert gone.failure.text == f"the answer from {NEW} has not the COOKIE2 that was sent there, but {given}"
+    assert not pair.b.endpoint.snapshot()
 
 
 def test_a_child_that_is_made_before_the_new_way_is_proven() -> None:

@@ -39,7 +39,7 @@ class ProbeMapping(ReturnRoutability):
 
     def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
         """The cookie is back: by the new way all moves."""
-        if self.proven(sa, message) and message.path == self.path:
+        if self.proven(sa, message, now) and message.path == self.path:
             sa.move(self.path, now)
         return DONE
 

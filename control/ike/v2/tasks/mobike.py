@@ -105,21 +105,26 @@ class ReturnRoutability(Task):
         message.notify(NotifyType.COOKIE2, self.cookie)
         return MORE
 
-    def proven(self, sa: IkeSa, message: Incoming) -> bool:
-        """Whether the same cookie has come back."""
+    def proven(self, sa: IkeSa, message: Incoming, now: float) -> bool:
+        """Whether the same cookie has come back; without it the IKE SA is closed, as RFC 4555 section 3.7 demands."""
         notify = message.notify(NotifyType.COOKIE2)
-        if notify is None or not compare_digest(notify.data, self.cookie):
-            sa.note("warning", f"{self.path.remote} does not give COOKIE2 back; no traffic is sent there")
-            return False
-        return True
+        if notify is not None and compare_digest(notify.data, self.cookie):
+            return True
+        what = "none" if notify is None else "another"
+        failure = Failure(
+            code="cookie2",
+            text=f"the answer from {message.path.remote} has not the COOKIE2 that was sent there, but {what}",
+            advice="a peer with MOBIKE gives it back (RFC 4555 section 3.7); set mobike = false if this one cannot",
+        )
+        sa.close(Closed.FAILED, now, failure=failure)
+        return False
 
     def process(self, sa: IkeSa, message: Incoming, now: float) -> Result:
         """The same COOKIE2 comes back: the children move."""
-        if self.proven(sa, message) and sa.path == self.path:
+        if self.proven(sa, message, now) and sa.path == self.path:
             if sa.successor is not None:
-                _pass_on(
-                    sa, ReturnRoutability(self.path), now
-                )  # it has the children, and has not seen the answer
+                # It has the children, and has not seen the answer.
+                _pass_on(sa, ReturnRoutability(self.path), now)
                 return DONE
             sa.start_keepalives(now)
             sa.move(self.path, now)
