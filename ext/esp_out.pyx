@@ -67,7 +67,6 @@ cdef enum:
     BUNDLE_MOST = HEAD_MOST + AH_MOST - 40      # the same where AH without an IP header of its own comes before ESP
     TAIL_MOST = 49 + TRAILER_SLACK      # 15 of padding, 2 of trailer, 32 of ICV: the most that goes behind
     IDENT_STEP = 0x9E3779B1     # spreads SPIs over where SAs begin their IPv4 IDs
-    ID_AND_DF = 0x0040FFFF      # in the second word of an IPv4 header, memory order
     UDP6_LEAST = 40             # ESP in UDP over IPv6 is no shorter: Linux (6.1) drops what is, uncounted (ADR 30)
 
 
@@ -650,9 +649,6 @@ cdef uint32_t _let_in(Packet *packet, uint32_t size, uint8_t protocol, uint8_t *
     packet.length += size
     if packet.family == 4:
         store16(packet.data + 2, <uint16_t>packet.length)
-        if unlikely(protocol == PROTOCOL_AH and raw32(packet.data + 4) & ID_AND_DF == 0, 0):
-            # The kernel's raw sockets would put one in its place, which AH covers; with DF they leave it.
-            store16(packet.data + 4, 1)
         restamp_ipv4(packet.data)
     else:
         store16(packet.data + 4, <uint16_t>(packet.length - 40))

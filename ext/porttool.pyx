@@ -276,6 +276,7 @@ def join(PortHandle port, packets) -> list:
     cdef uint32_t index, part, used
     cdef uint32_t at = 0
     cdef uint32_t count = _load(&batch, pointers, pool, packets, 0)
+    runs.no_udp = False
     gather(&runs, pointers, count, link)
     order(&runs, pointers, count)
     joined = []

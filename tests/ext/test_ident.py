@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dataplane.model import Mode, Protocol, SaSpec
-from tests.ah import ah_offset, field_length, icv_of
+from dataplane.model import Protocol, SaSpec
 from tests.exchange.suites import NULL_SHA256, SUITES, outbound_sa
-from tests.exchange.test_transport import ends, host_selector
 from tests.gateway import MakeGateway
 from tests.packets import checksum, udp_packet
 
@@ -43,18 +41,3 @@ def test_sas_begin_apart(make_gateway: MakeGateway) -> None:
         gateway.protect("out")
         begun.add(ident_of(gateway.send([udp_packet(4)]).packets[0]))
     assert len(begun) == 64
-
-
-@pytest.mark.parametrize(("ident", "df", "left"), [(0, False, False), (0, True, True), (7, False, True)])
-def test_a_hosts_own_packets_keep_theirs(make_gateway: MakeGateway, ident: int, df: bool, left: bool) -> None:
-    """AH covers the ID, and a raw socket fills in one where it is 0 and the packet may be cut."""
-    ours = outbound_sa(NULL_SHA256, mode=Mode.TRANSPORT, protocol=Protocol.AH)
-    gateway = make_gateway(mtu=1600)
-    gateway.add(ours)
-    gateway.protect("out", [host_selector(4)])
-    packet = udp_packet(4, identification=ident, df=df, **ends(4, back=False))
-    (wire,) = gateway.send([packet]).packets
-    assert (ident_of(wire) == ident) == left
-    assert ident_of(wire) or df
-    at = ah_offset(wire) + 12
-    assert wire[at : at + field_length(ours)] == icv_of(ours, wire, 1)
