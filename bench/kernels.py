@@ -18,12 +18,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.instructions import count_instructions
 from bench.options import Options
 from bench.quiet import undisturbed
 from bench.report import RESULTS, Row
 from bench.test_kernels import ALGORITHMS, DIRECTIONS, SIZES
 from bench.tunnels import inner_packet, parse_suite, tunnels
-from ext.kernelbench import STAGES
+from ext.kernelbench import STAGES, gigahertz
 from ext.kernelbench import profile as profile_walk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,24 +84,33 @@ def row(info: dict[str, Any]) -> Row:
 
 
 def profile(options: Options) -> list[Row]:
-    """Rows {algorithm, size, stage, ns}: the shortest slice of each stage of the walks."""
+    """Rows {algorithm, size, stage, ns, instructions, per_cycle}, each per packet, for the stages of the walks.
+
+    ns: the shortest slice, instructions: counted in one batch; per_cycle: instructions by
+    the cycles that `ns` has at the core's fastest clock seen.
+    """
     rows: list[Row] = []
     with undisturbed():
         for algorithm in filter(options.wants, ALGORITHMS):
             proposal, protocol = parse_suite(algorithm)
             with tunnels(proposal, protocol=protocol) as tunnel:
                 for size in (SIZES[0], SIZES[-1]):
-                    slices = [
-                        profile_walk(tunnel.view, tunnel.engine, inner_packet(size), BATCHES)
-                        for _ in range(options.rounds or PROFILE_SLICES)
-                    ]
-                    rows += [
-                        {
-                            "algorithm": algorithm,
-                            "size": size,
-                            "stage": stage,
-                            "ns": min(s[stage] for s in slices),
-                        }
-                        for stage in STAGES
-                    ]
+                    packet = inner_packet(size)
+                    clocks, slices = [], []
+                    for _ in range(options.rounds or PROFILE_SLICES):
+                        clocks.append(gigahertz())
+                        slices.append(profile_walk(tunnel.view, tunnel.engine, packet, BATCHES))
+                    counted = count_instructions(tunnel.view, tunnel.engine, packet)
+                    for stage in STAGES:
+                        ns = min(each[stage] for each in slices)
+                        rows.append(
+                            {
+                                "algorithm": algorithm,
+                                "size": size,
+                                "stage": stage,
+                                "ns": ns,
+                                "instructions": counted[stage],
+                                "per_cycle": counted[stage] / (ns * max(clocks)) if ns else None,
+                            }
+                        )
     return rows

@@ -9,13 +9,14 @@
 
 So inbound sees true sequence numbers and ICVs, and every verdict is checked. The tables must hold an outbound SA per
 flow and the inbound SA that opens what it sends. The clock is read three times per batch and direction: about 1 ns
-per packet, and it counts against us. `profile` times each stage of the two walks, `fetch` what
-the memory alone costs when SAs are cold. Receive and transmit
-are the ports' business (ext.portbench); the bare cipher call is timed by the engines (`EngineHandle.bare`).
+per packet, and it counts against us. `profile` times each stage of the two walks, `count_steps` counts its
+instructions, and `fetch` times what the memory alone costs when SAs are cold. Receive and transmit are the ports'
+business (ext.portbench); the bare cipher call is timed by the engines (`EngineHandle.bare`).
 """
 
 from dataclasses import dataclass
 
+from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -37,7 +38,49 @@ cdef extern from *:
     """
     int posix_memalign(void **area, size_t alignment, size_t size) noexcept nogil
 
+cdef extern from *:
+    """
+    #include <signal.h>
+    #include <sys/ptrace.h>
+    #include <sys/wait.h>
+    #include <unistd.h>
+
+    static void set_mark(uint32_t *mark, uint32_t value)
+    {
+        *(volatile uint32_t *)mark = value;
+    }
+
+    static uint32_t get_mark(const uint32_t *mark)
+    {
+        return *(const volatile uint32_t *)mark;
+    }
+
+    static int single_step(int pid)
+    {
+        return ptrace(PTRACE_SINGLESTEP, pid, 0, 0) == 0 ? 0 : -1;
+    }
+
+    /* `count` additions in a chain, a multiple of 16; an addition takes one cycle on every CPU that we know of. */
+    static void add_up(uint64_t count)
+    {
+        uint64_t sum = 0;
+        for (; count; count -= 16)
+            __asm__ volatile(".rept 16; add $3, %0; .endr" : "+r"(sum));
+    }
+    """
+    void set_mark(uint32_t *mark, uint32_t value) noexcept nogil
+    uint32_t get_mark(const uint32_t *mark) noexcept nogil
+    int single_step(int pid) noexcept nogil
+    void add_up(uint64_t count) noexcept nogil
+    int waitpid(int pid, int *status, int options) noexcept nogil
+    int kill(int pid, int signal) noexcept nogil
+    int getpid() noexcept nogil
+    int SIGSTOP
+
 cdef enum:
+    MARK_END = 99
+    WARM_BATCHES = 8
+    ADDITIONS = 1 << 20
     FRAME = 2048                # bytes between two packets: as in a worker's pool
     LEAD = 256                  # headroom, as AF_XDP leaves it
     TAIL = 128                  # room for trailer and ICV
@@ -61,6 +104,7 @@ cdef struct Bench:
     uint8_t *frames
     uint64_t random
     double slowdown             # 1: none
+    uint32_t *mark              # NULL, or where to say which stage begins, instead of looking at the clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,11 +280,30 @@ INBOUND_STAGES = ("parse", "find SA", "admit", "open", "finish", "select and rou
 STAGES = tuple(f"out: {name}" for name in OUTBOUND_STAGES) + tuple(f"in: {name}" for name in INBOUND_STAGES)
 
 
-cdef inline uint64_t _lap(uint64_t *stage, uint64_t begun) noexcept nogil:
-    """Add what has passed since `begun` to a stage; returns now."""
-    cdef uint64_t now = now_ns()
-    stage[0] += now - begun
+cdef inline uint64_t _lap(Bench *bench, uint64_t *stages, uint32_t stage, uint64_t begun) noexcept nogil:
+    """Add what has passed since `begun` to a stage, and begin the next: now, or only its mark for who counts steps."""
+    cdef uint64_t now
+    if bench.mark != NULL:
+        set_mark(bench.mark, stage + 2)
+        return 0
+    now = now_ns()
+    stages[stage] += now - begun
     return now
+
+
+cdef inline uint64_t _first_lap(Bench *bench, uint32_t stage) noexcept nogil:
+    """Begin a walk with this stage."""
+    if bench.mark != NULL:
+        set_mark(bench.mark, stage + 1)
+        return 0
+    return now_ns()
+
+
+cdef inline void _last_lap(Bench *bench, uint64_t *stages, uint32_t stage, uint64_t begun) noexcept nogil:
+    """End a walk with this stage."""
+    _lap(bench, stages, stage, begun)
+    if bench.mark != NULL:
+        set_mark(bench.mark, 0)
 
 
 cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches, uint64_t *stages) noexcept nogil:
@@ -251,41 +314,41 @@ cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches
     cdef Batch *batch = &bench.batch
     for _batch in range(batches):
         _lay(bench)
-        at = now_ns()
+        at = _first_lap(bench, 0)
         parse_batch(batch, &bench.protected, &bench.out.leaders)
-        at = _lap(&stages[0], at)
+        at = _lap(bench, stages, 0, at)
         lookup_policies(batch, tables, &bench.out.leaders)
         if bench.out.leaders.count > FEW:
             esp_out.touch_sas(batch, tables, engine, &bench.out.leaders)
-        at = _lap(&stages[1], at)
+        at = _lap(bench, stages, 1, at)
         esp_out.admit(batch, tables, &bench.out, True)
-        at = _lap(&stages[2], at)
+        at = _lap(bench, stages, 2, at)
         esp_out.number(batch, tables, &bench.out)
-        at = _lap(&stages[3], at)
+        at = _lap(bench, stages, 3, at)
         esp_out.build(batch, tables, &bench.out)
-        at = _lap(&stages[4], at)
+        at = _lap(bench, stages, 4, at)
         engine.seal(engine, &bench.out.jobs)
-        at = _lap(&stages[5], at)
+        at = _lap(bench, stages, 5, at)
         esp_out.account(batch, tables, &bench.out, at)
-        _lap(&stages[6], at)
+        _last_lap(bench, stages, 6, at)
         bad = _first_bad(bench)
         if bad >= 0:
             return bad
         for index in range(batch.count):
             _add_link(&batch.packets[index])
-        at = now_ns()
+        at = _first_lap(bench, 7)
         parse_batch(batch, &bench.unprotected, &bench.into.leaders)
-        at = _lap(&stages[7], at)
+        at = _lap(bench, stages, 7, at)
         esp_in.find_sas(batch, tables, engine, &bench.into.leaders)
-        at = _lap(&stages[8], at)
+        at = _lap(bench, stages, 8, at)
         esp_in.admit(batch, tables, &bench.into)
-        at = _lap(&stages[9], at)
+        at = _lap(bench, stages, 9, at)
         engine.open(engine, &bench.into.jobs)
-        at = _lap(&stages[10], at)
+        at = _lap(bench, stages, 10, at)
         esp_in.finish(batch, tables, &bench.into, at)
-        at = _lap(&stages[11], at)
+        at = _lap(bench, stages, 11, at)
         esp_in.select_and_route(batch, tables, &bench.into)
-        _lap(&stages[12], at)
+        _last_lap(bench, stages, 12, at)
         bad = _first_bad(bench)
         if bad >= 0:
             return bad + 256
@@ -310,6 +373,64 @@ def profile(TablesView view, EngineHandle engine, bytes packet, uint32_t batches
     free(bench)
     _check(bad)
     return {name: stages[index] / (<double>batches * BATCH_MAX) for index, name in enumerate(STAGES)}
+
+
+# Its instructions, counted one by one.
+
+def walk_to_be_counted(TablesView view, EngineHandle engine, bytes packet, marks) -> None:
+    """For a traced child: walk until all is warm, stop (SIGSTOP), then walk one batch and say where it is.
+
+    `marks` is a shared buffer of 4 bytes: the stage's number in STAGES + 1, 0 outside of them, MARK_END at the end.
+    Errors as `measure`.
+    """
+    cdef Bench *bench = _make(packet, 1, 0, 1)
+    cdef uint64_t stages[13]
+    cdef unsigned char[::1] shared = marks
+    cdef int bad
+    with nogil:
+        tables_enter(&view.c)
+        bad = _profile(bench, &view.c, &engine.c, WARM_BATCHES, stages)
+        if bad < 0:
+            bench.mark = <uint32_t *>&shared[0]
+            kill(getpid(), SIGSTOP)
+            bad = _profile(bench, &view.c, &engine.c, 1, stages)
+            set_mark(bench.mark, MARK_END)
+        tables_leave(&view.c)
+    free(bench.frames)
+    free(bench)
+    _check(bad)
+
+
+def count_steps(int pid, marks) -> dict[str, float]:
+    """Instructions per packet by stage, of a stopped child in `walk_to_be_counted`, which is stepped to its end.
+
+    Those that set the marks are among them: one or two per stage and batch. Raises OSError when it cannot be traced, or
+    ends before its mark does.
+    """
+    cdef const unsigned char[::1] shared = marks
+    cdef const uint32_t *mark = <const uint32_t *>&shared[0]
+    cdef uint64_t counts[14]
+    cdef uint32_t stage = 0
+    cdef int status = 0
+    memset(counts, 0, sizeof(counts))
+    with nogil:
+        while True:
+            stage = get_mark(mark)
+            if stage == MARK_END or single_step(pid) != 0 or waitpid(pid, &status, 0) != pid:
+                break
+            if status & 0xFF != 0x7F:       # it has ended
+                break
+            counts[stage] += 1
+    if stage != MARK_END:
+        raise OSError(errno, f"process {pid} cannot be stepped, or ended with status {status:#x} in stage {stage}")
+    return {name: counts[index + 1] / <double>BATCH_MAX for index, name in enumerate(STAGES)}
+
+
+def gigahertz() -> float:
+    """The clock of this core just now: additions per nanosecond, each of which waits for the one before."""
+    cdef uint64_t begun = now_ns()
+    add_up(ADDITIONS)
+    return <double>ADDITIONS / <double>(now_ns() - begun)
 
 
 # What memory alone costs.
