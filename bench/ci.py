@@ -77,7 +77,10 @@ def run(
     machine: Mapping[str, Any],
     options: Options,
 ) -> tuple[int, str, list[Row]]:
-    """Measure and judge; exit status, Markdown, rows. Without a baseline, measure only (status 0)."""
+    """Measure and judge; exit status, Markdown, rows. Without a baseline, measure only (status 0).
+
+    What becomes a baseline has all the rounds there are: its luck would be every later run's bad luck.
+    """
     cpu = cpu_name()
     baseline = Baseline(cpu=cpu, ratios={}) if baseline_path is None else read_baseline(baseline_path, cpu)
     found: dict[str, list[float]] = {}
@@ -87,7 +90,7 @@ def run(
         figures = [figure for probe in probes for figure in probe.figures]
         todo: Sequence[Probe] = probes
         for number in range(MOST_ROUNDS):
-            if number >= ROUNDS:
+            if number >= ROUNDS and new_baseline is None:
                 todo = more_to_tell(probes, found, baseline, cpu, tolerance)
             if not todo:
                 break

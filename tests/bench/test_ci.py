@@ -39,6 +39,18 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_baseline_takes_all_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rounds are enough to pass, not to be what all later runs are held against."""
+    ratios = iter(range(1, 100))
+    probe = ci.Probe(figures=(Figure(name="a"),), round=lambda: {"a": float(next(ratios))})
+    monkeypatch.setattr(ci, "PROBES", {"one": lambda _stack: iter([probe])})
+    path = tmp_path / "baseline.json"
+    ci.run(None, 0.1, path, {}, Options())
+    assert json.loads(path.read_text())["machines"][0]["ratios"] == {"a": 8.0}  # the middle of 1 to 15
+    _, _, rows = ci.run(None, 0.1, None, {}, Options())
+    assert rows[0]["rounds"] == ci.ROUNDS
+
+
 def test_the_same_code_is_no_regression(baseline: Path, tmp_path: Path) -> None:
     """With a tolerance that the tests' neighbours cannot exceed; the summary is Markdown, the rows JSON."""
     rows = tmp_path / "rows.json"
