@@ -49,6 +49,9 @@ ROUNDS = 5
 MOST_ROUNDS = 15
 ALGORITHMS = ("aes128gcm16", "aes256gcm16", "aes128-sha256", "chacha20poly1305")
 SIZES = (64, 1420)
+# Whoever uses the other half of the core slows the walk down by half, and SHA-NI by a third: where others do,
+# short packets are at 1.43 or at 1.60 of the bare call, from one minute to the next.
+SHARED_CORE_SLACK = {("aes128-sha256", 64): 2.0}
 SLICES = 60  # in a round
 BATCHES = 4
 RING_SIZES = ("64", "1408", "imix")
@@ -184,7 +187,8 @@ def kernel_probes(stack: ExitStack) -> Iterator[Probe]:
         tunnel = stack.enter_context(tunnels(parse_proposal(algorithm)))
         for size in SIZES:
             names = [f"kernels {algorithm} {way} {size} B" for way in rings.WAYS]
-            yield _both_ways(names, partial(kernel_slice, algorithm, tunnel, size))
+            slack = SHARED_CORE_SLACK.get((algorithm, size), 1.0)
+            yield _both_ways(names, partial(kernel_slice, algorithm, tunnel, size), slack)
 
 
 def kernel_slice(algorithm: str, tunnel: Tunnels, size: int) -> tuple[float, float]:
@@ -211,7 +215,7 @@ def ring_slice(
     return each.out / each.bare_out, each.into / each.bare_in
 
 
-def _both_ways(names: Sequence[str], slice_: Callable[[], tuple[float, float]]) -> Probe:
+def _both_ways(names: Sequence[str], slice_: Callable[[], tuple[float, float]], slack: float = 1.0) -> Probe:
     """A probe of two names: medians over a round's slices."""
 
     def one_round() -> Mapping[str, float]:
@@ -219,7 +223,7 @@ def _both_ways(names: Sequence[str], slice_: Callable[[], tuple[float, float]]) 
             slices = [slice_() for _ in range(SLICES)]
         return dict(zip(names, map(statistics.median, zip(*slices, strict=True)), strict=True))
 
-    return Probe(figures=tuple(Figure(name=name) for name in names), round=one_round)
+    return Probe(figures=tuple(Figure(name=name, slack=slack) for name in names), round=one_round)
 
 
 def scaling_probes(stack: ExitStack) -> Iterator[Probe]:
