@@ -13,6 +13,7 @@ cdef struct Run:                # the packets of one batch that share an SA
     uint64_t next               # the run's next sequence number
     uint64_t end                # exclusive
     uint64_t bytes              # of inner packets
+    uint64_t waits              # not 0: a packet was too big, and those behind it wait until it has been cut
 
 cdef struct Outbound:           # scratch of the outbound walk, one per worker
     JobList jobs

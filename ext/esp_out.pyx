@@ -60,6 +60,7 @@ cdef enum:
     UDP_HEADER = 8
     PLAIN_OVERHEAD = 20 + ESP_HEADER + 8 + 16   # IPv4, ESP, IV and ICV
     TRANSPORT_MODE = 1          # beside SA_MSS_CLAMP: what admit() has to see to for the packets of a leader
+    WAITS = 2
     LINK_ROOM = 14              # a link header still has to fit before the outer header
     TRAILER_SLACK = 16          # padding is stored 16 bytes at a time
     RUNS_SEARCHED = 4           # a flow joins one of the last few SAs' runs, else begins a new one
@@ -137,6 +138,7 @@ cdef inline uint32_t _find_run(Outbound *scratch, uint32_t sa) noexcept nogil:
     run.sa = sa
     run.count = 0
     run.bytes = 0
+    run.waits = 0
     scratch.run_count += 1
     return scratch.run_count - 1
 
@@ -151,7 +153,11 @@ cdef uint8_t _between_ends(const Packet *packet, const SaHot *hot) noexcept nogi
 
 
 cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forwards) noexcept nogil:
-    """Hand the leaders' SAs to their followers; refuse what cannot leave, before it costs a sequence number."""
+    """Hand the leaders' SAs to their followers; refuse what cannot leave, before it costs a sequence number.
+
+    DROP_TOO_BIG are packets over the SA's MTU, and those of the same SA behind one without DF: loop.pyx sends all in
+    their order.
+    """
     cdef uint32_t index
     cdef uint32_t count = 0
     cdef uint8_t verdict = DROP_NO_POLICY
@@ -181,7 +187,7 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
                 run_index = _find_run(scratch, sa)
                 run = &scratch.runs[run_index]
                 mtu = tables.sas[sa].hot.inner_mtu
-                special = tables.sas[sa].hot.flags & SA_MSS_CLAMP
+                special = tables.sas[sa].hot.flags & SA_MSS_CLAMP | <uint8_t>(WAITS if run.waits else 0)
                 if unlikely(tables.sas[sa].hot.header_length == 0, 0):
                     special |= TRANSPORT_MODE
                     verdict = _between_ends(packet, &tables.sas[sa].hot)
@@ -197,11 +203,19 @@ cdef void admit(Batch *batch, const Tables *tables, Outbound *scratch, bint forw
                 continue
         if unlikely(packet.length > mtu and not packet.flags & PACKET_CUT_AFTER, 0):
             packet.verdict = DROP_TOO_BIG
+            if packet.family == 4 and not raw64(packet.data) & DONT_FRAGMENT:
+                run.waits = 1
+                special |= WAITS
             continue
         if unlikely(packet.headroom < HEAD_MOST + LINK_ROOM or packet.tailroom < TAIL_MOST, 0):
             packet.verdict = DROP_HEADROOM
             continue
         if unlikely(special, 0):
+            # Receivers give up fragments that come too far apart (Linux: 64 packets of the same sender in between), so
+            # what is behind a packet that has to be cut does not overtake its pieces.
+            if special & WAITS:
+                packet.verdict = DROP_TOO_BIG
+                continue
             # RFC 4303 3.1.1: transport mode takes whole packets; the receiver would put fragments together first.
             if special & TRANSPORT_MODE and packet.flags & PACKET_FRAGMENT:
                 packet.verdict = DROP_FRAGMENT

@@ -21,6 +21,7 @@ cdef struct Worker:
     uint32_t port_count
     Port *kernel                # NULL: packets for the kernel are dropped
     int stop_fd
+    uint32_t inside_mtu         # least of the protected ports': what the kernel takes of a decrypted packet
     Idle idle                   # when to sleep
     uint64_t lost_asked         # when the kernel was last asked what it threw away
     Deal *deal                  # NULL: there is no other worker

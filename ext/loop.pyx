@@ -291,7 +291,7 @@ cdef void _answer(Worker *worker, Batch *batch, Port *port, uint64_t now) noexce
             continue
         if refused != DROP_TTL and refused != DROP_TOO_BIG:
             continue
-        if refused == DROP_TOO_BIG and _set_aside(worker, packet, port):
+        if refused == DROP_TOO_BIG and (_set_aside(worker, packet, port) or _fits(worker, packet)):
             continue
         mtu = _mtu_of(worker, packet) if refused == DROP_TOO_BIG else 0
         source = port
@@ -339,6 +339,11 @@ cdef inline uint32_t _mtu_of(const Worker *worker, const Packet *packet) noexcep
     return worker.tables.sas[packet.sa].hot.inner_mtu
 
 
+cdef inline bint _fits(const Worker *worker, const Packet *packet) noexcept nogil:
+    """A packet that was refused only because it came behind one that is too big for their SA."""
+    return not _came_in(worker, packet) and packet.length <= worker.tables.sas[packet.sa].hot.inner_mtu
+
+
 cdef uint8_t _way_to_cut(const Worker *worker, const Packet *packet) noexcept nogil:
     """Oversize: whether a packet over the MTU of its SA may be fragmented, and where."""
     cdef const Sa *sa = &worker.tables.sas[packet.sa]
@@ -363,9 +368,9 @@ cdef uint8_t _way_to_cut(const Worker *worker, const Packet *packet) noexcept no
 
 
 cdef bint _set_aside(Worker *worker, Packet *packet, const Port *port) noexcept nogil:
-    """Take a packet that may be fragmented out of its batch; False when it must be answered instead."""
+    """Take a packet that may be fragmented, or is behind one, out of its batch; False: it must be answered instead."""
     cdef Packet *aside
-    cdef uint8_t way = _way_to_cut(worker, packet)
+    cdef uint8_t way = <uint8_t>CUT_BEFORE if _fits(worker, packet) else _way_to_cut(worker, packet)
     if way == CUT_NEVER or worker.aside.count == BATCH_MAX:
         return False
     if _came_in(worker, packet) or (port.role == ROLE_PROTECTED and port.link == LINK_ETHERNET):
@@ -424,7 +429,7 @@ cdef void _send_aside(Worker *worker, uint64_t now) noexcept nogil:
         whole = &worker.aside.packets[index]
         if pieces.count + PIECES_MAX > BATCH_MAX:
             _send_pieces(worker, now)
-        if whole.flags & PACKET_CUT_AFTER:
+        if whole.flags & PACKET_CUT_AFTER or _fits(worker, whole):
             pieces.packets[pieces.count] = whole[0]
             pieces.packets[pieces.count].verdict = PASS
             pieces.count += 1
@@ -462,7 +467,7 @@ cdef void _cut_inside(Worker *worker, Packet *whole) noexcept nogil:
 
 
 cdef void _send_pieces(Worker *worker, uint64_t now) noexcept nogil:
-    """Encipher the pieces; fragment those outer packets that are still too big."""
+    """Encipher the pieces; fragment those outer packets that are still too big. All leave in their order."""
     cdef uint32_t index
     cdef uint32_t made
     cdef Packet *packet
@@ -472,12 +477,14 @@ cdef void _send_pieces(Worker *worker, uint64_t now) noexcept nogil:
     outbound_known(pieces, worker.tables, worker.engine, &worker.out, now)
     for index in range(pieces.count):
         packet = &pieces.packets[index]
-        if packet.verdict != PASS or not packet.flags & PACKET_CUT_AFTER \
-                or packet.length <= worker.tables.sas[packet.sa].sequence.path_mtu:
-            continue
         if outer.count + PIECES_MAX > BATCH_MAX:
             _dispatch(worker, outer)
             outer.count = 0
+        if packet.verdict != PASS or not packet.flags & PACKET_CUT_AFTER \
+                or packet.length <= worker.tables.sas[packet.sa].sequence.path_mtu:
+            outer.packets[outer.count] = packet[0]
+            outer.count += 1
+            continue
         # Its room was that around the inner packet.
         packet.headroom = <uint16_t>(packet.headroom - LEAD_MOST) if packet.headroom > LEAD_MOST else 0
         packet.tailroom = 0
@@ -486,11 +493,10 @@ cdef void _send_pieces(Worker *worker, uint64_t now) noexcept nogil:
                                &outer.packets[outer.count])
         if made == 0:
             packet.verdict = DROP_TOO_BIG
-            continue
+            outer.packets[outer.count] = packet[0]
+            made = 1
         outer.count += made
         worker.tables.worker.verdicts[<int>FRAGMENTED] += made - 1
-        packet.verdict = ICMP_SENT      # dispatch: nothing left to do
-    _dispatch(worker, pieces)
     _dispatch(worker, outer)
     pieces.count = 0
     outer.count = 0
@@ -596,12 +602,39 @@ cdef void _dispose(Worker *worker, Batch *batch) noexcept nogil:
             continue
         if packet.verdict == TO_KERNEL or packet.verdict == BYPASSED:
             if worker.kernel != NULL:
+                if unlikely(packet.length > worker.inside_mtu, 0) and _cut_for_kernel(worker, batch, packet):
+                    continue
                 worker.tables.worker.verdicts[packet.verdict] += 1
                 _queue(worker, PORTS_MAX, packet)
                 continue
             packet.verdict = DROP_NO_ROUTE
         _count(worker, packet)
         _release(worker, packet)
+
+
+cdef bint _cut_for_kernel(Worker *worker, const Batch *batch, const Packet *packet) noexcept nogil:
+    """Hand a packet that came out of a tunnel to the kernel in pieces: its raw sockets take none beyond a link's MTU.
+
+    False where it may not be cut, or cannot be: the kernel will refuse it, which is counted.
+    """
+    cdef Batch *pieces = &worker.outer_pieces
+    cdef uint32_t index
+    if batch == pieces or packet.sa == NO_INDEX or not _came_in(worker, packet) or packet.data[0] >> 4 != 4 \
+            or packet.data[6] & DF:
+        return False
+    pieces.packets[PIECES_MAX] = packet[0]
+    pieces.count = fragment_packet(worker.ports[0].frames, &pieces.packets[PIECES_MAX], worker.inside_mtu, 0,
+                                   pieces.packets)
+    if pieces.count == 0:
+        return False
+    _hand_over(worker)
+    worker.tables.worker.verdicts[<int>TO_KERNEL] += pieces.count
+    worker.tables.worker.verdicts[<int>FRAGMENTED] += pieces.count - 1
+    for index in range(pieces.count):
+        _queue(worker, PORTS_MAX, &pieces.packets[index])
+    _hand_over(worker)
+    pieces.count = 0
+    return True
 
 
 cdef void _hand_over(Worker *worker) noexcept nogil:
@@ -764,6 +797,7 @@ cdef class Loop:
         self.worker.engine = &engine.c
         self.worker.stop_fd = stop_fd
         idle_begin(&self.worker.idle, spin)
+        self.worker.inside_mtu = 0xFFFF
         self.worker.port_count = len(ports)
         for index in range(<uint32_t>len(ports)):
             handle = ports[index]
@@ -772,6 +806,8 @@ cdef class Loop:
             handle.c.index = <uint8_t>index
             handle.c.counters = &view.c.worker.ports[index]
             self.worker.ports[index] = &handle.c
+            if handle.c.role == ROLE_PROTECTED and handle.c.mtu < self.worker.inside_mtu:
+                self.worker.inside_mtu = handle.c.mtu
         if kernel is not None:
             kernel.c.counters = &view.c.worker.ports[PORTS_MAX - 1]
             self.worker.kernel = &kernel.c

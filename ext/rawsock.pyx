@@ -5,7 +5,8 @@ queues meanwhile, and the netlink mirror then learns the neighbour, so that the 
 goes by IP_HDRINCL (the kernel fills in an ID of 0 and the header checksum), IPv6 by IPV6_HDRINCL; the destination is
 read from the header. One sendmmsg() per run of one family.
 
-Not here: receiving (fd is -1), fragmenting: a packet beyond the interface's MTU is refused (EMSGSIZE) and counted.
+Not here: receiving (fd is -1), fragmenting: a packet beyond the interface's MTU is refused (EMSGSIZE) and counted. The
+loop cuts those that came out of a tunnel before.
 """
 
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno

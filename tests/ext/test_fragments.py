@@ -68,8 +68,8 @@ def test_before(make_gateway: MakeGateway, suite: EspProposal, outer: int, mtu: 
         result = gateway.send([small, packet, small])
         opened = [open_packet(spec, wire, at)[1] for at, wire in enumerate(result.packets, number)]
         number += len(opened)
-        assert opened[:2] == [small, small] and all(len(wire) <= mtu for wire in result.packets)
-        pieces = opened[2:]
+        assert opened[0] == opened[-1] == small and all(len(wire) <= mtu for wire in result.packets)
+        pieces = opened[1:-1]
         assert together(pieces) == packet[20:]
         assert {(piece[1], piece[4:6], piece[8:10]) for piece in pieces} == {
             (0xB9, packet[4:6], packet[8:10])
@@ -78,6 +78,53 @@ def test_before(make_gateway: MakeGateway, suite: EspProposal, outer: int, mtu: 
         assert len(pieces) == made
         assert result.verdicts == {"pass": 2 + made, "fragmented": made - 1}
         assert result.drops == {} and result.passed["out"][0] == 2 + made
+
+
+@pytest.mark.parametrize("where", [Fragment.BEFORE, Fragment.AFTER])
+@pytest.mark.parametrize("outer", [4, 6])
+def test_nothing_overtakes_the_pieces(make_gateway: MakeGateway, where: Fragment, outer: int) -> None:
+    """Linux gives up a datagram when 64 packets come between two of its fragments, so all leave as they came.
+
+    These are datagrams of six fragments each, as a host's link of 1,500 bytes makes them: all but the last are too big
+    for the tunnel.
+    """
+    gateway = make_gateway(link=ETHERNET)
+    spec = outbound_sa(GCM, family=outer, fragment=where)
+    gateway.add(spec)
+    gateway.protect("out")
+    packets = [
+        ip4(
+            DATA[:1480] if part < 5 else DATA[:100],
+            protocol=UDP,
+            identification=number,
+            offset=1480 * part,
+            more=part < 5,
+        )
+        for number in range(20)
+        for part in range(6)
+    ]
+    result = gateway.send(packets)
+    assert result.verdicts["too_big"] == 0 and result.verdicts["icmp_sent"] == 0
+    if where is Fragment.BEFORE:
+        inner = [open_packet(spec, wire, at)[1] for at, wire in enumerate(result.packets, 1)]
+        places = [
+            (int.from_bytes(packet[4:6]), (int.from_bytes(packet[6:8]) & 0x1FFF) * 8) for packet in inner
+        ]
+        assert places == sorted(places)
+        assert {packet[8] for packet in inner} == {63}
+        return
+    numbers = [number_of(wire) for wire in result.packets]
+    assert [number for number in numbers if number is not None] == list(range(1, len(packets) + 1))
+
+
+def number_of(wire: bytes) -> int | None:
+    """The ESP number of a packet, or of a first fragment."""
+    if wire[0] >> 4 == 4:
+        first, esp = int.from_bytes(wire[6:8]) & 0x1FFF == 0, 20
+    else:
+        cut = wire[6] == 44
+        first, esp = not cut or int.from_bytes(wire[42:44]) & ~7 == 0, 48 if cut else 40
+    return int.from_bytes(wire[esp + 4 : esp + 8]) if first else None
 
 
 def test_a_hop_is_counted_once(make_gateway: MakeGateway) -> None:

@@ -52,6 +52,22 @@ def test_cut_where_its_sender_allows_it(make_gateway: MakeGateway) -> None:
     assert {link[:6] for link in result.links} == {HOST_MAC}
 
 
+def test_the_kernel_gets_pieces(make_gateway: MakeGateway) -> None:
+    """As long as the neighbour inside is not known packets go by raw sockets, which take none beyond the link's MTU."""
+    gateway = make_gateway(link=ETHERNET, mtu=NARROW)
+    gateway.add(outbound_sa(GCM), inbound_sa(GCM))
+    gateway.protect("out")
+    gateway.set_routes([RouteSpec(prefix=ip_network("0.0.0.0/0"), adjacency=None)])
+    peer = Peer(inbound_sa(GCM))
+    good, large, whole = returning(4), returning(4, DATA[:1300]), returning(4, DATA[:1300], df=True)
+    result = gateway.receive([peer.packet(packet) for packet in (good, large, good, whole)])
+    assert result.verdicts == {"to_kernel": 5, "fragmented": 1}
+    assert result.passed["in"] == (4, 2 * len(good) + len(large) + len(whole))
+    assert [len(packet) <= NARROW for packet in result.kernel] == [True] * 4 + [False]
+    pieces = [packet for packet in result.kernel if packet not in (good, whole)]
+    assert together(pieces) == large[20:]
+
+
 def test_exactly_what_fits_passes(make_gateway: MakeGateway) -> None:
     gateway, peer = narrow(make_gateway)
     for family in (4, 6):
