@@ -86,8 +86,8 @@ def row(info: dict[str, Any]) -> Row:
 def profile(options: Options) -> list[Row]:
     """Rows {algorithm, size, stage, ns, instructions, per_cycle}, each per packet, for the stages of the walks.
 
-    ns: the shortest slice, instructions: counted in one batch; per_cycle: instructions by
-    the cycles that `ns` has at the core's fastest clock seen.
+    ns: the shortest slice; instructions: counted in one batch; per_cycle: instructions by the cycles that `ns` has at
+    the core's fastest clock seen.
     """
     rows: list[Row] = []
     with undisturbed():

@@ -60,7 +60,7 @@ cdef enum:
     UDP_HEADER = 8
     PLAIN_OVERHEAD = 20 + ESP_HEADER + 8 + 16   # IPv4, ESP, IV and ICV
     TRANSPORT_MODE = 1          # beside SA_MSS_CLAMP: what admit() has to see to for the packets of a leader
-    WAITS = 2
+    WAITS = 2                   # likewise: see Run.waits
     LINK_ROOM = 14              # a link header still has to fit before the outer header
     TRAILER_SLACK = 16          # padding is stored 16 bytes at a time
     RUNS_SEARCHED = 4           # a flow joins one of the last few SAs' runs, else begins a new one

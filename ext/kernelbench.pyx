@@ -280,30 +280,24 @@ INBOUND_STAGES = ("parse", "find SA", "admit", "open", "finish", "select and rou
 STAGES = tuple(f"out: {name}" for name in OUTBOUND_STAGES) + tuple(f"in: {name}" for name in INBOUND_STAGES)
 
 
-cdef inline uint64_t _lap(Bench *bench, uint64_t *stages, uint32_t stage, uint64_t begun) noexcept nogil:
-    """Add what has passed since `begun` to a stage, and begin the next: now, or only its mark for who counts steps."""
-    cdef uint64_t now
+cdef inline uint64_t _begin(Bench *bench, uint32_t mark) noexcept nogil:
+    """Now; or, for who counts steps, only the mark of the stage that begins (its number + 1; 0: none does)."""
     if bench.mark != NULL:
-        set_mark(bench.mark, stage + 2)
-        return 0
-    now = now_ns()
-    stages[stage] += now - begun
-    return now
-
-
-cdef inline uint64_t _first_lap(Bench *bench, uint32_t stage) noexcept nogil:
-    """Begin a walk with this stage."""
-    if bench.mark != NULL:
-        set_mark(bench.mark, stage + 1)
+        set_mark(bench.mark, mark)
         return 0
     return now_ns()
 
 
+cdef inline uint64_t _lap(Bench *bench, uint64_t *stages, uint32_t stage, uint64_t begun) noexcept nogil:
+    """Add what has passed since `begun` to a stage, and begin the next."""
+    cdef uint64_t now = _begin(bench, stage + 2)
+    stages[stage] += now - begun
+    return now
+
+
 cdef inline void _last_lap(Bench *bench, uint64_t *stages, uint32_t stage, uint64_t begun) noexcept nogil:
-    """End a walk with this stage."""
-    _lap(bench, stages, stage, begun)
-    if bench.mark != NULL:
-        set_mark(bench.mark, 0)
+    """Add what has passed since `begun` to the last stage of a walk."""
+    stages[stage] += _begin(bench, 0) - begun
 
 
 cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches, uint64_t *stages) noexcept nogil:
@@ -314,7 +308,7 @@ cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches
     cdef Batch *batch = &bench.batch
     for _batch in range(batches):
         _lay(bench)
-        at = _first_lap(bench, 0)
+        at = _begin(bench, 1)
         parse_batch(batch, &bench.protected, &bench.out.leaders)
         at = _lap(bench, stages, 0, at)
         lookup_policies(batch, tables, &bench.out.leaders)
@@ -336,7 +330,7 @@ cdef int _profile(Bench *bench, Tables *tables, Engine *engine, uint32_t batches
             return bad
         for index in range(batch.count):
             _add_link(&batch.packets[index])
-        at = _first_lap(bench, 7)
+        at = _begin(bench, 8)
         parse_batch(batch, &bench.unprotected, &bench.into.leaders)
         at = _lap(bench, stages, 7, at)
         esp_in.find_sas(batch, tables, engine, &bench.into.leaders)
@@ -387,6 +381,7 @@ def walk_to_be_counted(TablesView view, EngineHandle engine, bytes packet, marks
     cdef uint64_t stages[13]
     cdef unsigned char[::1] shared = marks
     cdef int bad
+    memset(stages, 0, sizeof(stages))
     with nogil:
         tables_enter(&view.c)
         bad = _profile(bench, &view.c, &engine.c, WARM_BATCHES, stages)
@@ -418,7 +413,7 @@ def count_steps(int pid, marks) -> dict[str, float]:
             stage = get_mark(mark)
             if stage == MARK_END or single_step(pid) != 0 or waitpid(pid, &status, 0) != pid:
                 break
-            if status & 0xFF != 0x7F:       # it has ended
+            if status & 0xFF != 0x7F or stage > 13:     # it has ended, or the mark is no stage's
                 break
             counts[stage] += 1
     if stage != MARK_END:
