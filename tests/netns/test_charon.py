@@ -71,9 +71,13 @@ def test_psk_direct() -> None:
         before = right.child()
         assert before.encapsulated
         assert before.packets_in >= 3
+        # One after the other: crossing, they refuse each other with TEMPORARY_FAILURE, and charon waits up to 15 s.
         left.rekey(child="net")
-        right.rekey(ike="site")
         wait_until(lambda: right.child().spi_in != before.spi_in, timeout=10, what="a new child")
+        assert echo(wire) == 0
+        old = left.sa().spi_initiator
+        right.rekey(ike="site")
+        wait_until(lambda: left.sa().spi_initiator != old, timeout=10, what="a new IKE SA")
         assert echo(wire) == 0
         left.terminate(child="net")
         assert not right.sa().installed
