@@ -312,45 +312,49 @@ class Node(Peer):
         """Delete; see Peer."""
         lines = len(self._lines)
         if ike is not None:
-            # One that was replaced may linger: charon forgets it before it knows that we got its last answer.
-            found = [
-                one.id
-                for one in self._ask(lambda: self.endpoint.snapshot())
-                if one.connection == ike and one.state == "established"
-            ]
             act, gone = self.endpoint.terminate_ike, lambda: {one.id for one in self.endpoint.snapshot()}
         else:
-            found = [
-                one.sa.id for one in self.children.values() if one.sa.settings.name == child and one.sends
-            ]
             act, gone = (
                 self.endpoint.terminate_child,
                 lambda: {each.sa.id for one in self.endpoint.snapshot() for each in one.children},
             )
+
+        def begin(now: float) -> set[int]:
+            found = self._at_work(child, ike)
+            for id in found:
+                act(id, now)
+            return set(found)
+
+        found = self._do(begin)
         if not found:
             raise PeerRefused(f"nothing to terminate by the name {ike or child}")
-        for id in found:
-            self._do(lambda now, id=id: act(id, now))
-        self._wait(lambda: not set(found) & self._ask(gone), timeout, "deleted")
+        self._wait(lambda: not found & self._ask(gone), timeout, "deleted")
         return "\n".join(self._lines[lines:])
 
     def rekey(self, *, child: str | None = None, ike: str | None = None, reauth: bool = False) -> None:
         """Begin to rekey; see Peer."""
-        if ike is not None:
-            found = [
-                one.id
-                for one in self._ask(lambda: self.endpoint.snapshot())
-                if one.connection == ike and one.state == "established"
-            ]
-            act = self.endpoint.rekey_ike
-        else:
-            found = [
+        act = self.endpoint.rekey_child if ike is None else self.endpoint.rekey_ike
+
+        def begin(now: float) -> bool:
+            found = self._at_work(child, ike)
+            if found:
+                act(found[-1], now)
+            return bool(found)
+
+        if not self._do(begin):
+            raise PeerRefused(f"nothing to rekey by the name {ike or child}")
+
+    def _at_work(self, child: str | None, ike: str | None) -> list[int]:
+        """Ids of the IKE SAs or children of a name, on the loop's thread: true until it does something else."""
+        self._pump()
+        if ike is None:
+            return [
                 one.sa.id for one in self.children.values() if one.sa.settings.name == child and one.sends
             ]
-            act = self.endpoint.rekey_child
-        if not found:
-            raise PeerRefused(f"nothing to rekey by the name {ike or child}")
-        self._do(lambda now: act(found[-1], now))
+        # One that was replaced may linger: charon forgets it before it knows that we got its last answer.
+        return [
+            one.id for one in self.endpoint.snapshot() if one.connection == ike and one.state == "established"
+        ]
 
     def address_changed(self, old: str, new: str) -> None:
         """Tell the endpoint that an address of ours has gone and another took its place."""
