@@ -66,6 +66,7 @@ class WorkerState:
     channel: Channel | None = None
     pidfd: int = -1
     request: int = 0
+    report: Message | None = None  # what it said when it was ready, until its process is known
     restart: asyncio.TimerHandle | None = None
 
 
@@ -116,6 +117,7 @@ class Supervisor:
         self._nursery_channel: Channel | None = None
         self._nursery_up = False
         self._requests = 0
+        self._untold = 0  # the last request whose nursery has died: nothing more will be told of it
         self._ready: asyncio.Event = asyncio.Event()
         self._failure: str | None = None
         specs = [port.spec for port in ports]
@@ -211,6 +213,7 @@ class Supervisor:
         mine.set_blocking(False)
         worker.channel = mine
         worker.request = self._requests
+        worker.report = None
         worker.state = "starting"
         asyncio.get_running_loop().add_reader(mine.fileno(), self._on_worker, worker)
 
@@ -254,6 +257,9 @@ class Supervisor:
         how = _ending(self._nursery.wait())
         if self._stopping:
             return
+        self._untold = self._requests
+        for worker in self.workers:
+            self._when_known(worker)
         if not self._nursery_up and not self._ready.is_set():
             self._failure = f"the process that forks workers {how} before it was ready; its output says why"
             self._ready.set()
@@ -268,6 +274,7 @@ class Supervisor:
                 worker.pid = int(message["pid"])
                 worker.pidfd = pidfd
                 asyncio.get_running_loop().add_reader(pidfd, self._on_death, worker)
+                self._when_known(worker)
                 return
         os.close(pidfd)
 
@@ -294,23 +301,31 @@ class Supervisor:
                 asyncio.get_running_loop().remove_reader(worker.channel.fileno())
 
     def _on_message(self, worker: WorkerState, message: Message) -> None:
-        now = time.monotonic()
         if message["type"] == "ready":
-            worker.state = "ready"
-            worker.ready_at = now
-            worker.modes = dict(message["modes"])
-            worker.lock_error = str(message["lock_error"])
-            worker.frame_pages = str(message["frame_pages"])
-            if worker.died_at:
-                worker.recovery = now - worker.died_at
-                log.warning("worker %d is back after %.0f ms", worker.index, worker.recovery * 1000)
-            if all(each.state == "ready" for each in self.workers):
-                self._ready.set()
+            worker.report = message
+            self._when_known(worker)
         elif message["type"] == "failed":
             log.error("worker %d: %s", worker.index, message["error"])
             if not self._ready.is_set():
                 self._failure = f"worker {worker.index}: {message['error']}"
                 self._ready.set()
+
+    def _when_known(self, worker: WorkerState) -> None:
+        """It is ready once it has said so and the nursery has told which process it is, in whatever order they come."""
+        if worker.report is None or (worker.pidfd < 0 and worker.request > self._untold):
+            return
+        report, worker.report = worker.report, None
+        now = time.monotonic()
+        worker.state = "ready"
+        worker.ready_at = now
+        worker.modes = dict(report["modes"])
+        worker.lock_error = str(report["lock_error"])
+        worker.frame_pages = str(report["frame_pages"])
+        if worker.died_at:
+            worker.recovery = now - worker.died_at
+            log.warning("worker %d is back after %.0f ms", worker.index, worker.recovery * 1000)
+        if all(each.state == "ready" for each in self.workers):
+            self._ready.set()
 
     def _on_death(self, worker: WorkerState) -> None:
         """The process is gone: nothing of it may hold up the others, and another one takes its place."""
@@ -330,6 +345,7 @@ class Supervisor:
         worker.last_end = "ended, cause unknown"
         pid = worker.ended_pid = worker.pid
         worker.pid = 0
+        worker.report = None
         if self._stopping or (self._failure is not None):
             return
         quick = not was_ready or now - worker.ready_at < QUICK_SECONDS

@@ -15,6 +15,7 @@ from control.lab.gateway import DRIVERS, Gateway, Gateways, make_lab
 from control.lab.space import Program, wait_until
 from control.lab.topology import Lab, address
 from control.lab.wiretap import EspRecorder, WireTap
+from tests import signals
 
 pytestmark = pytest.mark.root
 
@@ -62,7 +63,7 @@ def kill(pids: list[int]) -> None:
     """SIGKILL all of them and wait until their parent has noticed."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):  # it may have gone with the one before it
-            os.kill(pid, signal.SIGKILL)
+            signals.send(pid, signal.SIGKILL)
     wait_until(lambda: gone(pids), timeout=2, what="killed workers are reaped")
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from dataplane.api import DataPlane, DataPlaneError
+from dataplane.channel import Message
 from dataplane.supervisor import FIRST_DELAY, LONGEST_DELAY, QUICK_DEATHS, Supervisor, _delay
+from tests import signals
 from tests.capabilities import without
 from tests.dataplane.make import make_inbound, make_sa, memory_ports
 
@@ -132,7 +134,7 @@ def test_killed_workers_come_back_at_once() -> None:
         recoveries = []
         for index in (0, 1, 0):
             old = plane.stats().workers[index]
-            os.kill(old.pid, signal.SIGKILL)
+            signals.send(old.pid, signal.SIGKILL)
             await until(
                 lambda i=index, o=old: (
                     plane.stats().workers[i].restarts == o.restarts + 1
@@ -154,13 +156,13 @@ def test_a_dead_workers_locks_and_generation_hold_up_nobody() -> None:
     async def scenario(plane: DataPlane) -> None:
         plane.add_sa(make_inbound())
         worker = plane.stats().workers[1]
-        os.kill(worker.pid, signal.SIGSTOP)  # in mid-batch, as far as anybody can tell
+        signals.send(worker.pid, signal.SIGSTOP)  # in mid-batch, as far as anybody can tell
         plane.tables.workers[1]["seen_generation"] = 1
         plane.tables.sas["replay"]["lock"][0] = 2
         plane.remove_sa("b")
         await asyncio.sleep(0.05)
         assert plane.tables.later.run() == 2
-        os.kill(worker.pid, signal.SIGKILL)
+        signals.send(worker.pid, signal.SIGKILL)
         await plane.settle()
         assert not any(plane.tables.sas[0].tobytes())
 
@@ -174,7 +176,7 @@ def test_both_workers_and_the_nursery_may_die() -> None:
         old = [worker.pid for worker in plane.stats().workers]
         nursery.kill()
         for pid in old:
-            os.kill(pid, signal.SIGKILL)
+            signals.send(pid, signal.SIGKILL)
         await until(
             lambda: all(
                 worker.state == "ready" and worker.pid not in old for worker in plane.stats().workers
@@ -183,6 +185,55 @@ def test_both_workers_and_the_nursery_may_die() -> None:
         )
 
     run(scenario)
+
+
+def test_a_worker_is_ready_once_its_process_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may say so before the nursery has said which process it is."""
+    told = Supervisor._on_spawned
+
+    def late(self: Supervisor, message: Message, pidfd: int) -> None:
+        asyncio.get_running_loop().call_later(0.1, told, self, message, pidfd)
+
+    async def scenario(plane: DataPlane) -> None:
+        signals.send(plane.stats().workers[0].pid, signal.SIGKILL)
+        await until(lambda: plane.stats().workers[0].restarts == 1, "death not seen")
+        await until(lambda: plane.stats().workers[0].state == "ready", "it did not come back")
+        worker = plane.stats().workers[0]
+        assert worker.pid > 0
+        assert worker.recovery_ms >= 100
+
+    monkeypatch.setattr(Supervisor, "_on_spawned", late)
+    run(scenario)
+
+
+def test_a_nursery_that_dies_before_it_tells_holds_up_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which process the worker is will never be known; it works, and ends with its channel."""
+    told = Supervisor._on_spawned
+    untold: list[int] = []
+
+    def lost(self: Supervisor, message: Message, pidfd: int) -> None:
+        untold.append(int(message["pid"]))
+        os.close(pidfd)
+
+    async def scenario(plane: DataPlane) -> None:
+        monkeypatch.setattr(Supervisor, "_on_spawned", lost)
+        signals.send(plane.stats().workers[0].pid, signal.SIGKILL)
+        await until(
+            lambda: supervisor(plane).workers[0].report is not None, "it did not say that it is ready"
+        )
+        assert plane.stats().workers[0].state == "starting"
+        monkeypatch.setattr(Supervisor, "_on_spawned", told)
+        nursery = supervisor(plane)._nursery
+        assert nursery is not None
+        nursery.kill()
+        await until(lambda: plane.stats().workers[0].state == "ready", "it was held up")
+        assert alive(untold[0])
+
+    run(scenario)
+    end = time.monotonic() + PATIENCE
+    while alive(untold[0]):
+        assert time.monotonic() < end, "it did not end with its channel"
+        time.sleep(0.01)
 
 
 def test_a_nursery_that_cannot_start_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +257,7 @@ def test_quick_deaths_slow_down_and_never_end() -> None:
     async def scenario(plane: DataPlane) -> None:
         for deaths in range(1, QUICK_DEATHS + 2):
             await until(lambda: plane.stats().workers[0].state == "ready", "not ready")
-            os.kill(plane.stats().workers[0].pid, signal.SIGKILL)
+            signals.send(plane.stats().workers[0].pid, signal.SIGKILL)
             await until(lambda d=deaths: plane.stats().workers[0].restarts == d, "death not seen")
         assert plane.stats().workers[0].state == "waiting"
         await until(lambda: plane.stats().workers[0].state == "ready", "it was given up")
@@ -216,7 +267,7 @@ def test_quick_deaths_slow_down_and_never_end() -> None:
 
 def test_a_worker_that_does_not_stop_is_killed() -> None:
     async def scenario(plane: DataPlane) -> None:
-        os.kill(plane.stats().workers[0].pid, signal.SIGSTOP)
+        signals.send(plane.stats().workers[0].pid, signal.SIGSTOP)
 
     run(scenario)
 
@@ -230,14 +281,14 @@ def test_a_worker_that_may_not_be_killed_is_named(caplog: pytest.LogCaptureFixtu
         await plane.start()
         pid = plane.stats().workers[0].pid
         try:
-            os.kill(pid, signal.SIGSTOP)
+            signals.send(pid, signal.SIGSTOP)
             with without(CAP_KILL):
                 await plane.stop()
             assert alive(pid)
             assert f"run `kill -KILL {pid}` as root" in caplog.text and "without CAP_KILL" in caplog.text
             assert plane.tables.fd < 0
         finally:
-            os.kill(pid, signal.SIGKILL)
+            signals.send(pid, signal.SIGKILL)
 
     asyncio.run(scenario())
 
@@ -245,8 +296,8 @@ def test_a_worker_that_may_not_be_killed_is_named(caplog: pytest.LogCaptureFixtu
 def test_signals_of_the_terminal_are_controls_affair() -> None:
     async def scenario(plane: DataPlane) -> None:
         worker = plane.stats().workers[0]
-        os.kill(worker.pid, signal.SIGINT)
-        os.kill(worker.pid, signal.SIGTERM)
+        signals.send(worker.pid, signal.SIGINT)
+        signals.send(worker.pid, signal.SIGTERM)
         await asyncio.sleep(0.1)
         assert plane.stats().workers[0].pid == worker.pid
         assert plane.stats().workers[0].state == "ready"

@@ -6,7 +6,6 @@ The sets are read from the documents, so neither these nor what a start takes ca
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 from control.admin.server import SOCKET_NAME, ask
 from control.doctor import Level, host
 from control.lab.space import Space
+from tests import signals
 from tests.peers.daemon import Daemon
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +121,7 @@ def test_what_the_documents_name_suffices(
         assert not re.search(r"^[UG]id:.*\b0\b", status, re.MULTILINE)
         assert re.search(r"^CapPrm:\s*0+$", status, re.MULTILINE)
         assert not worker["memory_lock_error"]
-        os.kill(worker["pid"], signal.SIGSTOP)
+        signals.send(worker["pid"], signal.SIGSTOP)
         assert daemon.program is not None
         assert daemon.program.stop() == 0
         assert "does not stop; killing it" in daemon.log()

@@ -14,6 +14,7 @@ from control.lab.space import wait_until
 from control.lab.topology import Lab, address
 from control.lab.traffic import ping
 from control.lab.wiretap import WireTap
+from tests import signals
 
 pytestmark = pytest.mark.root
 
@@ -104,7 +105,7 @@ def test_ike_outlives_the_workers_that_share_its_port() -> None:
         for indices in ((0,), (1,), (0, 1)):
             pids = [worker["pid"] for worker in gateways.a.status()["workers"]]
             for index in indices:
-                os.kill(pids[index], signal.SIGKILL)
+                signals.send(pids[index], signal.SIGKILL)
             wait_until(
                 lambda pids=pids, indices=indices: all(
                     worker["state"] == "ready" and (worker["pid"] != pids[index] or index not in indices)
